@@ -1,0 +1,50 @@
+"""Tensors that depend on sizes only, such as masks, computed once and kept per device."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+
+__all__ = ["cached_constant", "in_plain_eager"]
+
+Constant = TypeVar("Constant")
+
+_CAPACITY = 256
+_cache: OrderedDict[Hashable, object] = OrderedDict()
+
+
+def in_plain_eager() -> bool:
+    """Whether Python runs on real tensors, outside compilation and ``torch.func`` transforms.
+
+    Only then may a tensor be inspected (a branch on a value breaks a compiled graph and fails under
+    ``vmap``) or kept (a tensor made inside a transform is dead after it).
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch.utils._python_dispatch._get_current_dispatch_mode() is None
+    )
+
+
+def cached_constant(
+    build: Callable[..., Constant], *sizes: Hashable, device: torch.device
+) -> Constant:
+    """Return ``build(*sizes, device=device)``, from the cache where that is safe.
+
+    The cache is global, bounded and thread-safe enough for a pure function: two threads may build
+    the same constant, neither can see half of one. It keeps modules free of size-dependent state,
+    so that ``state_dict``, ``deepcopy`` and ``pickle`` know nothing of it.
+    """
+    if not in_plain_eager():
+        return build(*sizes, device=device)
+    key = (build, sizes, device)
+    found = _cache.get(key)
+    if found is None:
+        # A tensor made under inference_mode could never take part in training later.
+        with torch.inference_mode(False):
+            found = _cache[key] = build(*sizes, device=device)
+        while len(_cache) > _CAPACITY:
+            _cache.popitem(last=False)
+    return found  # type: ignore[return-value]

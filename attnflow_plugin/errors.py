@@ -1,0 +1,39 @@
+"""The exceptions of the package; every one can be caught as :class:`AttnFlowError`."""
+
+__all__ = [
+    "AttnFlowError",
+    "InsertionError",
+    "MissingHostError",
+    "NonFiniteError",
+    "OptionError",
+    "ShapeError",
+    "SingularAttentionError",
+]
+
+
+class AttnFlowError(Exception):
+    """Root of all errors raised on purpose by this package."""
+
+
+class OptionError(AttnFlowError, ValueError):
+    """An option has a value that its class does not know."""
+
+
+class ShapeError(AttnFlowError, ValueError):
+    """A tensor has the wrong rank, channels, size, dtype or device."""
+
+
+class NonFiniteError(AttnFlowError, ValueError):
+    """A tensor that must be finite holds NaN or infinity."""
+
+
+class SingularAttentionError(AttnFlowError, ArithmeticError):
+    """An attention matrix without the bound of the default parametrisation became singular."""
+
+
+class InsertionError(AttnFlowError, ValueError):
+    """Attention cannot be inserted into this model; the model was left untouched."""
+
+
+class MissingHostError(AttnFlowError, ImportError):
+    """The host library of an optional module is not installed."""

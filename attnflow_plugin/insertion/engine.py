@@ -1,0 +1,206 @@
+"""Building attention layers, trying them in a copy, and inserting them."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import InsertionError, NonFiniteError, OptionError
+from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
+from attnflow_plugin.insertion.probe import Probe, preserved_rng
+from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
+
+__all__ = ["Attention", "insert"]
+
+LayerFactory = Callable[[int], nn.Module]
+Attention = str | LayerFactory
+
+
+@dataclass(frozen=True)
+class _Insertion:
+    """The layers that go before and after one layer, from data to latent."""
+
+    neighbour: Neighbour
+    layers: list[tuple[Place, nn.Module]]
+
+    def side(self, side: str) -> list[nn.Module]:
+        return [layer for place, layer in self.layers if place.side == side]
+
+    def copy(self) -> "_Insertion":
+        layers = [(place, copy.deepcopy(layer)) for place, layer in self.layers]
+        return _Insertion(self.neighbour, layers)
+
+
+def insert(
+    host: Host,
+    model: nn.Module,
+    attention: Attention | Sequence[Attention],
+    *,
+    example: Tensor,
+    position: Position | Sequence[Position],
+    both_masks: bool,
+    context: Tensor | None,
+    layer_options: Mapping[str, object],
+) -> InsertionReport:
+    """Insert attention into ``model``; see ``insert_attention`` of the host modules.
+
+    Nothing but the last step touches the model, and that step cannot fail on a model whose copy
+    took the same layers.
+    """
+    factories = _factories(host, attention, both_masks, layer_options)
+    _check_example(model, example)
+    with preserved_rng(model, example):
+        probe = Probe(host, model)
+        _run(probe, example, context)
+        places = find_places(host, probe, position)
+        insertions = [
+            _Insertion(
+                neighbour,
+                [(place, _build(host, make, place)) for place in found for make in factories],
+            )
+            for neighbour, found in places.items()
+        ]
+        _try_in_copy(host, probe, insertions, example, context)
+    for insertion in reversed(insertions):
+        _apply(host, model, insertion)
+    return _report(model, insertions)
+
+
+def _factories(
+    host: Host,
+    attention: Attention | Sequence[Attention],
+    both_masks: bool,
+    options: Mapping[str, object],
+) -> list[LayerFactory]:
+    """One factory per layer that goes to each place, from data to latent."""
+    kinds = [attention] if isinstance(attention, str) or callable(attention) else list(attention)
+    if not kinds:
+        raise OptionError("insert_attention: expected at least one attention, found none")
+    if both_masks and "flip" in options:
+        raise OptionError(
+            "insert_attention: expected flip only together with both_masks=False, which inserts "
+            "one layer instead of one of each colour"
+        )
+    unused = set(options)
+    factories: list[LayerFactory] = []
+    for kind in kinds:
+        if callable(kind):
+            factories.append(kind)
+            continue
+        if kind not in host.attentions:
+            raise OptionError(
+                f"insert_attention: expected attention to be one of {tuple(host.attentions)} or a "
+                f"callable from channels to a layer, found {kind!r}"
+            )
+        layer_class = host.attentions[kind]
+        accepted = {
+            k: options[k] for k in inspect.signature(layer_class).parameters if k in options
+        }
+        unused -= accepted.keys()
+        flips: list[dict] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
+        factories += [partial(layer_class, **accepted, **flip) for flip in flips]
+    if unused:
+        raise OptionError(f"insert_attention: no layer of {kinds} has the options {sorted(unused)}")
+    return factories
+
+
+def _check_example(model: nn.Module, example: Tensor) -> None:
+    if not isinstance(model, nn.Module):
+        raise InsertionError(f"insert_attention: expected a model, found {type(model).__name__}")
+    if not isinstance(example, Tensor) or example.ndim < 2 or example.shape[0] == 0:
+        found = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise InsertionError(
+            f"insert_attention: expected example to be a batch of data, found {found}"
+        )
+    if not bool(example.isfinite().all()):
+        raise NonFiniteError("insert_attention: expected a finite example, found NaN or infinity")
+
+
+def _run(probe: Probe, example: Tensor, context: Tensor | None) -> None:
+    try:
+        probe.run(example, context)
+    except Exception as error:
+        hint = "" if context is not None else "; if it is conditional, pass context="
+        raise InsertionError(
+            f"insert_attention: {type(probe.model).__name__} cannot run the example of shape "
+            f"{tuple(example.shape)}: {error}{hint}"
+        ) from error
+
+
+def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:
+    layer = make(place.event.shape[1])
+    if not isinstance(layer, host.layer_type):
+        raise InsertionError(
+            f"insert_attention: expected a layer of {host.name} "
+            f"({host.layer_type.__name__}), found {type(layer).__name__}"
+        )
+    return layer.to(device=place.event.device, dtype=place.event.dtype)
+
+
+def _try_in_copy(
+    host: Host,
+    probe: Probe,
+    insertions: list[_Insertion],
+    example: Tensor,
+    context: Tensor | None,
+) -> None:
+    """Insert copies of the layers into the copy of the model and run it once more."""
+    trial = [insertion.copy() for insertion in insertions]
+    inserted = [entry for insertion in trial for entry in insertion.layers]
+    for place, layer in inserted:
+        probe.watch(layer.eval(), where=str(place))
+    for insertion in reversed(trial):
+        _apply(host, probe.model, insertion)
+    probe.run(example, context)
+    for place, layer in inserted:
+        if layer not in probe.calls:
+            raise InsertionError(
+                f"insert_attention: a layer {place} would never run, because the model does not "
+                f"call what stands there"
+            )
+
+
+def _apply(host: Host, model: nn.Module, insertion: _Insertion) -> None:
+    neighbour = insertion.neighbour
+    parent = model.get_submodule(".".join(neighbour.path[:-1]))
+    key = neighbour.path[-1]
+    layer = parent.get_submodule(key)
+    first, last = insertion.side("before"), insertion.side("after")
+    if not neighbour.call.ascending:
+        first, last = last[::-1], first[::-1]
+    for new in (*first, *last):
+        new.train(layer.training)
+    if neighbour.iterated:
+        assert isinstance(parent, nn.ModuleList)
+        for new in reversed(last):
+            parent.insert(int(key) + 1, new)
+        for new in reversed(first):
+            parent.insert(int(key), new)
+    else:
+        chain = host.chain([*first, layer, *last])
+        chain.training = (
+            layer.training
+        )  # Not chain.train(): that would reach into the user's layer.
+        setattr(parent, key, chain)
+
+
+def _report(model: nn.Module, insertions: list[_Insertion]) -> InsertionReport:
+    names = {module: name for name, module in model.named_modules()}
+    entries = [
+        InsertedLayer(
+            name=names[layer],
+            layer=layer,
+            position=place.position,
+            neighbour=place.neighbour.name,
+            neighbour_type=place.neighbour.type.__name__,
+            event_shape=tuple(place.event.shape[1:]),
+        )
+        for insertion in insertions
+        for place, layer in insertion.layers
+    ]
+    order = list(names.values())
+    return InsertionReport(tuple(sorted(entries, key=lambda entry: order.index(entry.name))))

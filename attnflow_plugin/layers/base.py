@@ -1,0 +1,113 @@
+"""The contract of an invertible layer, kept in one place for all of them."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin.constants import in_plain_eager
+from attnflow_plugin.errors import NonFiniteError, ShapeError
+from attnflow_plugin.options import positive_int
+
+__all__ = ["InvertibleLayer"]
+
+_HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+class InvertibleLayer(nn.Module):
+    r"""An invertible map on events of shape ``(C, *S)`` with 0 to 3 spatial axes.
+
+    It is written in density direction and knows no host library:
+
+    * :meth:`to_latent` maps data to latent, :math:`z = f(x)`, and returns
+      :math:`\log |\det \partial z / \partial x|`;
+    * :meth:`to_data` maps latent to data, :math:`x = f^{-1}(z)`, and returns
+      :math:`\log |\det \partial x / \partial z|`.
+
+    **Log-det**: natural logarithm, summed over all event dimensions, shape ``(B,)``, dtype and
+    device of the output (float32 for half-precision inputs), a tensor of its own.
+
+    **Precision**: the arithmetic runs in float32 at least, under autocast too.
+
+    **Errors**: wrong rank, channels, dtype or device raise :class:`ShapeError`. Non-finite input
+    raises :class:`NonFiniteError` on the CPU; on accelerators, where the check would force a
+    synchronisation, and inside ``torch.compile`` and ``torch.func`` transforms, it propagates.
+
+    A subclass implements ``_to_latent`` and ``_to_data`` on checked input in full precision.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = positive_int(type(self).__name__, "channels", channels)
+
+    def to_latent(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Map data to latent.
+
+        Args:
+            x: data, shape ``(B, C, *S)``.
+            context: accepted in every layer, so that conditional hosts can pass it to all of them.
+
+        Returns:
+            ``z`` of the shape and dtype of ``x``, and the log-det of shape ``(B,)``.
+        """
+        event = self._checked(x)
+        with _full_precision(x):
+            z, log_det = self._to_latent(event, context)
+        return z.to(x.dtype), log_det
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Map latent to data: the inverse of :meth:`to_latent`, with the same shapes."""
+        event = self._checked(z)
+        with _full_precision(z):
+            x, log_det = self._to_data(event, context)
+        return x.to(z.dtype), log_det
+
+    def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _checked(self, event: Tensor) -> Tensor:
+        name = type(self).__name__
+        if not isinstance(event, Tensor):
+            raise ShapeError(f"{name}: expected a tensor, found {type(event).__name__}")
+        if not 2 <= event.ndim <= 5 or event.shape[1] != self.channels:
+            raise ShapeError(
+                f"{name}: expected shape (batch, {self.channels}) with 0 to 3 spatial axes behind, "
+                f"found {tuple(event.shape)}"
+            )
+        self._check_dtype_and_device(event)
+        if event.device.type == "cpu" and in_plain_eager() and not _is_finite(event):
+            raise NonFiniteError(
+                f"{name}: expected finite values, found NaN or infinity in a tensor of shape "
+                f"{tuple(event.shape)}"
+            )
+        return event.float() if event.dtype in _HALF_DTYPES else event
+
+    def _check_dtype_and_device(self, event: Tensor) -> None:
+        parameter = next(self.parameters())
+        half_input_to_float_layer = event.dtype in _HALF_DTYPES and parameter.dtype == torch.float32
+        if event.dtype != parameter.dtype and not half_input_to_float_layer:
+            raise ShapeError(
+                f"{type(self).__name__}: expected dtype {parameter.dtype} as that of the "
+                f"parameters, found {event.dtype}"
+            )
+        if event.device != parameter.device:
+            raise ShapeError(
+                f"{type(self).__name__}: expected device {parameter.device} as that of the "
+                f"parameters, found {event.device}"
+            )
+
+
+def _full_precision(event: Tensor) -> AbstractContextManager[object]:
+    if torch.is_autocast_enabled(event.device.type):
+        return torch.autocast(event.device.type, enabled=False)
+    return nullcontext()
+
+
+def _is_finite(event: Tensor) -> bool:
+    # One reduction: NaN and infinity survive a sum. Half precision could overflow by itself.
+    accumulator = torch.float32 if event.dtype in _HALF_DTYPES else event.dtype
+    total = event.detach().sum(dtype=accumulator)
+    return bool(total.isfinite()) or bool(event.detach().isfinite().all())

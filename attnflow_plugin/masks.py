@@ -1,0 +1,113 @@
+r"""The binary patterns that split an event into a passing and an attended part.
+
+A mask :math:`M` is ``True`` where the event passes, :math:`x_1 = M x`, and ``False`` where it is
+attended, :math:`x_2 = (1 - M) x` (Figure 2 of the paper). The layers keep no mask: it follows the
+spatial size of the input, so that one layer serves every resolution.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.options import one_of, positive_int
+
+__all__ = ["MaskKind", "make_mask"]
+
+MaskKind = Literal["spatial-channel", "spatial", "channel", "random"]
+
+
+def make_mask(
+    kind: MaskKind,
+    channels: int,
+    spatial: Sequence[int],
+    flip: bool = False,
+    *,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Binary pattern over an event of shape ``(channels, *spatial)``.
+
+    ====================  ==============================================================
+    ``kind``              ``True`` (passes) where
+    ====================  ==============================================================
+    ``spatial-channel``   :math:`(c + i + j) \bmod 2 = 1`, the paper's 3-D checkerboard
+    ``spatial``           :math:`(i + j) \bmod 2 = 1`
+    ``channel``           the first half of the channels (the larger one if odd)
+    ``random``            a fixed random half of the entries, the same in every call
+    ====================  ==============================================================
+
+    Without spatial axes :math:`i + j` is an empty sum, so ``spatial`` is one colour throughout.
+
+    Args:
+        kind: the pattern.
+        channels: number of channels, C.
+        spatial: sizes of the 0 to 3 spatial axes.
+        flip: swap the two colours.
+        device: where to put the mask.
+
+    Returns:
+        Boolean tensor, shape ``(C, *spatial)``.
+
+    Raises:
+        OptionError: unknown ``kind``, or a size below one.
+        ShapeError: more than three spatial axes.
+
+    Reference:
+        Sukthanker et al., *Generative Flows with Invertible Attentions*, CVPR 2022, Figure 2.
+
+    Example:
+        >>> make_mask("spatial-channel", 1, (2, 3)).int().tolist()
+        [[[0, 1, 0], [1, 0, 1]]]
+    """
+    one_of("make_mask", "kind", kind, get_args(MaskKind))
+    if len(spatial) > 3:
+        raise ShapeError(f"make_mask: expected 0 to 3 spatial axes, found {tuple(spatial)}")
+    shape = tuple(positive_int("make_mask", "every size", size) for size in (channels, *spatial))
+    mask = _PATTERNS[kind](shape, device)
+    return ~mask if flip else mask
+
+
+def _parity(sizes: tuple[int, ...], device: torch.device | str | None) -> Tensor:
+    axes = [
+        torch.arange(size, device=device).reshape(-1, *[1] * (len(sizes) - 1 - axis))
+        for axis, size in enumerate(sizes)
+    ]
+    return reduce(torch.add, axes) % 2 == 1
+
+
+def _spatial_channel(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor:
+    return _parity(shape, device)
+
+
+def _spatial(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor:
+    # A channel axis of size one adds nothing to the sum of the indices.
+    return _parity((1, *shape[1:]), device).expand(shape).clone()
+
+
+def _channel(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor:
+    first_half = 2 * torch.arange(shape[0], device=device) < shape[0]
+    return first_half.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
+
+
+def _random(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor:
+    # A hash of the index instead of a random generator: no global state is read or moved, every
+    # device gives the same pattern, and torch.compile can trace it.
+    count = reduce(lambda a, b: a * b, shape)
+    index = torch.arange(count, device=device)
+    hashed = (index + 1) * 2654435761 % 4294967296
+    hashed = (hashed ^ (hashed >> 15)) * 2246822519 % 4294967296
+    hashed = (hashed ^ (hashed >> 13)) * 3266489917 % 4294967296
+    mask = torch.zeros(count, dtype=torch.bool, device=device)
+    mask[hashed.argsort()[: count // 2]] = True
+    return mask.reshape(shape)
+
+
+_PATTERNS: dict[str, Callable[[tuple[int, ...], torch.device | str | None], Tensor]] = {
+    "spatial-channel": _spatial_channel,
+    "spatial": _spatial,
+    "channel": _channel,
+    "random": _random,
+}

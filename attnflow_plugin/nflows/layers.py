@@ -1,0 +1,28 @@
+"""The layers as nflows transforms: ``forward`` is to_latent, ``inverse`` is to_data."""
+
+from nflows.transforms import Transform
+from torch import Tensor
+
+from attnflow_plugin import layers
+
+__all__ = ["IMap", "ITrans"]
+
+
+class _Transform(layers.InvertibleLayer, Transform):
+    """The direction of nflows."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to latent, see ``to_latent``."""
+        return self.to_latent(inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent to data, see ``to_data``."""
+        return self.to_data(inputs, context)
+
+
+class IMap(layers.IMap, _Transform):  # noqa: D101
+    __doc__ = layers.IMap.__doc__
+
+
+class ITrans(layers.ITrans, _Transform):  # noqa: D101
+    __doc__ = layers.ITrans.__doc__

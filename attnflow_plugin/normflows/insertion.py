@@ -1,0 +1,152 @@
+"""``insert_attention`` for normflows models."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import normflows as nf
+from torch import Tensor, nn
+
+from attnflow_plugin.insertion import Attention, Host, InsertionReport, Role, insert
+from attnflow_plugin.insertion.places import Position
+from attnflow_plugin.normflows.layers import Chain, IMap, ITrans
+
+__all__ = ["insert_attention"]
+
+
+class _Normflows(Host):
+    name = "normflows"
+    layer_type = nf.flows.Flow
+    attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
+    iterating = (
+        nf.NormalizingFlow,
+        nf.ClassCondFlow,
+        nf.MultiscaleFlow,
+        nf.flows.GlowBlock,
+        nf.flows.Composite,
+        Chain,
+    )
+    roles = (
+        (
+            (
+                IMap,
+                ITrans,
+                nf.flows.Split,
+                nf.flows.Squeeze,
+                nf.flows.PeriodicWrap,
+                nf.flows.PeriodicShift,
+                nf.transforms.Logit,
+                nf.transforms.Shift,
+            ),
+            "other",
+        ),
+        ((nf.flows.AffineConstFlow, nf.flows.CCAffineConst, nf.flows.BatchNorm), "actnorm"),
+        (
+            (
+                nf.flows.Permute,
+                nf.flows.Invertible1x1Conv,
+                nf.flows.InvertibleAffine,
+                nf.flows.LULinearPermute,
+                nf.flows.mixing._Permutation,
+                nf.flows.mixing._Linear,
+            ),
+            "permutation",
+        ),
+        (
+            (
+                nf.flows.AffineCouplingBlock,
+                nf.flows.AffineCoupling,
+                nf.flows.MaskedAffineFlow,
+                nf.flows.MaskedAffineAutoregressive,
+                nf.flows.CoupledRationalQuadraticSpline,
+                nf.flows.CircularCoupledRationalQuadraticSpline,
+                nf.flows.AutoregressiveRationalQuadraticSpline,
+                nf.flows.CircularAutoregressiveRationalQuadraticSpline,
+                nf.flows.Planar,
+                nf.flows.Radial,
+                nf.flows.Residual,
+            ),
+            "coupling",
+        ),
+        ((nf.flows.GlowBlock, nf.flows.Composite, Chain), "container"),
+    )
+
+    def known_role(self, module: nn.Module) -> Role | None:
+        if isinstance(module, nf.flows.Reverse):
+            return self.known_role(module.flow)
+        return super().known_role(module)
+
+    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
+        if isinstance(model, nf.ConditionalNormalizingFlow):
+            model.inverse_and_log_det(example, context)
+        elif isinstance(model, nf.NormalizingFlow | nf.MultiscaleFlow):
+            model.inverse_and_log_det(example)
+        elif isinstance(model, nf.ClassCondFlow):
+            for flow in reversed(model.flows):
+                example, _ = flow.inverse(example)
+        else:
+            run = getattr(model, "inverse" if isinstance(model, nf.flows.Flow) else "log_prob")
+            run(*(example,) if context is None else (example, context))
+
+    def chain(self, layers: list[nn.Module]) -> nn.Module:
+        return Chain(layers)
+
+
+def insert_attention(
+    model: nn.Module,
+    attention: Attention | Sequence[Attention] = "imap",
+    *,
+    example: Tensor,
+    position: Position | Sequence[Position] = "after_coupling",
+    both_masks: bool = True,
+    context: Tensor | None = None,
+    **layer_options: object,
+) -> InsertionReport:
+    """Insert attention into a normflows model, in place.
+
+    Works on ``NormalizingFlow``, ``ConditionalNormalizingFlow``, ``ClassCondFlow``,
+    ``MultiscaleFlow``, nested ``Composite``, and modules with a ``log_prob`` that are built from
+    ``Flow`` classes, the user's own included. Shapes are learnt by running ``example`` through a
+    copy of the model, in which the new layers are tried as well; the model itself does not run, so
+    that an ActNorm that has seen no data keeps waiting for it. Random states are left as they were.
+
+    With the layers' default ``init="identity"`` the model computes what it computed before.
+
+    Beside layers in the lists that the host iterates over, the new ones join the list, which moves
+    the keys of later layers in the ``state_dict``: load old checkpoints first, then insert.
+    Elsewhere the layer and the new ones become one :class:`Chain`. An optimizer made before does
+    not know the new parameters; see :meth:`~attnflow_plugin.insertion.InsertionReport.parameters`.
+
+    Args:
+        model: the model.
+        attention: ``"imap"``, ``"itrans"``, a function from channels to a ``Flow``, or a sequence
+            of these, from data to latent.
+        example: a batch of data.
+        position: ``"before_actnorm"``, ``"after_actnorm"``, ``"after_permutation"``,
+            ``"after_coupling"`` (pos-1 to pos-4 of the paper, from data to latent), a class, after
+            each instance of which to insert, or a sequence of these. A coupling is any layer that
+            is neither a normalization, a permutation or linear map, nor a reshaping. Layers of the
+            user's own that derive from no such class are told apart by name: one with "norm" is a
+            normalization, with "perm", "linear" or "1x1" a permutation.
+        both_masks: insert two layers with complementary masks, so that everything is attended.
+        context: a batch of contexts for conditional models.
+        **layer_options: options of the layers, such as ``heads=5`` or ``activation="exp"``.
+
+    Returns:
+        A report of what was inserted where; ``print`` it.
+
+    Raises:
+        InsertionError: the model has no such position, or a layer does not fit somewhere; the model
+            is untouched.
+        OptionError: an unknown attention, position or option.
+        NonFiniteError: the example is not finite.
+    """
+    return insert(
+        _Normflows(),
+        model,
+        attention,
+        example=example,
+        position=position,
+        both_masks=both_masks,
+        context=context,
+        layer_options=layer_options,
+    )

@@ -1,0 +1,23 @@
+"""Reading users' options: every error names the class, what was expected and what was found."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from attnflow_plugin.errors import OptionError
+
+T = TypeVar("T")
+
+
+def one_of(owner: str, name: str, value: T, allowed: Iterable[T]) -> T:
+    """Return ``value`` if it is allowed, else raise an :class:`OptionError`."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise OptionError(f"{owner}: expected {name} to be one of {allowed}, found {value!r}")
+    return value
+
+
+def positive_int(owner: str, name: str, value: int) -> int:
+    """Return ``value`` if it is a whole number of at least one, else raise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{owner}: expected {name} to be a positive integer, found {value!r}")
+    return value
