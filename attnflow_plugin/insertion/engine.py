@@ -5,10 +5,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import InsertionError, NonFiniteError, OptionError
+from attnflow_plugin.errors import AttnFlowError, InsertionError, NonFiniteError, OptionError
 from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
 from attnflow_plugin.insertion.probe import Probe, preserved_rng
@@ -27,12 +28,17 @@ class _Insertion:
     neighbour: Neighbour
     layers: list[tuple[Place, nn.Module]]
 
-    def side(self, side: str) -> list[nn.Module]:
-        return [layer for place, layer in self.layers if place.side == side]
+    def in_list_order(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The layers to the left and to the right of the neighbour where the host lists it."""
+        before, after = self._side("before"), self._side("after")
+        return (before, after) if self.neighbour.call.ascending else (after[::-1], before[::-1])
 
     def copy(self) -> "_Insertion":
         layers = [(place, copy.deepcopy(layer)) for place, layer in self.layers]
         return _Insertion(self.neighbour, layers)
+
+    def _side(self, side: str) -> list[nn.Module]:
+        return [layer for place, layer in self.layers if place.side == side]
 
 
 def insert(
@@ -56,7 +62,7 @@ def insert(
     with preserved_rng(model, example):
         probe = Probe(host, model)
         _run(probe, example, context)
-        places = find_places(host, probe, position)
+        places = find_places(host, probe, _as_list(position))
         insertions = [
             _Insertion(
                 neighbour,
@@ -65,9 +71,14 @@ def insert(
             for neighbour, found in places.items()
         ]
         _try_in_copy(host, probe, insertions, example, context)
-    for insertion in reversed(insertions):
-        _apply(host, model, insertion)
+    _apply(host, model, insertions)
     return _report(model, insertions)
+
+
+def _as_list(value: object) -> list[Any]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    return [value]
 
 
 def _factories(
@@ -77,7 +88,7 @@ def _factories(
     options: Mapping[str, object],
 ) -> list[LayerFactory]:
     """One factory per layer that goes to each place, from data to latent."""
-    kinds = [attention] if isinstance(attention, str) or callable(attention) else list(attention)
+    kinds = _as_list(attention)
     if not kinds:
         raise OptionError("insert_attention: expected at least one attention, found none")
     if both_masks and "flip" in options:
@@ -85,27 +96,30 @@ def _factories(
             "insert_attention: expected flip only together with both_masks=False, which inserts "
             "one layer instead of one of each colour"
         )
+    colours: list[dict[str, object]] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
     unused = set(options)
     factories: list[LayerFactory] = []
     for kind in kinds:
         if callable(kind):
             factories.append(kind)
-            continue
-        if kind not in host.attentions:
-            raise OptionError(
-                f"insert_attention: expected attention to be one of {tuple(host.attentions)} or a "
-                f"callable from channels to a layer, found {kind!r}"
-            )
-        layer_class = host.attentions[kind]
-        accepted = {
-            k: options[k] for k in inspect.signature(layer_class).parameters if k in options
-        }
-        unused -= accepted.keys()
-        flips: list[dict] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
-        factories += [partial(layer_class, **accepted, **flip) for flip in flips]
+        else:
+            layer_class = _layer_class(host, kind)
+            parameters = inspect.signature(layer_class).parameters
+            accepted = {name: options[name] for name in parameters if name in options}
+            unused -= accepted.keys()
+            factories += [partial(layer_class, **accepted, **colour) for colour in colours]
     if unused:
         raise OptionError(f"insert_attention: no layer of {kinds} has the options {sorted(unused)}")
     return factories
+
+
+def _layer_class(host: Host, kind: object) -> type[nn.Module]:
+    if not isinstance(kind, str) or kind not in host.attentions:
+        raise OptionError(
+            f"insert_attention: expected attention to be one of {tuple(host.attentions)} or a "
+            f"callable from channels to a layer, found {kind!r}"
+        )
+    return host.attentions[kind]
 
 
 def _check_example(model: nn.Module, example: Tensor) -> None:
@@ -132,11 +146,18 @@ def _run(probe: Probe, example: Tensor, context: Tensor | None) -> None:
 
 
 def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:
-    layer = make(place.event.shape[1])
+    try:
+        layer = make(place.event.shape[1])
+    except AttnFlowError:
+        raise
+    except Exception as error:
+        raise InsertionError(
+            f"insert_attention: a layer cannot be made {place}: {error}"
+        ) from error
     if not isinstance(layer, host.layer_type):
         raise InsertionError(
-            f"insert_attention: expected a layer of {host.name} "
-            f"({host.layer_type.__name__}), found {type(layer).__name__}"
+            f"insert_attention: expected a layer of {host.name} ({host.layer_type.__name__}) "
+            f"{place}, found {type(layer).__name__}"
         )
     return layer.to(device=place.event.device, dtype=place.event.dtype)
 
@@ -153,9 +174,16 @@ def _try_in_copy(
     inserted = [entry for insertion in trial for entry in insertion.layers]
     for place, layer in inserted:
         probe.watch(layer.eval(), where=str(place))
-    for insertion in reversed(trial):
-        _apply(host, probe.model, insertion)
-    probe.run(example, context)
+    _apply(host, probe.model, trial)
+    try:
+        probe.run(example, context)
+    except InsertionError:
+        raise
+    except Exception as error:
+        raise InsertionError(
+            f"insert_attention: {type(probe.model).__name__} does not run with attention inside: "
+            f"{error}"
+        ) from error
     for place, layer in inserted:
         if layer not in probe.calls:
             raise InsertionError(
@@ -164,28 +192,39 @@ def _try_in_copy(
             )
 
 
-def _apply(host: Host, model: nn.Module, insertion: _Insertion) -> None:
-    neighbour = insertion.neighbour
-    parent = model.get_submodule(".".join(neighbour.path[:-1]))
-    key = neighbour.path[-1]
-    layer = parent.get_submodule(key)
-    first, last = insertion.side("before"), insertion.side("after")
-    if not neighbour.call.ascending:
-        first, last = last[::-1], first[::-1]
-    for new in (*first, *last):
-        new.train(layer.training)
-    if neighbour.iterated:
-        assert isinstance(parent, nn.ModuleList)
-        for new in reversed(last):
-            parent.insert(int(key) + 1, new)
-        for new in reversed(first):
-            parent.insert(int(key), new)
-    else:
-        chain = host.chain([*first, layer, *last])
-        chain.training = (
-            layer.training
-        )  # Not chain.train(): that would reach into the user's layer.
-        setattr(parent, key, chain)
+def _apply(host: Host, model: nn.Module, insertions: list[_Insertion]) -> None:
+    """Insert the layers into the model.
+
+    Every parent is looked up before anything moves, and a list is filled from its end, so that no
+    insertion changes the keys of one that is still to come.
+    """
+    todo = [
+        (slot, slot.parent(model), insertion)
+        for insertion in insertions
+        for slot in insertion.neighbour.slots
+    ]
+    for slot, parent, insertion in sorted(todo, key=lambda entry: entry[0].rank, reverse=True):
+        left, right = insertion.in_list_order()
+        layer = parent.get_submodule(slot.key)
+        for new in (*left, *right):
+            new.train(layer.training)
+        if slot.iterated:
+            _insert_in_list(parent, int(slot.key), left, right)
+        else:
+            chain = host.chain([*left, layer, *right])
+            # Not chain.train(): that would reach into the user's layer.
+            chain.training = layer.training
+            setattr(parent, slot.key, chain)
+
+
+def _insert_in_list(
+    parent: nn.Module, index: int, left: list[nn.Module], right: list[nn.Module]
+) -> None:
+    assert isinstance(parent, nn.ModuleList)
+    for new in reversed(right):
+        parent.insert(index + 1, new)
+    for new in reversed(left):
+        parent.insert(index, new)
 
 
 def _report(model: nn.Module, insertions: list[_Insertion]) -> InsertionReport:

@@ -1,6 +1,6 @@
 """Finding the places that a position names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from attnflow_plugin.errors import InsertionError, OptionError
 from attnflow_plugin.insertion.host import Host, Role
 from attnflow_plugin.insertion.probe import Call, Probe
 
-__all__ = ["Place", "Position", "PositionName", "find_places"]
+__all__ = ["Neighbour", "Place", "Position", "PositionName", "Slot", "find_places"]
 
 PositionName = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 Position = PositionName | type[nn.Module]
@@ -23,15 +23,71 @@ _NAMED: dict[str, tuple[Role, Side]] = {
     "after_permutation": ("permutation", "after"),
     "after_coupling": ("coupling", "after"),
 }
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """An attribute or list element of the model that holds a layer.
+
+    Attributes:
+        rank: its place in the order of the model's modules.
+        path: the keys that lead to it from the model.
+        iterated: whether it belongs to a list of which the owner runs every element.
+    """
+
+    rank: int
+    path: tuple[str, ...]
+    iterated: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the layer in the model."""
+        return ".".join(self.path)
+
+    @property
+    def key(self) -> str:
+        """The last key, by which the parent holds the layer."""
+        return self.path[-1]
+
+    def parent(self, model: nn.Module) -> nn.Module:
+        """The module or list that holds the layer."""
+        return model.get_submodule(".".join(self.path[:-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbour:
+    """A layer that maps events to events.
+
+    Attributes:
+        slots: all slots that hold it, in the order of the model's modules; more than one where a
+            model uses a layer twice, or lists it twice.
+        type: its class.
+        role: its role in a step of a flow.
+        call: what it was called with.
+    """
+
+    slots: tuple[Slot, ...]
+    type: type[nn.Module]
+    role: Role
+    call: Call
+
+    @property
+    def name(self) -> str:
+        """Its first name in the model."""
+        return self.slots[0].name
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.type.__name__})"
+
+
+@dataclass(frozen=True, eq=False)
 class Place:
     """A place beside a layer of the model, before or after it on the way from data to latent."""
 
     position: str
     side: Side
-    neighbour: "Neighbour"
+    neighbour: Neighbour
 
     @property
     def event(self) -> Tensor:
@@ -45,35 +101,8 @@ class Place:
         )
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """A layer that maps events to events.
-
-    Attributes:
-        path: the keys that lead to it from the model.
-        type: its class.
-        role: its role in a step of a flow.
-        call: what it was called with.
-        iterated: whether its owner runs every element of the list it stands in.
-    """
-
-    path: tuple[str, ...]
-    type: type[nn.Module]
-    role: Role
-    call: Call
-    iterated: bool
-
-    @property
-    def name(self) -> str:
-        """Its name in the model."""
-        return ".".join(self.path)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.type.__name__})"
-
-
 def find_places(
-    host: Host, probe: Probe, position: Position | Sequence[Position]
+    host: Host, probe: Probe, positions: Iterable[Position]
 ) -> dict[Neighbour, list[Place]]:
     """All places of all positions, by neighbour, in the order of the model's modules.
 
@@ -81,19 +110,19 @@ def find_places(
         OptionError: an unknown position.
         InsertionError: a position that this model does not have.
     """
-    positions = [position] if isinstance(position, str | type) else list(position)
-    rules = [_rule(entry) for entry in dict.fromkeys(positions)]
+    rules = list(dict.fromkeys(map(_rule, positions)))
     if not rules:
         raise OptionError("insert_attention: expected at least one position, found none")
-    neighbours = list(_neighbours(host, probe, probe.model, (), False))
-    if not neighbours:
+    neighbours = _neighbours(host, probe)
+    named = [neighbour for neighbour in neighbours if neighbour.role != "container"]
+    if not named:
         raise InsertionError(
             f"insert_attention: expected a model with {host.name} layers inside it, found none in "
             f"{type(probe.model).__name__}"
         )
     for name, kind, _ in rules:
         if not any(_matches(neighbour, kind) for neighbour in neighbours):
-            found = ", ".join(f"{n} is a {n.role}" for n in neighbours)
+            found = ", ".join(f"{n} is a {n.role}" for n in named)
             raise InsertionError(
                 f"insert_attention: position {name!r} does not exist in this model; found: {found}"
             )
@@ -121,23 +150,69 @@ def _matches(neighbour: Neighbour, kind: Role | type[nn.Module]) -> bool:
     return issubclass(neighbour.type, kind) if isinstance(kind, type) else neighbour.role == kind
 
 
-def _neighbours(
-    host: Host, probe: Probe, module: nn.Module, path: tuple[str, ...], iterated: bool
-) -> Iterator[Neighbour]:
-    role: Role | None = "container"
-    if isinstance(module, host.layer_type):
-        role = host.known_role(module)
-    if role in (None, "container"):
+def _neighbours(host: Host, probe: Probe) -> list[Neighbour]:
+    slots: dict[nn.Module, list[Slot]] = {}
+    for slot, layer in _Walk(host).below(probe.model):
+        slots.setdefault(layer, []).append(slot)
+    return [
+        Neighbour(tuple(found), type(layer), _role(host, probe, layer), probe.calls[layer])
+        for layer, found in slots.items()
+        if layer in probe.calls
+    ]
+
+
+class _Walk:
+    """Walks through the layers of a model, with the slots that hold them."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._seen: set[tuple[nn.Module, str]] = set()
+
+    def below(
+        self,
+        module: nn.Module,
+        path: tuple[str, ...] = (),
+        iterated: bool = False,
+        inside: bool = False,
+    ) -> Iterator[tuple[Slot, nn.Module]]:
+        """The layers below ``module``, each one before the layers inside of it.
+
+        Args:
+            module: whose children to visit.
+            path: the keys that lead to it.
+            iterated: whether every element of it runs, should it be a list.
+            inside: whether it is, or is inside of, a layer.
+        """
+        inside = inside or isinstance(module, self._host.layer_type)
         for key, child in module._modules.items():
-            if child is not None:
-                owner_iterates = isinstance(module, host.iterating) or (
-                    iterated and isinstance(module, nn.ModuleList)
-                )
-                yield from _neighbours(host, probe, child, (*path, key), owner_iterates)
-    if role is None and _does_work_of_its_own(host, probe, module):
-        role = host.guessed_role(module)
-    if role not in (None, "container") and path and module in probe.calls:
-        yield Neighbour(path, type(module), role, probe.calls[module], iterated)
+            if child is None or (module, key) in self._seen or (inside and self._is_network(child)):
+                continue
+            self._seen.add((module, key))
+            slot = Slot(
+                len(self._seen), (*path, key), iterated and isinstance(module, nn.ModuleList)
+            )
+            if isinstance(child, self._host.layer_type):
+                yield slot, child
+            if self._is_open(child):
+                runs_all = isinstance(child, self._host.iterating)
+                nested = iterated and isinstance(child, nn.ModuleList)
+                yield from self.below(child, slot.path, runs_all or nested, inside)
+
+    def _is_open(self, module: nn.Module) -> bool:
+        """Whether layers inside of it may be neighbours: not if it is a coupling of the host."""
+        is_layer = isinstance(module, self._host.layer_type)
+        return not is_layer or self._host.known_role(module) in (None, "container")
+
+    def _is_network(self, module: nn.Module) -> bool:
+        """Whether a module inside of a layer computes parameters; it may well use layers for it."""
+        return not isinstance(module, (self._host.layer_type, *self._host.iterating, *_LISTS))
+
+
+def _role(host: Host, probe: Probe, layer: nn.Module) -> Role:
+    known = host.known_role(layer)
+    if known is not None:
+        return known
+    return host.guessed_role(layer) if _does_work_of_its_own(host, probe, layer) else "container"
 
 
 def _does_work_of_its_own(host: Host, probe: Probe, module: nn.Module) -> bool:

@@ -16,6 +16,8 @@ from attnflow_plugin.insertion.host import Host
 
 __all__ = ["Call", "Probe", "preserved_rng"]
 
+_Run = Callable[..., tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -66,29 +68,21 @@ class Probe:
         """Record the calls of a layer of the copy; ``where`` marks one that is on trial."""
         if isinstance(module, self._host.layer_type):
             for method in ("forward", "inverse"):
+                run = getattr(module, method)
+                run = self._recorder(module, method, _on_trial(run, where) if where else run)
                 # An attribute of the instance: hosts call `inverse` directly, without any hook.
-                object.__setattr__(module, method, self._recorder(module, method, where))
+                object.__setattr__(module, method, run)
 
     def run(self, example: Tensor, context: Tensor | None) -> None:
         """Run the copy from data to latent and fill ``calls``."""
         with torch.no_grad():
             # Some hosts write to the tensor they are given.
+            context = context.clone() if isinstance(context, Tensor) else context
             self._host.run_to_latent(self.model, example.clone(), context)
 
-    def _recorder(
-        self, module: nn.Module, method: str, where: str
-    ) -> Callable[..., tuple[Tensor, Tensor]]:
-        original = getattr(module, method)
-
+    def _recorder(self, module: nn.Module, method: str, run: _Run) -> _Run:
         def record(*args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-            try:
-                result = original(*args, **kwargs)
-            except Exception as error:
-                if not where:
-                    raise
-                raise InsertionError(
-                    f"insert_attention: a layer does not fit {where}: {error}"
-                ) from error
+            result = run(*args, **kwargs)
             before, after = args[0] if args else next(iter(kwargs.values())), result[0]
             if _is_event(before) and _is_event(after):
                 call = Call(method, before[:0].clone(), after[:0].clone())
@@ -96,6 +90,20 @@ class Probe:
             return result
 
         return record
+
+
+def _on_trial(run: _Run, where: str) -> _Run:
+    def attempt(event: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        try:
+            # What fits is a matter of shapes, and an ActNorm that initialises itself on an example
+            # of one row makes NaNs.
+            return run(event.nan_to_num(0, 0, 0), *args, **kwargs)
+        except Exception as error:
+            raise InsertionError(f"insert_attention: a layer does not fit {where}: {error}") from (
+                error
+            )
+
+    return attempt
 
 
 def _is_event(value: object) -> TypeGuard[Tensor]:

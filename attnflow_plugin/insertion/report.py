@@ -48,14 +48,14 @@ class InsertionReport:
     @property
     def num_parameters(self) -> int:
         """Number of parameters that were added to the model."""
-        return sum(entry.num_parameters for entry in self.inserted)
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The new parameters, for ``optimizer.add_param_group({"params": report.parameters()})``.
 
         An optimizer made before the insertion does not know them.
         """
-        return (parameter for layer in self.layers for parameter in layer.parameters())
+        return nn.ModuleList(self.layers).parameters()
 
     def __str__(self) -> str:
         rows = [("layer", "class", "event", "params", "where")]

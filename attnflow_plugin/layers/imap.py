@@ -114,7 +114,7 @@ class IMap(InvertibleLayer):
         event = self._checked(x)
         passing = self._passing(event)
         scale, _ = self._attend(torch.where(passing, event, 0))
-        return scale.unflatten(1, event.shape[2:]) if self.axis == "spatial" else scale
+        return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""

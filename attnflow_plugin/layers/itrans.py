@@ -164,12 +164,20 @@ class ITrans(InvertibleLayer):
     def _scores(self, x1: Tensor, patches: list[int]) -> tuple[Tensor, int]:
         """Dot products of queries and keys, ``(B, H, N, N)``, and the features they sum over."""
         query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
-        bilinear = torch.einsum("hij,hik->hjk", query, key)
-        projected = torch.einsum("hjk,bj...->bhk...", bilinear, x1)
-        queries = to_tokens(projected.flatten(0, 1), patches, groups=1)
-        keys = to_tokens(x1, patches, groups=1)
-        queries = queries.reshape(x1.shape[0], self.heads, *queries.shape[2:])
+        if x1.ndim == 2:
+            # The tokens of a vector are cut along the axis that the projections mix.
+            queries, keys = (self._head_tokens(w, x1, patches) for w in (query, key))
+        else:
+            bilinear = torch.einsum("hij,hik->hkj", query, key)
+            queries = self._head_tokens(bilinear, x1, patches)
+            keys = to_tokens(x1, patches, groups=1)
         return queries @ keys.mT, keys.shape[-1]
+
+    def _head_tokens(self, weight: Tensor, x1: Tensor, patches: list[int]) -> Tensor:
+        """Project the channels for every head, then cut: ``(B, H, N, P)``."""
+        projected = torch.einsum("hij,bj...->bhi...", weight, x1)
+        tokens = to_tokens(projected.flatten(0, 1), patches, groups=1)
+        return tokens.reshape(x1.shape[0], self.heads, *tokens.shape[2:])
 
     def _attended_tokens(self, event: Tensor, patches: list[int], layout: TokenLayout) -> Tensor:
         return to_tokens(torch.where(layout.passing, 0, event), patches, layout.counts.shape[0])

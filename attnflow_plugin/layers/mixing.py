@@ -52,10 +52,10 @@ class BoundedMixing(nn.Module):
         return scale * (_identity_like(scores) + mixed)
 
     def _gains(self, scores: Tensor) -> Tensor:
-        magnitude = self.gain.abs()
+        gain = _per_head(self.gain, scores)
         # Summed heads share one bound, concatenated heads have one each.
-        total = magnitude.sum() if self.sum_heads else magnitude
-        return _per_head(GAIN_BOUND * self.gain / (1 + total), scores)
+        total = gain.abs().sum() if self.sum_heads else gain.abs()
+        return GAIN_BOUND * gain / (1 + total)
 
 
 class RawMixing(nn.Module):

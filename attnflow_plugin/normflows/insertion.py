@@ -76,16 +76,15 @@ class _Normflows(Host):
         return super().known_role(module)
 
     def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
-        if isinstance(model, nf.ConditionalNormalizingFlow):
-            model.inverse_and_log_det(example, context)
-        elif isinstance(model, nf.NormalizingFlow | nf.MultiscaleFlow):
-            model.inverse_and_log_det(example)
-        elif isinstance(model, nf.ClassCondFlow):
-            for flow in reversed(model.flows):
-                example, _ = flow.inverse(example)
+        if isinstance(model, nf.flows.Flow):
+            run = model.inverse
+        elif context is None and isinstance(model, nf.ClassCondFlow):
+            run = Chain(model.flows).inverse
+        elif context is None and hasattr(model, "inverse_and_log_det"):
+            run = model.inverse_and_log_det
         else:
-            run = getattr(model, "inverse" if isinstance(model, nf.flows.Flow) else "log_prob")
-            run(*(example,) if context is None else (example, context))
+            run = getattr(model, "log_prob")  # noqa: B009
+        run(*(example,) if context is None else (example, context))
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         return Chain(layers)

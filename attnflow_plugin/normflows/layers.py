@@ -56,6 +56,6 @@ class Chain(nf.flows.Flow):
         """Data to latent; the log-det has shape ``(B,)``."""
         log_det = z.new_zeros(z.shape[0])
         for flow in self.flows[::-1]:
-            z, step = flow.inverse(z, *args, **kwargs)
+            z, step = flow.inverse(z, *args, **kwargs)  # type: ignore[operator]
             log_det = log_det + step
         return z, log_det

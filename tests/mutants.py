@@ -1,0 +1,151 @@
+"""Deliberately broken layers. The conformance kit must reject each one, and by the right check."""
+
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin import IMap, ITrans
+
+
+class LogDetDoubled(IMap):
+    def _to_latent(self, x, context):
+        z, log_det = super()._to_latent(x, context)
+        return z, 2 * log_det
+
+    def _to_data(self, z, context):
+        x, log_det = super()._to_data(z, context)
+        return x, 2 * log_det
+
+
+class SignFlipped(IMap):
+    def _to_latent(self, x, context):
+        z, log_det = super()._to_latent(x, context)
+        return z, -log_det
+
+    def _to_data(self, z, context):
+        x, log_det = super()._to_data(z, context)
+        return x, -log_det
+
+
+class MeanForSum(IMap):
+    def _to_latent(self, x, context):
+        z, log_det = super()._to_latent(x, context)
+        return z, log_det / x[0].numel()
+
+    def _to_data(self, z, context):
+        x, log_det = super()._to_data(z, context)
+        return x, log_det / z[0].numel()
+
+
+class OneForTheBatch(IMap):
+    """A log-det of shape ``(1,)``, which the hosts broadcast without a word."""
+
+    def _to_latent(self, x, context):
+        z, log_det = super()._to_latent(x, context)
+        return z, log_det.mean(0, keepdim=True)
+
+    def _to_data(self, z, context):
+        x, log_det = super()._to_data(z, context)
+        return x, log_det.mean(0, keepdim=True)
+
+
+class HalfTheChannels(IMap):
+    """The paper's C / 2 attended channels at every position, which odd C do not have."""
+
+    def _to_latent(self, x, context):
+        z, log_det = super()._to_latent(x, context)
+        _, log_scale = self._attend(torch.where(self._passing(x), x, 0))
+        counts = (~self._passing(x)).flatten(1).sum(0)
+        return z, log_det + ((self.channels // 2 - counts) * log_scale).sum(1)
+
+    def _to_data(self, z, context):
+        x, _ = super()._to_data(z, context)
+        return x, -self._to_latent(x, context)[1]
+
+
+class BatchMixed(IMap):
+    """Attention that runs over the batch as well."""
+
+    def _attend(self, x1: Tensor):
+        return super()._attend(x1 + x1.mean(0, keepdim=True))
+
+
+class WrongClassForOddPatches(ITrans):
+    """Every patch counts as coupled with every other, whatever the parity of its pattern."""
+
+    def _layout(self, event):
+        patches, layout = super()._layout(event)
+        return patches, layout._replace(coupled=torch.ones_like(layout.coupled))
+
+
+class TransposeLost(ITrans):
+    """The inverse solves with the transposed matrix."""
+
+    def _to_data(self, z, context):
+        patches, layout = self._layout(z)
+        matrix = self._matrix(z, patches, layout)
+        tokens = self._attended_tokens(z, patches, layout)
+        attended = torch.linalg.solve(matrix.matrix.mT, tokens)
+        return self._merge(z, attended, patches, layout), -matrix.log_abs_det()
+
+
+class InputChanged(IMap):
+    def _to_latent(self, x, context):
+        z, log_det = super()._to_latent(x, context)
+        x.mul_(0.5)
+        return z, log_det
+
+
+class _Coupling(nn.Module):
+    """An affine coupling of a vector; the correct one, from which the broken ones derive."""
+
+    def __init__(self, features: int = 4, context_features: int = 2) -> None:
+        super().__init__()
+        half = features // 2
+        self.net = nn.Linear(half + context_features, self.outputs(half))
+
+    def outputs(self, half: int) -> int:
+        return half
+
+    def log_scale(self, x1: Tensor, context: Tensor) -> Tensor:
+        return torch.tanh(self.net(torch.cat([x1, context], 1)))
+
+    def to_latent(self, x, context=None):
+        x1, x2 = x.chunk(2, 1)
+        log_scale = self.log_scale(x1, context)
+        return torch.cat([x1, x2 * log_scale.exp()], 1), log_scale.sum(1)
+
+    def to_data(self, z, context=None):
+        z1, z2 = z.chunk(2, 1)
+        log_scale = self.log_scale(z1, context)
+        return torch.cat([z1, z2 * (-log_scale).exp()], 1), -log_scale.sum(1)
+
+
+class SoundCoupling(_Coupling):
+    pass
+
+
+class BroadcastConditioner(_Coupling):
+    """One scale for all coordinates, counted once: half the log-det, with a perfect round trip."""
+
+    def outputs(self, half: int) -> int:
+        return 1
+
+
+class ContextIgnored(_Coupling):
+    def log_scale(self, x1, context):
+        return super().log_scale(x1, torch.zeros_like(context))
+
+
+class ContextMixed(_Coupling):
+    """Every row uses the mean context of the batch."""
+
+    def log_scale(self, x1, context):
+        return super().log_scale(x1, context.mean(0, keepdim=True).expand_as(context))
+
+
+class Unstable(_Coupling):
+    """Exact in float64, useless in float32."""
+
+    def to_data(self, z, context=None):
+        x, log_det = super().to_data(z, context)
+        return x + (1e5 + x) - 1e5 - x, log_det

@@ -1,0 +1,89 @@
+"""One list of named layers that drives every property test.
+
+A new layer or option is one line here; its exactness, numerics, serialisation and host classes are
+then tested by what is already written.
+"""
+
+import importlib
+from typing import NamedTuple
+
+from torch import nn
+
+FLAVOURS = {
+    "core": "attnflow_plugin",
+    "normflows": "attnflow_plugin.normflows",
+    "nflows": "attnflow_plugin.nflows",
+}
+
+
+class Case(NamedTuple):
+    class_name: str
+    shape: tuple[int, ...]
+    options: dict
+
+    def build(self, flavour: str = "core") -> nn.Module:
+        layer_class = getattr(importlib.import_module(FLAVOURS[flavour]), self.class_name)
+        return layer_class(self.shape[0], **self.options)
+
+
+def imap(*shape: int, **options) -> Case:
+    return Case("IMap", shape, options)
+
+
+def itrans(*shape: int, **options) -> Case:
+    return Case("ITrans", shape, options)
+
+
+CASES: dict[str, Case] = {
+    # Event shapes
+    "imap-vector": imap(6),
+    "imap-odd-vector": imap(5),
+    "imap-sequence": imap(3, 7),
+    "imap-image": imap(3, 4, 4),
+    "imap-even-channels": imap(4, 3, 3),
+    "imap-one-channel": imap(1, 4, 4),
+    "imap-non-square": imap(3, 2, 5),
+    "imap-volume": imap(2, 2, 3, 2),
+    # Options
+    "imap-flip": imap(3, 4, 3, flip=True),
+    "imap-channel-axis": imap(3, 4, 4, axis="channel"),
+    "imap-channel-axis-vector": imap(6, axis="channel"),
+    "imap-exp": imap(3, 4, 4, activation="exp"),
+    "imap-softmax": imap(3, 4, 4, activation="softmax"),
+    "imap-softmax-channel-axis": imap(4, 3, 3, activation="softmax", axis="channel"),
+    "imap-spatial-mask": imap(3, 4, 4, mask="spatial"),
+    "imap-channel-mask": imap(3, 4, 4, mask="channel"),
+    "imap-random-mask": imap(3, 4, 4, mask="random"),
+    "imap-paper": imap(3, 4, 4, init="paper"),
+    "imap-paper-softmax": imap(3, 4, 4, init="paper", activation="softmax"),
+    "imap-paper-channel-axis": imap(4, 3, 3, init="paper", axis="channel"),
+    # Event shapes
+    "itrans-vector": itrans(6),
+    "itrans-odd-vector": itrans(5, patches=5, activation="sigmoid"),
+    "itrans-sequence": itrans(3, 8, patches=4),
+    "itrans-image": itrans(3, 4, 4),
+    "itrans-odd-patch-edge": itrans(2, 6, 6),
+    "itrans-one-odd-edge": itrans(3, 6, 4),
+    "itrans-single-positions": itrans(2, 3, 3, patches=3),
+    "itrans-one-channel": itrans(1, 4, 4),
+    "itrans-unequal-patches": itrans(3, 6, 4, patches=(3, 2)),
+    "itrans-volume": itrans(2, 2, 2, 4),
+    # Options
+    "itrans-flip": itrans(2, 6, 2, flip=True),
+    "itrans-sigmoid": itrans(3, 4, 4, activation="sigmoid"),
+    "itrans-sum-heads": itrans(3, 4, 4, heads=3),
+    "itrans-concat-heads": itrans(4, 4, 4, heads=2, head_mode="concat"),
+    "itrans-uneven-concat-heads": itrans(3, 4, 4, heads=5, head_mode="concat"),
+    "itrans-concat-odd-edge": itrans(3, 6, 2, heads=2, head_mode="concat"),
+    "itrans-spatial-mask": itrans(3, 4, 4, mask="spatial"),
+    "itrans-spatial-mask-odd-edge": itrans(2, 6, 2, mask="spatial"),
+    "itrans-channel-mask": itrans(3, 4, 4, mask="channel"),
+    "itrans-random-mask": itrans(2, 4, 4, mask="random"),
+    "itrans-random-mask-concat": itrans(2, 4, 4, mask="random", heads=3, head_mode="concat"),
+    "itrans-paper": itrans(3, 4, 4, init="paper"),
+    "itrans-paper-sigmoid": itrans(3, 4, 4, init="paper", activation="sigmoid"),
+    "itrans-paper-five-heads": itrans(3, 4, 4, init="paper", heads=5),
+    "itrans-paper-odd-edge": itrans(2, 6, 6, init="paper"),
+}
+
+PAPER = {name for name, case in CASES.items() if case.options.get("init") == "paper"}

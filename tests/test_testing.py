@@ -1,0 +1,67 @@
+"""The conformance kit accepts what is right and rejects every mutant, by the check meant for it."""
+
+import pytest
+import torch
+
+from attnflow_plugin.testing import check_layer
+from tests import mutants
+
+ODD_IMAGE = (3, 4, 4)
+ODD_PATCHES = (2, 6, 2)
+
+WITHOUT_CONTEXT = [
+    (mutants.LogDetDoubled, ODD_IMAGE, "differs from that of the Jacobian"),
+    (mutants.SignFlipped, ODD_IMAGE, "differs from that of the Jacobian"),
+    (mutants.MeanForSum, ODD_IMAGE, "differs from that of the Jacobian"),
+    (mutants.OneForTheBatch, ODD_IMAGE, r"must return a log-det of shape \(3,\), found \(1,\)"),
+    (mutants.HalfTheChannels, ODD_IMAGE, "differs from that of the Jacobian"),
+    (mutants.BatchMixed, ODD_IMAGE, "mixes rows of the batch"),
+    (mutants.WrongClassForOddPatches, ODD_PATCHES, "differs from that of the Jacobian"),
+    (mutants.TransposeLost, ODD_IMAGE, "undoes"),
+    (mutants.InputChanged, ODD_IMAGE, "changed its input"),
+]
+WITH_CONTEXT = [
+    (mutants.BroadcastConditioner, "differs from that of the Jacobian"),
+    (mutants.ContextIgnored, "ignores its context"),
+    (mutants.ContextMixed, "when the row is alone"),
+    (mutants.Unstable, "round trip in float32 is off"),
+]
+
+
+@pytest.mark.parametrize(("mutant", "shape", "message"), WITHOUT_CONTEXT)
+def test_rejects_mutant(mutant, shape, message):
+    with pytest.raises(AssertionError, match=message):
+        check_layer(mutant(shape[0]), shape)
+
+
+@pytest.mark.parametrize(("mutant", "message"), WITH_CONTEXT)
+def test_rejects_conditional_mutant(mutant, message):
+    with pytest.raises(AssertionError, match=message):
+        check_layer(mutant(), (4,), context=torch.randn(3, 2))
+
+
+def test_accepts_the_sound_coupling_the_mutants_derive_from():
+    report = check_layer(mutants.SoundCoupling(), (4,), context=torch.randn(3, 2))
+    assert max(report.log_det, report.round_trip) < 1e-12
+
+
+def test_refuses_to_prove_exactness_of_a_log_det_that_is_always_zero():
+    layer = torch.nn.Module()
+    layer.to_latent = layer.to_data = lambda x: (x.flip(1), x.new_zeros(x.shape[0]))
+    with pytest.raises(AssertionError, match="log-det 0"):
+        check_layer(layer, (4,))
+    check_layer(layer, (4,), volume_preserving=True)
+
+
+def test_leaves_the_layer_untouched():
+    layer = mutants.SoundCoupling()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    check_layer(layer, torch.randn(2, 4), context=torch.randn(2, 2))
+    assert layer.training
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_batch_of_one_cannot_show_mixing():
+    with pytest.raises(ValueError, match="at least two rows"):
+        check_layer(mutants.SoundCoupling(), torch.randn(1, 4))
