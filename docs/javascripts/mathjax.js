@@ -1,5 +1,4 @@
-// Formulas arrive in <span class="arithmatex">\(...\)</span> and <div class="arithmatex">\[...\]</div>;
-// cells of the notebooks are left to MathJax as they are.
+// Formulas arrive as \(...\) and \[...\] inside elements of the class "arithmatex".
 window.MathJax = {
   tex: {
     inlineMath: [["\\(", "\\)"]],
