@@ -175,6 +175,7 @@ def _try_in_copy(
     for place, layer in inserted:
         probe.watch(layer.eval(), where=str(place))
     _apply(host, probe.model, trial)
+    needed = set(probe.ran)
     try:
         probe.run(example, context)
     except InsertionError:
@@ -185,10 +186,16 @@ def _try_in_copy(
             f"{error}"
         ) from error
     for place, layer in inserted:
-        if layer not in probe.calls:
+        if layer not in probe.ran:
             raise InsertionError(
                 f"insert_attention: a layer {place} would never run, because the model does not "
                 f"call what stands there"
+            )
+    for name, layer in probe.model.named_modules():
+        if layer in needed and layer not in probe.ran:
+            raise InsertionError(
+                f"insert_attention: with attention inside, {type(probe.model).__name__} would no "
+                f"longer run its {type(layer).__name__}, which is {name} then"
             )
 
 
@@ -206,15 +213,14 @@ def _apply(host: Host, model: nn.Module, insertions: list[_Insertion]) -> None:
     for slot, parent, insertion in sorted(todo, key=lambda entry: entry[0].rank, reverse=True):
         left, right = insertion.in_list_order()
         layer = parent.get_submodule(slot.key)
-        for new in (*left, *right):
-            new.train(layer.training)
         if slot.iterated:
             _insert_in_list(parent, int(slot.key), left, right)
+            new: list[nn.Module] = [*left, *right]
         else:
             chain = host.chain([*left, layer, *right])
-            # Not chain.train(): that would reach into the user's layer.
-            chain.training = layer.training
             setattr(parent, slot.key, chain)
+            new = [chain]
+        _set_mode(new, layer)
 
 
 def _insert_in_list(
@@ -225,6 +231,14 @@ def _insert_in_list(
         parent.insert(index + 1, new)
     for new in reversed(left):
         parent.insert(index, new)
+
+
+def _set_mode(new: list[nn.Module], neighbour: nn.Module) -> None:
+    """Give new modules the mode of their neighbour, and leave alone what is inside of that."""
+    theirs = set(neighbour.modules())
+    for module in nn.ModuleList(new).modules():
+        if module not in theirs:
+            module.training = neighbour.training
 
 
 def _report(model: nn.Module, insertions: list[_Insertion]) -> InsertionReport:

@@ -172,7 +172,7 @@ class _Walk:
         self,
         module: nn.Module,
         path: tuple[str, ...] = (),
-        iterated: bool = False,
+        runs: bool = False,
         inside: bool = False,
     ) -> Iterator[tuple[Slot, nn.Module]]:
         """The layers below ``module``, each one before the layers inside of it.
@@ -180,23 +180,21 @@ class _Walk:
         Args:
             module: whose children to visit.
             path: the keys that lead to it.
-            iterated: whether every element of it runs, should it be a list.
-            inside: whether it is, or is inside of, a layer.
+            runs: whether its owner runs every element of it, should it be a list.
+            inside: whether it is inside of a layer.
         """
+        is_list = isinstance(module, nn.ModuleList)
+        runs_all = isinstance(module, self._host.iterating) or (runs and is_list)
         inside = inside or isinstance(module, self._host.layer_type)
         for key, child in module._modules.items():
             if child is None or (module, key) in self._seen or (inside and self._is_network(child)):
                 continue
             self._seen.add((module, key))
-            slot = Slot(
-                len(self._seen), (*path, key), iterated and isinstance(module, nn.ModuleList)
-            )
+            slot = Slot(len(self._seen), (*path, key), iterated=runs_all and is_list)
             if isinstance(child, self._host.layer_type):
                 yield slot, child
             if self._is_open(child):
-                runs_all = isinstance(child, self._host.iterating)
-                nested = iterated and isinstance(child, nn.ModuleList)
-                yield from self.below(child, slot.path, runs_all or nested, inside)
+                yield from self.below(child, slot.path, runs_all, inside)
 
     def _is_open(self, module: nn.Module) -> bool:
         """Whether layers inside of it may be neighbours: not if it is a coupling of the host."""

@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Probe:
     Attributes:
         model: the copy.
         calls: the first call of each layer that maps one tensor of events to another.
+        ran: all layers that the last run called.
     """
 
     def __init__(self, host: Host, model: nn.Module) -> None:
@@ -61,6 +63,7 @@ class Probe:
                 f"evaluation mode are dropped by model.train()"
             ) from error
         self.calls: dict[nn.Module, Call] = {}
+        self.ran: set[nn.Module] = set()
         for module in self.model.modules():
             self.watch(module)
 
@@ -74,8 +77,11 @@ class Probe:
                 object.__setattr__(module, method, run)
 
     def run(self, example: Tensor, context: Tensor | None) -> None:
-        """Run the copy from data to latent and fill ``calls``."""
-        with torch.no_grad():
+        """Run the copy from data to latent; fill ``calls`` and ``ran``."""
+        self.ran.clear()
+        with torch.no_grad(), warnings.catch_warnings():
+            # What a host warns of it will say again when the model itself runs.
+            warnings.simplefilter("ignore")
             # Some hosts write to the tensor they are given.
             context = context.clone() if isinstance(context, Tensor) else context
             self._host.run_to_latent(self.model, example.clone(), context)
@@ -83,6 +89,7 @@ class Probe:
     def _recorder(self, module: nn.Module, method: str, run: _Run) -> _Run:
         def record(*args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
             result = run(*args, **kwargs)
+            self.ran.add(module)
             before, after = args[0] if args else next(iter(kwargs.values())), result[0]
             if _is_event(before) and _is_event(after):
                 call = Call(method, before[:0].clone(), after[:0].clone())

@@ -211,7 +211,7 @@ class OwnListStep(flows.Flow):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.steps = nn.ModuleList(
-            [flows.ActNorm((channels,)), flows.Permute(channels), OwnCoupling(channels)]
+            [flows.ActNorm((channels,)), flows.InvertibleAffine(channels), OwnCoupling(channels)]
         )
         self.log_scale = nn.Parameter(torch.zeros(channels))
 

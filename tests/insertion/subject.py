@@ -76,6 +76,12 @@ class Subject:
         """The same data with another model, made from this one."""
         return replace(self, model=convert(self.model))
 
+    def double(self) -> "Subject":
+        """The same in float64."""
+        context = None if self.context is None else self.context.double()
+        model, example = self.model.double(), self.example.double()
+        return replace(self, model=model, example=example, context=context)
+
     def layers(self) -> list[nn.Module]:
         """All layers of the host's type, inserted ones and containers too."""
         return [m for m in self.model.modules() if isinstance(m, LAYER_TYPES[self.host])]

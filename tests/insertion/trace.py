@@ -1,0 +1,47 @@
+"""Recording in which order the layers of a model run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from tests.insertion.subject import Subject
+
+
+@contextmanager
+def traced(subject: Subject) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Fill a list with ``("enter", layer)`` and ``("exit", layer)`` while the model runs."""
+    log: list[tuple[str, nn.Module]] = []
+    layers = subject.layers()
+    for layer in layers:
+        for method in ("forward", "inverse"):
+            object.__setattr__(layer, method, _recorder(log, layer, getattr(layer, method)))
+    try:
+        yield log
+    finally:
+        for layer in layers:
+            del layer.forward, layer.inverse
+
+
+def density_trace(subject: Subject) -> list[tuple[str, nn.Module]]:
+    """What runs for ``log_prob``."""
+    with traced(subject) as log:
+        subject.log_prob()
+    return log
+
+
+def sampling_trace(subject: Subject) -> list[tuple[str, nn.Module]]:
+    """What runs for ``sample``."""
+    with traced(subject) as log:
+        subject.sample()
+    return log
+
+
+def _recorder(log: list, layer: nn.Module, run):
+    def record(*args, **kwargs):
+        log.append(("enter", layer))
+        result = run(*args, **kwargs)
+        log.append(("exit", layer))
+        return result
+
+    return record
