@@ -14,7 +14,7 @@ Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 # How users tend to call layers of their own; the first match counts.
 _NAMES: tuple[tuple[str, Role], ...] = (
     (r"coupling|autoregressive|spline", "coupling"),
-    (r"norm", "actnorm"),
+    (r"norm(?!alizingflow)", "actnorm"),
     (r"perm|1x1|onebyone|linear|rotation|householder|shuffle", "permutation"),
     (r"squeeze|split|merge|reshape|logit|dequant|identity", "other"),
 )

@@ -1,72 +1,14 @@
 """``insert_attention`` for nflows models."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-from nflows import transforms
-from nflows.flows import Flow
-from nflows.transforms.autoregressive import AutoregressiveTransform
-from nflows.transforms.coupling import CouplingTransform
-from nflows.transforms.linear import Linear
-from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
-from attnflow_plugin.insertion import Attention, Host, InsertionReport, Role, insert
+from attnflow_plugin.insertion import Attention, InsertionReport, insert
 from attnflow_plugin.insertion.places import Position
-from attnflow_plugin.nflows.layers import IMap, ITrans
+from attnflow_plugin.nflows.host import NFLOWS
 
 __all__ = ["insert_attention"]
-
-
-class _Nflows(Host):
-    name = "nflows"
-    layer_type = transforms.Transform
-    attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
-    iterating = (transforms.CompositeTransform,)
-    roles = (
-        (
-            (
-                IMap,
-                ITrans,
-                transforms.SqueezeTransform,
-                transforms.IdentityTransform,
-                transforms.PointwiseAffineTransform,
-                transforms.CompositeCDFTransform,
-                transforms.Tanh,
-                transforms.LogTanh,
-                transforms.LeakyReLU,
-                transforms.Sigmoid,
-                CauchyCDF,
-                transforms.GatedLinearUnit,
-                transforms.PiecewiseLinearCDF,
-                transforms.PiecewiseQuadraticCDF,
-                transforms.PiecewiseCubicCDF,
-                transforms.PiecewiseRationalQuadraticCDF,
-            ),
-            "other",
-        ),
-        ((transforms.ActNorm, transforms.BatchNorm), "actnorm"),
-        ((Linear, transforms.Permutation, transforms.HouseholderSequence), "permutation"),
-        ((CouplingTransform, AutoregressiveTransform), "coupling"),
-        ((transforms.CompositeTransform, transforms.MultiscaleCompositeTransform), "container"),
-    )
-
-    def known_role(self, module: nn.Module) -> Role | None:
-        if isinstance(module, transforms.InverseTransform):
-            return self.known_role(module._transform)
-        return super().known_role(module)
-
-    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
-        if isinstance(model, Flow):
-            model.transform_to_noise(example, context)
-        elif isinstance(model, transforms.Transform):
-            model(example, context)
-        else:
-            run = getattr(model, "log_prob")  # noqa: B009
-            run(*(example,) if context is None else (example, context))
-
-    def chain(self, layers: list[nn.Module]) -> nn.Module:
-        return transforms.CompositeTransform(layers)
 
 
 def insert_attention(
@@ -91,8 +33,9 @@ def insert_attention(
 
     Inside a ``CompositeTransform`` the new layers join its list, which moves the keys of later
     layers in the ``state_dict``: load old checkpoints first, then insert. Elsewhere the layer and
-    the new ones become one ``CompositeTransform``. An optimizer made before does not know the new
-    parameters; see :meth:`~attnflow_plugin.insertion.InsertionReport.parameters`.
+    the new ones become one ``CompositeTransform``. Beside a layer that the model uses twice, the
+    new ones are used twice as well. An optimizer made before does not know the new parameters; see
+    :meth:`~attnflow_plugin.insertion.InsertionReport.parameters`.
 
     Args:
         model: the model.
@@ -120,7 +63,7 @@ def insert_attention(
         NonFiniteError: the example is not finite.
     """
     return insert(
-        _Nflows(),
+        NFLOWS,
         model,
         attention,
         example=example,

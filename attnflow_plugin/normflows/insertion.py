@@ -1,93 +1,14 @@
 """``insert_attention`` for normflows models."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-import normflows as nf
 from torch import Tensor, nn
 
-from attnflow_plugin.insertion import Attention, Host, InsertionReport, Role, insert
+from attnflow_plugin.insertion import Attention, InsertionReport, insert
 from attnflow_plugin.insertion.places import Position
-from attnflow_plugin.normflows.layers import Chain, IMap, ITrans
+from attnflow_plugin.normflows.host import NORMFLOWS
 
 __all__ = ["insert_attention"]
-
-
-class _Normflows(Host):
-    name = "normflows"
-    layer_type = nf.flows.Flow
-    attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
-    iterating = (
-        nf.NormalizingFlow,
-        nf.ClassCondFlow,
-        nf.MultiscaleFlow,
-        nf.flows.GlowBlock,
-        nf.flows.Composite,
-        Chain,
-    )
-    roles = (
-        (
-            (
-                IMap,
-                ITrans,
-                nf.flows.Split,
-                nf.flows.Squeeze,
-                nf.flows.PeriodicWrap,
-                nf.flows.PeriodicShift,
-                nf.transforms.Logit,
-                nf.transforms.Shift,
-            ),
-            "other",
-        ),
-        ((nf.flows.AffineConstFlow, nf.flows.CCAffineConst, nf.flows.BatchNorm), "actnorm"),
-        (
-            (
-                nf.flows.Permute,
-                nf.flows.Invertible1x1Conv,
-                nf.flows.InvertibleAffine,
-                nf.flows.LULinearPermute,
-                nf.flows.mixing._Permutation,
-                nf.flows.mixing._Linear,
-            ),
-            "permutation",
-        ),
-        (
-            (
-                nf.flows.AffineCouplingBlock,
-                nf.flows.AffineCoupling,
-                nf.flows.MaskedAffineFlow,
-                nf.flows.MaskedAffineAutoregressive,
-                nf.flows.CoupledRationalQuadraticSpline,
-                nf.flows.CircularCoupledRationalQuadraticSpline,
-                nf.flows.AutoregressiveRationalQuadraticSpline,
-                nf.flows.CircularAutoregressiveRationalQuadraticSpline,
-                nf.flows.Planar,
-                nf.flows.Radial,
-                nf.flows.Residual,
-            ),
-            "coupling",
-        ),
-        ((nf.flows.GlowBlock, nf.flows.Composite, Chain), "container"),
-    )
-
-    def known_role(self, module: nn.Module) -> Role | None:
-        if isinstance(module, nf.flows.Reverse):
-            return self.known_role(module.flow)
-        return super().known_role(module)
-
-    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
-        if isinstance(model, nf.flows.Flow):
-            run = model.inverse
-        elif context is None and isinstance(model, nf.ClassCondFlow):
-            run = Chain(model.flows).inverse
-        elif context is None and hasattr(model, "inverse_and_log_det"):
-            run = model.inverse_and_log_det
-        else:
-            run = getattr(model, "log_prob")  # noqa: B009
-        run(*(example,) if context is None else (example, context))
-
-    def chain(self, layers: list[nn.Module]) -> nn.Module:
-        return Chain(layers)
 
 
 def insert_attention(
@@ -112,8 +33,9 @@ def insert_attention(
 
     Beside layers in the lists that the host iterates over, the new ones join the list, which moves
     the keys of later layers in the ``state_dict``: load old checkpoints first, then insert.
-    Elsewhere the layer and the new ones become one :class:`Chain`. An optimizer made before does
-    not know the new parameters; see :meth:`~attnflow_plugin.insertion.InsertionReport.parameters`.
+    Elsewhere the layer and the new ones become one :class:`Chain`. Beside a layer that the model
+    uses twice, the new ones are used twice as well. An optimizer made before does not know the new
+    parameters; see :meth:`~attnflow_plugin.insertion.InsertionReport.parameters`.
 
     Args:
         model: the model.
@@ -140,7 +62,7 @@ def insert_attention(
         NonFiniteError: the example is not finite.
     """
     return insert(
-        _Normflows(),
+        NORMFLOWS,
         model,
         attention,
         example=example,

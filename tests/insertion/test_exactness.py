@@ -64,3 +64,24 @@ def test_data_comes_back(name):
     x, to_data_log_det = to_data(subject, z, subject.context)
     torch.testing.assert_close(x, subject.example, rtol=0, atol=1e-7)
     torch.testing.assert_close(to_data_log_det, -to_latent_log_det, rtol=0, atol=1e-6)
+
+
+def drawn(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples and the log-densities that the host returns with them."""
+    torch.manual_seed(3)
+    count = len(subject.example)
+    if subject.host == "normflows":
+        return subject.model.sample(count, *subject.conditions)
+    if subject.context is None:
+        return subject.model.sample_and_log_prob(count)
+    x, log_prob = subject.model.sample_and_log_prob(1, subject.context)
+    return x.squeeze(1), log_prob.squeeze(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_come_with_their_log_prob(name):
+    """The hosts add up log-dets once more for sampling and once more for log_prob."""
+    subject = randomized(name)
+    x, log_prob = drawn(subject)
+    expected = subject.model.log_prob(x, *subject.conditions)
+    torch.testing.assert_close(log_prob, expected, rtol=0, atol=1e-6)

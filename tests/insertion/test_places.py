@@ -203,3 +203,22 @@ def test_transform_in_front_of_a_multiscale_flow():
     report = insert_attention(model, example=x, both_masks=False)
     assert {entry.neighbour for entry in report.inserted} == {"flows.0.0", "transform"}
     assert torch.equal(model.log_prob(x, None), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        ("ChannelNorm", "after_actnorm"),
+        ("NormalizingFlowBlock", "after_coupling"),
+        ("NormalizedCoupling", "after_coupling"),
+        ("LinearSplineCoupling", "after_coupling"),
+        ("RandomRotation", "after_permutation"),
+        ("OneByOneMixing", "after_permutation"),
+        ("Anything", "after_coupling"),
+    ],
+)
+def test_role_of_a_users_own_layer_is_read_from_its_name(name, position):
+    layer = type(name, (OwnCoupling,), {})(4)
+    model = nf.NormalizingFlow(None, [layer, flows.Permute(4)])
+    report = insert_attention(model, example=torch.zeros(2, 4), position=position)
+    assert ("flows.0", name) in {(e.neighbour, e.neighbour_type) for e in report.inserted}
