@@ -1,0 +1,141 @@
+"""The pictures of the digits demo."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from attention_views import AttentionView
+from glows import TEMPERATURE
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from results import Run, by_arm
+
+TITLES = {"plain": "Glow", "imap": "Glow + iMap", "itrans": "Glow + iTrans"}
+COLOURS = {"plain": "0.35", "imap": "tab:blue", "itrans": "tab:orange"}
+DARKEST = 16
+EXTENT = (0, 8, 8, 0)
+
+
+def plot_all(data: np.ndarray, runs: list[Run], folder: Path) -> None:
+    """Samples and attention of the first seed, curves of all; ``data`` is (images, 8, 8)."""
+    arms = by_arm(runs)
+    plot_samples(data, {name: arm[0] for name, arm in arms.items()}, folder / "samples.png")
+    plot_curves(arms, folder / "curves.png")
+    plot_scale_maps(arms["imap"][0].views, folder / "imap_attention.png")
+    plot_matrices(arms["itrans"][0].views, folder / "itrans_attention.png")
+
+
+def plot_samples(data: np.ndarray, runs: dict[str, Run], path: Path) -> None:
+    figure, axes = plt.subplots(1, 1 + len(runs), figsize=(12, 4.2), layout="constrained")
+    _show_grid(axes[0], data, "data")
+    for ax, (arm, run) in zip(axes[1:], runs.items(), strict=True):
+        _show_grid(ax, run.samples, f"{TITLES[arm]}, {run.test:.3f} bits/dim")
+    steps = runs["plain"].job.steps
+    figure.suptitle(f"Digits, and samples after {steps} steps (temperature {TEMPERATURE})")
+    _save(figure, path)
+
+
+def _show_grid(ax: Axes, images: np.ndarray, title: str, columns: int = 6) -> None:
+    """Images in one picture with a gap of one pixel, on the grey range of the data."""
+    padded = np.pad(images, ((0, 0), (1, 0), (1, 0)), constant_values=np.nan)
+    rows = padded.reshape(-1, columns, *padded.shape[1:])
+    grid = rows.transpose(0, 2, 1, 3).reshape(rows.shape[0] * rows.shape[2], -1)
+    colours = mpl.colormaps["gray_r"].with_extremes(bad="lightsteelblue")
+    ax.imshow(grid[1:, 1:], cmap=colours, vmin=0, vmax=DARKEST)
+    ax.set_title(title, fontsize=11)
+    ax.set_axis_off()
+
+
+def plot_curves(arms: dict[str, list[Run]], path: Path) -> None:
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, arm in arms.items():
+        steps = [step for step, _ in arm[0].curve]
+        curves = np.array([[bits for _, bits in run.curve] for run in arm])
+        ax.plot(steps, curves.T, color=COLOURS[name], alpha=0.3, linewidth=0.8)
+        label = f"{TITLES[name]}: {curves[:, -1].mean():.3f}"
+        ax.plot(steps, curves.mean(0), color=COLOURS[name], linewidth=2, label=label)
+    end = min(run.test for arm in arms.values() for run in arm)
+    start = max(run.curve[len(run.curve) // 6][1] for run in arms["plain"])
+    ax.set_ylim(end - 0.05, start)
+    ax.set(xlabel="training step", ylabel="test bits/dim (lower is better)")
+    seeds = len(arms["plain"])
+    ax.set_title(f"8x8 digits, {arms['plain'][0].job.host}, mean of {seeds} seed{'s'[: seeds > 1]}")
+    ax.legend(title="at the end")
+    ax.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_scale_maps(views: list[AttentionView], path: Path) -> None:
+    """The input, and what each layer of iMap multiplies the attended half of each block with."""
+    log_scales = [np.log2(view.weights) for view in views]
+    largest = max(np.abs(scales).max() for scales in log_scales)
+    figure, axes = _attention_grid(views)
+    for column, scales in zip(axes.T[1:], log_scales, strict=True):
+        for ax, image, one in zip(column, views[0].images, scales, strict=True):
+            drawn = ax.imshow(one, cmap="RdBu_r", vmin=-largest, vmax=largest, extent=EXTENT)
+            _outline(ax, image)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="log2 of the scale")
+    figure.suptitle(
+        "iMap, from data to latent: the scale of each 2x2 block, over the outline of the input"
+    )
+    _save(figure, path)
+
+
+def plot_matrices(views: list[AttentionView], path: Path) -> None:
+    """The input cut into its patches, and the weights of iTrans between them."""
+    figure, axes = _attention_grid(views)
+    for ax in axes[:, 0]:
+        ax.axhline(4, color="tab:orange")
+        ax.axvline(4, color="tab:orange")
+        for patch in range(4):
+            corner = (4 * (patch % 2) + 0.5, 4 * (patch // 2) + 1.5)
+            box = {"color": "white", "pad": 0.5}
+            ax.text(*corner, patch + 1, color="tab:orange", fontsize=8, bbox=box)
+    largest = max(view.weights.max() for view in views)
+    uniform_is_white = TwoSlopeNorm(vmin=0, vcenter=0.25, vmax=largest)
+    for column, view in zip(axes.T[1:], views, strict=True):
+        for ax, weights in zip(column, view.weights[:, 0], strict=True):
+            drawn = ax.imshow(weights, cmap="PuOr_r", norm=uniform_is_white, extent=EXTENT)
+    for ax in axes[:, 1]:
+        ax.set_yticks(np.arange(1, 8, 2), range(1, 5), fontsize=7)
+    for ax in axes[-1, 1:]:
+        ax.set_xticks(np.arange(1, 8, 2), range(1, 5), fontsize=7)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="attention weight, white if uniform")
+    figure.suptitle(
+        "iTrans, from data to latent: what each patch (row) takes from each patch (column)"
+    )
+    _save(figure, path)
+
+
+def _outline(ax: Axes, image: np.ndarray) -> None:
+    centres = np.arange(-1, 9) + 0.5
+    ax.contour(centres, centres, np.pad(image, 1), levels=[0.5], colors="black", linewidths=1)
+    ax.set(xlim=EXTENT[:2], ylim=EXTENT[2:])
+
+
+def _attention_grid(views: list[AttentionView]) -> tuple[Figure, np.ndarray]:
+    """Axes with the inputs in the first column, and titles over one column for each layer."""
+    images = views[0].images
+    rows, columns = len(images), 1 + len(views)
+    size = (1.2 * columns + 1.2, 1.2 * rows + 1)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, image in zip(axes[:, 0], images, strict=True):
+        ax.imshow(image, cmap="gray_r", extent=EXTENT)
+    axes[0, 0].set_title("input", fontsize=9)
+    for number, (ax, view) in enumerate(zip(axes[0, 1:], views, strict=True)):
+        mask = "flipped mask" if view.flip else "mask"
+        title = f"coupling {number // 2 + 1}\n{mask}\nmoves x by {view.change:.0%}"
+        ax.set_title(title, fontsize=8)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
