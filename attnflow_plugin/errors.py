@@ -3,6 +3,7 @@
 __all__ = [
     "AttnFlowError",
     "InsertionError",
+    "MissingContextError",
     "MissingHostError",
     "NonFiniteError",
     "OptionError",
@@ -21,6 +22,10 @@ class OptionError(AttnFlowError, ValueError):
 
 class ShapeError(AttnFlowError, ValueError):
     """A tensor has the wrong rank, channels, size, dtype or device."""
+
+
+class MissingContextError(AttnFlowError, ValueError):
+    """A conditional layer or model was called without its context."""
 
 
 class NonFiniteError(AttnFlowError, ValueError):

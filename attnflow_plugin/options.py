@@ -21,3 +21,10 @@ def positive_int(owner: str, name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{owner}: expected {name} to be a positive integer, found {value!r}")
     return value
+
+
+def non_negative_int(owner: str, name: str, value: int) -> int:
+    """Return ``value`` if it is a whole number of at least zero, else raise."""
+    if value == 0 and not isinstance(value, bool):
+        return value
+    return positive_int(owner, name, value)

@@ -53,7 +53,7 @@ class HalfTheChannels(IMap):
 
     def _to_latent(self, x, context):
         z, log_det = super()._to_latent(x, context)
-        _, log_scale = self._attend(torch.where(self._passing(x), x, 0))
+        _, log_scale = self._attend(torch.where(self._passing(x), x, 0), context)
         counts = (~self._passing(x)).flatten(1).sum(0)
         return z, log_det + ((self.channels // 2 - counts) * log_scale).sum(1)
 
@@ -65,8 +65,8 @@ class HalfTheChannels(IMap):
 class BatchMixed(IMap):
     """Attention that runs over the batch as well."""
 
-    def _attend(self, x1: Tensor):
-        return super()._attend(x1 + x1.mean(0, keepdim=True))
+    def _attend(self, x1: Tensor, context):
+        return super()._attend(x1 + x1.mean(0, keepdim=True), context)
 
 
 class WrongClassForOddPatches(ITrans):
@@ -82,7 +82,7 @@ class TransposeLost(ITrans):
 
     def _to_data(self, z, context):
         patches, layout = self._layout(z)
-        matrix = self._matrix(z, patches, layout)
+        matrix = self._matrix(z, patches, layout, context)
         tokens = self._attended_tokens(z, patches, layout)
         attended = torch.linalg.solve(matrix.matrix.mT, tokens)
         return self._merge(z, attended, patches, layout), -matrix.log_abs_det()

@@ -6,8 +6,16 @@ copy and only then touches the model, ``report`` tells what was done. A ``Host``
 what the layers of one library are called.
 """
 
-from attnflow_plugin.insertion.engine import Attention, insert
+from attnflow_plugin.insertion.engine import insert
+from attnflow_plugin.insertion.factories import Attention
 from attnflow_plugin.insertion.host import Host, Role
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 
-__all__ = ["Attention", "Host", "InsertedLayer", "InsertionReport", "Role", "insert"]
+__all__ = [
+    "Attention",
+    "Host",
+    "InsertedLayer",
+    "InsertionReport",
+    "Role",
+    "insert",
+]

@@ -1,24 +1,24 @@
 """Building attention layers, trying them in a copy, and inserting them."""
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import AttnFlowError, InsertionError, NonFiniteError, OptionError
+from attnflow_plugin.errors import AttnFlowError, InsertionError, NonFiniteError
+from attnflow_plugin.insertion.factories import (
+    Attention,
+    LayerFactory,
+    as_list,
+    attention_factories,
+)
 from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
 from attnflow_plugin.insertion.probe import Probe, preserved_rng
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 
-__all__ = ["Attention", "insert"]
-
-LayerFactory = Callable[[int], nn.Module]
-Attention = str | LayerFactory
+__all__ = ["insert"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def insert(
     Nothing but the last step touches the model, and that step cannot fail on a model whose copy
     took the same layers.
     """
-    factories = _factories(host, attention, both_masks, layer_options)
+    factories = attention_factories("insert_attention", host, attention, both_masks, layer_options)
     _check_example(model, example)
     with preserved_rng(model, example):
         probe = Probe(host, model)
         _run(probe, example, context)
-        places = find_places(host, probe, _as_list(position))
+        places = find_places(host, probe, as_list(position))
         insertions = [
             _Insertion(
                 neighbour,
@@ -73,53 +73,6 @@ def insert(
         _try_in_copy(host, probe, insertions, example, context)
     _apply(host, model, insertions)
     return _report(model, insertions)
-
-
-def _as_list(value: object) -> list[Any]:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return list(value)
-    return [value]
-
-
-def _factories(
-    host: Host,
-    attention: Attention | Sequence[Attention],
-    both_masks: bool,
-    options: Mapping[str, object],
-) -> list[LayerFactory]:
-    """One factory per layer that goes to each place, from data to latent."""
-    kinds = _as_list(attention)
-    if not kinds:
-        raise OptionError("insert_attention: expected at least one attention, found none")
-    if both_masks and "flip" in options:
-        raise OptionError(
-            "insert_attention: expected flip only together with both_masks=False, which inserts "
-            "one layer instead of one of each colour"
-        )
-    colours: list[dict[str, object]] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
-    unused = set(options)
-    factories: list[LayerFactory] = []
-    for kind in kinds:
-        if callable(kind):
-            factories.append(kind)
-        else:
-            layer_class = _layer_class(host, kind)
-            parameters = inspect.signature(layer_class).parameters
-            accepted = {name: options[name] for name in parameters if name in options}
-            unused -= accepted.keys()
-            factories += [partial(layer_class, **accepted, **colour) for colour in colours]
-    if unused:
-        raise OptionError(f"insert_attention: no layer of {kinds} has the options {sorted(unused)}")
-    return factories
-
-
-def _layer_class(host: Host, kind: object) -> type[nn.Module]:
-    if not isinstance(kind, str) or kind not in host.attentions:
-        raise OptionError(
-            f"insert_attention: expected attention to be one of {tuple(host.attentions)} or a "
-            f"callable from channels to a layer, found {kind!r}"
-        )
-    return host.attentions[kind]
 
 
 def _check_example(model: nn.Module, example: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The contract of an invertible layer, kept in one place for all of them."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,13 @@ class InvertibleLayer(nn.Module):
     synchronisation, and inside ``torch.compile`` and ``torch.func`` transforms, it propagates.
 
     A subclass implements ``_to_latent`` and ``_to_data`` on checked input in full precision.
+
+    Attributes:
+        autocast_inside: the layer runs a net that may use the lower precision of autocast, and
+            casts its output back by itself.
     """
+
+    autocast_inside: ClassVar[bool] = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -51,14 +58,14 @@ class InvertibleLayer(nn.Module):
             ``z`` of the shape and dtype of ``x``, and the log-det of shape ``(B,)``.
         """
         event = self._checked(x)
-        with _full_precision(x):
+        with self._precision(x):
             z, log_det = self._to_latent(event, context)
         return z.to(x.dtype), log_det
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Map latent to data: the inverse of :meth:`to_latent`, with the same shapes."""
         event = self._checked(z)
-        with _full_precision(z):
+        with self._precision(z):
             x, log_det = self._to_data(event, context)
         return x.to(z.dtype), log_det
 
@@ -67,6 +74,11 @@ class InvertibleLayer(nn.Module):
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    def _precision(self, event: Tensor) -> AbstractContextManager[object]:
+        if self.autocast_inside or not torch.is_autocast_enabled(event.device.type):
+            return nullcontext()
+        return torch.autocast(event.device.type, enabled=False)
 
     def _checked(self, event: Tensor) -> Tensor:
         name = type(self).__name__
@@ -98,12 +110,6 @@ class InvertibleLayer(nn.Module):
                 f"{type(self).__name__}: expected device {parameter.device} as that of the "
                 f"parameters, found {event.device}"
             )
-
-
-def _full_precision(event: Tensor) -> AbstractContextManager[object]:
-    if torch.is_autocast_enabled(event.device.type):
-        return torch.autocast(event.device.type, enabled=False)
-    return nullcontext()
 
 
 def _is_finite(event: Tensor) -> bool:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import BOUNDED_SCALES, RAW_SCALES
 from attnflow_plugin.masks import MaskKind, make_mask
-from attnflow_plugin.options import one_of
+from attnflow_plugin.options import non_negative_int, one_of
 
 __all__ = ["IMap"]
 
@@ -60,9 +61,12 @@ class IMap(InvertibleLayer):
         axis: ``"spatial"`` for a score per position, ``"channel"`` for a score per channel.
         activation: the positive scale.
         init: ``"identity"`` or ``"paper"``.
+        context_channels: channels K of a context that the map also sees, ``(B, K)`` or
+            ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
         OptionError: unknown option.
+        MissingContextError: ``context_channels`` without a context.
         ShapeError: see :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
 
     Reference:
@@ -85,9 +89,11 @@ class IMap(InvertibleLayer):
         axis: Axis = "spatial",
         activation: Activation = "sigmoid",
         init: Init = "identity",
+        context_channels: int = 0,
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
+        self.context_channels = non_negative_int(name, "context_channels", context_channels)
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
         self.flip = bool(flip)
         self.axis = one_of(name, "axis", axis, get_args(Axis))
@@ -102,18 +108,21 @@ class IMap(InvertibleLayer):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.scale = nn.Parameter(torch.zeros(channels))
         self.offset = nn.Parameter(torch.zeros(1))
+        if context_channels:
+            self.context_weight = nn.Parameter(torch.zeros(channels, context_channels))
         if init == "paper":
             self._init_as_in_the_paper()
 
-    def attention(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The scales of the attended half, ``(B, *S)``, or ``(B, C)`` for ``axis="channel"``.
 
         Args:
             x: data, shape ``(B, C, *S)``.
+            context: needed with ``context_channels``.
         """
         event = self._checked(x)
         passing = self._passing(event)
-        scale, _ = self._attend(torch.where(passing, event, 0))
+        scale, _ = self._attend(torch.where(passing, event, 0), context)
         return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
 
     def extra_repr(self) -> str:
@@ -126,7 +135,7 @@ class IMap(InvertibleLayer):
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         passing = self._passing(x)
         passing_scale, passing_log_det = self._passing_scale(x, passing)
-        attended_scale, attended_log_det = self._attended_scale(x, passing)
+        attended_scale, attended_log_det = self._attended_scale(x, passing, context)
         z = x * torch.where(passing, passing_scale, attended_scale)
         return z, attended_log_det + passing_log_det
 
@@ -134,7 +143,7 @@ class IMap(InvertibleLayer):
         passing = self._passing(z)
         passing_scale, passing_log_det = self._passing_scale(z, passing)
         # Only the passing half of this quotient is x; nothing reads the other one.
-        attended_scale, attended_log_det = self._attended_scale(z / passing_scale, passing)
+        attended_scale, attended_log_det = self._attended_scale(z / passing_scale, passing, context)
         x = z / torch.where(passing, passing_scale, attended_scale)
         return x, -(attended_log_det + passing_log_det)
 
@@ -155,17 +164,23 @@ class IMap(InvertibleLayer):
         counts = passing.unsqueeze(-1).flatten(1).sum(1)
         return scale.reshape(-1, *[1] * (event.ndim - 2)), (counts * log_scale).sum()
 
-    def _attended_scale(self, x: Tensor, passing: Tensor) -> tuple[Tensor, Tensor]:
+    def _attended_scale(
+        self, x: Tensor, passing: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The scale by attention, broadcastable to ``x``, and its log-det, ``(B,)``."""
-        scale, log_scale = self._attend(torch.where(passing, x, 0))
+        scale, log_scale = self._attend(torch.where(passing, x, 0), context)
         over_channels = self.axis == "spatial"
         counts = (~passing).unsqueeze(-1).flatten(1).sum(0 if over_channels else 1)
         shape = (1, *x.shape[2:]) if over_channels else (self.channels, *[1] * (x.ndim - 2))
         return scale.unflatten(1, shape), (counts * log_scale).sum(1)
 
-    def _attend(self, x1: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale and log-scale from the passing half: ``(B, positions)`` or ``(B, C)``."""
         weight, bias = self.weight.to(x1.dtype), self.bias.to(x1.dtype)
+        features = context_at(type(self).__name__, context, self.context_channels, x1)
+        if features is not None:
+            x1 = torch.cat([x1, features], 1)
+            weight = torch.cat([weight, self.context_weight.to(x1.dtype)], 1)
         positions = x1.unsqueeze(-1).flatten(2)
         if self.axis == "spatial":
             scores = torch.einsum("c,bcn->bn", weight.mean(0), positions) + bias.mean()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, RawMixing
 from attnflow_plugin.layers.tokens import (
     TokenLayout,
@@ -18,7 +19,7 @@ from attnflow_plugin.layers.tokens import (
 )
 from attnflow_plugin.linalg import AttentionMatrix
 from attnflow_plugin.masks import MaskKind
-from attnflow_plugin.options import one_of, positive_int
+from attnflow_plugin.options import non_negative_int, one_of, positive_int
 
 __all__ = ["ITrans"]
 
@@ -69,9 +70,12 @@ class ITrans(InvertibleLayer):
         flip: swap the halves; two layers with both values attend to everything.
         activation: G, ``"softmax"`` over the tokens, or ``"sigmoid"`` (divided by N by default).
         init: ``"identity"`` or ``"paper"``.
+        context_channels: channels K of a context that queries and keys also see, ``(B, K)`` or
+            ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
         OptionError: unknown option.
+        MissingContextError: ``context_channels`` without a context.
         ShapeError: a size that ``patches`` does not divide, and as in
             :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
         SingularAttentionError: with ``init="paper"``, when W has become singular.
@@ -98,6 +102,7 @@ class ITrans(InvertibleLayer):
         flip: bool = False,
         activation: Activation = "softmax",
         init: Init = "identity",
+        context_channels: int = 0,
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
@@ -111,22 +116,25 @@ class ITrans(InvertibleLayer):
         self.flip = bool(flip)
         self.activation = one_of(name, "activation", activation, get_args(Activation))
         self.init = one_of(name, "init", init, get_args(Init))
-        self.query = nn.Parameter(torch.empty(heads, channels, channels))
-        self.key = nn.Parameter(torch.empty(heads, channels, channels))
+        self.context_channels = non_negative_int(name, "context_channels", context_channels)
+        inputs = channels + context_channels
+        self.query = nn.Parameter(torch.empty(heads, channels, inputs))
+        self.key = nn.Parameter(torch.empty(heads, channels, inputs))
         for weight in (*self.query, *self.key):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         mixing = RawMixing if init == "paper" else BoundedMixing
         self.mixing = mixing(heads, head_mode, activation)
 
-    def attention(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The attention weights A between patches, shape ``(B, heads, N, N)``; rows are queries.
 
         Args:
             x: data, shape ``(B, C, *S)``.
+            context: needed with ``context_channels``.
         """
         event = self._checked(x)
         patches, layout = self._layout(event)
-        scores, features = self._scores(torch.where(layout.passing, event, 0), patches)
+        scores, features = self._scores(torch.where(layout.passing, event, 0), patches, context)
         return self.mixing.attention(scores, features)
 
     def extra_repr(self) -> str:
@@ -139,19 +147,21 @@ class ITrans(InvertibleLayer):
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         patches, layout = self._layout(x)
-        matrix = self._matrix(x, patches, layout)
+        matrix = self._matrix(x, patches, layout, context)
         attended = matrix.apply(self._attended_tokens(x, patches, layout))
         return self._merge(x, attended, patches, layout), matrix.log_abs_det()
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         patches, layout = self._layout(z)
-        matrix = self._matrix(z, patches, layout)
+        matrix = self._matrix(z, patches, layout, context)
         attended = matrix.solve(self._attended_tokens(z, patches, layout))
         return self._merge(z, attended, patches, layout), -matrix.log_abs_det()
 
-    def _matrix(self, event: Tensor, patches: list[int], layout: TokenLayout) -> AttentionMatrix:
+    def _matrix(
+        self, event: Tensor, patches: list[int], layout: TokenLayout, context: Tensor | None
+    ) -> AttentionMatrix:
         """The matrices W of all groups; ``event`` may be x or z, which share their passing half."""
-        scores, features = self._scores(torch.where(layout.passing, event, 0), patches)
+        scores, features = self._scores(torch.where(layout.passing, event, 0), patches, context)
         weights = self.mixing(scores, features)
         groups = layout.counts.shape[0]
         if groups > weights.shape[1]:
@@ -161,8 +171,10 @@ class ITrans(InvertibleLayer):
             matrix.require_nonsingular(type(self).__name__)
         return matrix
 
-    def _scores(self, x1: Tensor, patches: list[int]) -> tuple[Tensor, int]:
+    def _scores(self, x1: Tensor, patches: list[int], context: Tensor | None) -> tuple[Tensor, int]:
         """Dot products of queries and keys, ``(B, H, N, N)``, and the features they sum over."""
+        features = context_at(type(self).__name__, context, self.context_channels, x1)
+        x1 = x1 if features is None else torch.cat([x1, features], 1)
         query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
         if x1.ndim == 2:
             # The tokens of a vector are cut along the axis that the projections mix.

@@ -8,7 +8,30 @@ from attnflow_plugin.hosts import require_host
 
 require_host("nflows", "nflows.transforms")
 
+from attnflow_plugin.nflows.glow import build_glow  # noqa: E402
 from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402
-from attnflow_plugin.nflows.layers import IMap, ITrans  # noqa: E402
+from attnflow_plugin.nflows.layers import (  # noqa: E402
+    AffineCoupling,
+    AffineInjector,
+    IMap,
+    ITrans,
+)
+from attnflow_plugin.nflows.sampling import sample  # noqa: E402
+from attnflow_plugin.nflows.training import (  # noqa: E402
+    NegativeLogLikelihood,
+    log_prob,
+    prepare,
+)
 
-__all__ = ["IMap", "ITrans", "insert_attention"]
+__all__ = [
+    "AffineCoupling",
+    "AffineInjector",
+    "IMap",
+    "ITrans",
+    "NegativeLogLikelihood",
+    "build_glow",
+    "insert_attention",
+    "log_prob",
+    "prepare",
+    "sample",
+]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from attnflow_plugin import layers
 
-__all__ = ["IMap", "ITrans"]
+__all__ = ["AffineCoupling", "AffineInjector", "IMap", "ITrans"]
 
 
 class _Transform(layers.InvertibleLayer, Transform):
@@ -26,3 +26,11 @@ class IMap(layers.IMap, _Transform):  # noqa: D101
 
 class ITrans(layers.ITrans, _Transform):  # noqa: D101
     __doc__ = layers.ITrans.__doc__
+
+
+class AffineCoupling(layers.AffineCoupling, _Transform):  # noqa: D101
+    __doc__ = layers.AffineCoupling.__doc__
+
+
+class AffineInjector(layers.AffineInjector, _Transform):  # noqa: D101
+    __doc__ = layers.AffineInjector.__doc__

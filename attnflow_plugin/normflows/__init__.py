@@ -8,7 +8,35 @@ from attnflow_plugin.hosts import require_host
 
 require_host("normflows", "normflows")
 
+from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow  # noqa: E402
+from attnflow_plugin.normflows.containers import Chain, GlowStep  # noqa: E402
+from attnflow_plugin.normflows.glow import build_glow  # noqa: E402
 from attnflow_plugin.normflows.insertion import insert_attention  # noqa: E402
-from attnflow_plugin.normflows.layers import Chain, IMap, ITrans  # noqa: E402
+from attnflow_plugin.normflows.layers import (  # noqa: E402
+    AffineCoupling,
+    AffineInjector,
+    IMap,
+    ITrans,
+)
+from attnflow_plugin.normflows.sampling import sample  # noqa: E402
+from attnflow_plugin.normflows.training import (  # noqa: E402
+    NegativeLogLikelihood,
+    log_prob,
+    prepare,
+)
 
-__all__ = ["Chain", "IMap", "ITrans", "insert_attention"]
+__all__ = [
+    "AffineCoupling",
+    "AffineInjector",
+    "Chain",
+    "ConditionalMultiscaleFlow",
+    "GlowStep",
+    "IMap",
+    "ITrans",
+    "NegativeLogLikelihood",
+    "build_glow",
+    "insert_attention",
+    "log_prob",
+    "prepare",
+    "sample",
+]

@@ -110,7 +110,7 @@ def test_odd_patches_mix_within_their_class_only():
 def test_condition_number_is_bounded_for_any_parameters(head_mode, activation, scale):
     layer = randomised(ITrans(3, heads=3, head_mode=head_mode, activation=activation), scale)
     x = 30 * torch.randn(16, 3, 4, 4)
-    matrix = layer._matrix(x, *layer._layout(x)).matrix.double()
+    matrix = layer._matrix(x, *layer._layout(x), None).matrix.double()
     norms = matrix.abs().sum(-1).amax(-1) * torch.linalg.inv(matrix).abs().sum(-1).amax(-1)
     assert norms.max() <= 1.95 / 0.05 * 1.001
     z, log_det = layer.to_latent(x)
@@ -123,7 +123,7 @@ def test_one_head_may_use_the_whole_bound():
     with torch.no_grad():
         layer.mixing.gain.copy_(torch.tensor([1e6, 0.0]))
     x = torch.randn(1, 2, 4, 4)
-    matrix = layer._matrix(x, *layer._layout(x)).matrix[0, 0]
+    matrix = layer._matrix(x, *layer._layout(x), None).matrix[0, 0]
     expected = torch.eye(4) + 0.95 * layer.attention(x)[0, 0]
     torch.testing.assert_close(matrix, expected)
 

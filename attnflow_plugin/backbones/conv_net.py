@@ -1,0 +1,32 @@
+"""The coupling net of Glow."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ConvNet"]
+
+
+class ConvNet(nn.Module):
+    """Three convolutions, 3x3, 1x1 and 3x3, with ReLU between them; the last one starts at zero.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        hidden_channels: channels in between.
+
+    Reference:
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, NeurIPS 2018.
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, hidden_channels, 3, padding=1)
+        self.middle = nn.Conv2d(hidden_channels, hidden_channels, 1)
+        self.last = nn.Conv2d(hidden_channels, outputs, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Parameters for every position, shape ``(B, outputs, H, W)``."""
+        return self.last(F.relu(self.middle(F.relu(self.first(x)))))

@@ -1,0 +1,73 @@
+"""What the insertion engine has to know about nflows."""
+
+from typing import ClassVar
+
+from nflows import transforms
+from nflows.flows import Flow
+from nflows.transforms.autoregressive import AutoregressiveTransform
+from nflows.transforms.coupling import CouplingTransform
+from nflows.transforms.linear import Linear
+from nflows.transforms.nonlinearities import CauchyCDF
+from torch import Tensor, nn
+
+from attnflow_plugin.insertion import Host, Role
+from attnflow_plugin.nflows.layers import AffineCoupling, AffineInjector, IMap, ITrans
+
+__all__ = ["NFLOWS", "Nflows"]
+
+
+class Nflows(Host):
+    """The vocabulary of nflows."""
+
+    name = "nflows"
+    layer_type = transforms.Transform
+    attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
+    iterating = (transforms.CompositeTransform,)
+    roles = (
+        (
+            (
+                AffineInjector,
+                IMap,
+                ITrans,
+                transforms.SqueezeTransform,
+                transforms.IdentityTransform,
+                transforms.PointwiseAffineTransform,
+                transforms.CompositeCDFTransform,
+                transforms.Tanh,
+                transforms.LogTanh,
+                transforms.LeakyReLU,
+                transforms.Sigmoid,
+                CauchyCDF,
+                transforms.GatedLinearUnit,
+                transforms.PiecewiseLinearCDF,
+                transforms.PiecewiseQuadraticCDF,
+                transforms.PiecewiseCubicCDF,
+                transforms.PiecewiseRationalQuadraticCDF,
+            ),
+            "other",
+        ),
+        ((transforms.ActNorm, transforms.BatchNorm), "actnorm"),
+        ((Linear, transforms.Permutation, transforms.HouseholderSequence), "permutation"),
+        ((AffineCoupling, CouplingTransform, AutoregressiveTransform), "coupling"),
+        ((transforms.CompositeTransform, transforms.MultiscaleCompositeTransform), "container"),
+    )
+
+    def known_role(self, module: nn.Module) -> Role | None:  # noqa: D102
+        if isinstance(module, transforms.InverseTransform):
+            return self.known_role(module._transform)
+        return super().known_role(module)
+
+    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:  # noqa: D102
+        if isinstance(model, Flow):
+            model.transform_to_noise(example, context)
+        elif isinstance(model, transforms.Transform):
+            model(example, context)
+        else:
+            run = getattr(model, "log_prob")  # noqa: B009
+            run(*(example,) if context is None else (example, context))
+
+    def chain(self, layers: list[nn.Module]) -> nn.Module:  # noqa: D102
+        return transforms.CompositeTransform(layers)
+
+
+NFLOWS = Nflows()

@@ -1,0 +1,66 @@
+"""Sampling with a temperature that leaves no trace in the model."""
+
+from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+from nflows.flows import Flow
+from nflows.utils import torchutils
+from torch import Tensor
+
+from attnflow_plugin.errors import OptionError
+
+__all__ = ["sample"]
+
+
+def sample(
+    model: Flow,
+    num_samples: int,
+    *,
+    context: Tensor | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Draw samples from any nflows ``Flow``.
+
+    Args:
+        model: the flow.
+        num_samples: number of samples, for each context if there are any.
+        context: the contexts, as in the host.
+        temperature: factor on the standard deviation of the base distribution, which has to be a
+            ``StandardNormal`` or a ``ConditionalDiagonalNormal`` unless it is one.
+
+    Returns:
+        Samples, ``(n, ...)``, or ``(contexts, n, ...)`` as in the host, and their log-densities
+        under the model at temperature one.
+
+    Raises:
+        OptionError: the temperature is not positive, or the base distribution is another one.
+    """
+    if not temperature > 0:
+        raise OptionError(f"sample: expected a positive temperature, found {temperature}")
+    embedded = model._embedding_net(context)
+    base = model._distribution
+    noise = base.sample(num_samples, context=embedded)
+    if temperature != 1:
+        mean = _mean(base, embedded)
+        noise = mean + temperature * (noise - mean)
+    if embedded is None:
+        x, log_det = model._transform.inverse(noise, None)
+        return x, base.log_prob(noise) - log_det
+    noise = torchutils.merge_leading_dims(noise, num_dims=2)
+    rows = torchutils.repeat_rows(embedded, num_reps=num_samples)
+    x, log_det = model._transform.inverse(noise, rows)
+    log_prob = base.log_prob(noise, rows) - log_det
+    shape = [-1, num_samples]
+    return (
+        torchutils.split_leading_dim(x, shape=shape),
+        torchutils.split_leading_dim(log_prob, shape=shape),
+    )
+
+
+def _mean(base: object, context: Tensor | None) -> Tensor | float:
+    if isinstance(base, StandardNormal):
+        return 0.0
+    if isinstance(base, ConditionalDiagonalNormal):
+        return base.mean(context).unsqueeze(1)
+    raise OptionError(
+        f"sample: expected a StandardNormal or ConditionalDiagonalNormal base for a temperature, "
+        f"found {type(base).__name__}"
+    )

@@ -1,0 +1,96 @@
+"""Making an nflows model ready to train, and wrapping it for training engines."""
+
+from nflows.flows import Flow
+from nflows.transforms import ActNorm
+from torch import Tensor, nn
+
+from attnflow_plugin.preparation import ActNormClasses, statistics
+from attnflow_plugin.preparation import prepare as prepare_model
+
+__all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
+
+
+class ReadyActNorm(ActNorm):
+    """An initialised ``ActNorm``: the same parameters and keys, no branch on the data.
+
+    The host's class asks in every call of training mode whether it has been initialised, which
+    breaks the graph of ``torch.compile``.
+    """
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to latent."""
+        scale, shift = self._broadcastable_scale_shift(inputs)
+        outputs = scale * inputs + shift
+        positions = inputs[0, 0].numel() if inputs.shape[0] else 1
+        return outputs, (positions * self.log_scale.sum()).expand(inputs.shape[0]).clone()
+
+
+class _LearningActNorm(ReadyActNorm):
+    """An ``ActNorm`` that takes its parameters from the next batch of data, in place."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.initialized:
+            mean, std = statistics("ActNorm", len(self.log_scale), inputs)
+            self.log_scale.copy_(-std.log())
+            self.shift.copy_(-mean / std)
+            self.initialized.fill_(True)
+        return super().forward(inputs, context)
+
+
+def _is_initialised(layer: nn.Module) -> bool:
+    return bool(layer.initialized)
+
+
+_ACTNORM = ActNormClasses(ActNorm, _LearningActNorm, ReadyActNorm, _is_initialised)
+
+
+def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> None:
+    """Initialise every ``ActNorm`` from a batch of data, once, and make the model compile.
+
+    The host initialises an ActNorm on the first batch in training mode, whatever its size and
+    precision. This does it in full precision, with standard deviations of at least 1e-3, keeps
+    dtypes, devices and parameter objects, and leaves initialised ones as they are. Then
+    ``log_prob`` is a single graph for ``torch.compile``. Call it before wrapping the model in
+    DistributedDataParallel and before making an average of its weights.
+
+    Args:
+        model: any nflows model.
+        batch: a batch of training data, in float32 or float64.
+        context: contexts, for models that have them.
+
+    Raises:
+        ShapeError: too few values per channel, or the wrong dtype or channels.
+        NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
+            model is as it was.
+    """
+    prepare_model(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
+
+
+def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """Log-density of a flow, shape ``(B,)``; the same function as for normflows.
+
+    Args:
+        model: an nflows model.
+        x: batch of data.
+        context: contexts of a conditional model.
+    """
+    return model.log_prob(x, context)
+
+
+class NegativeLogLikelihood(nn.Module):
+    """A model as a module whose ``forward`` is what training minimises.
+
+    DistributedDataParallel, Lightning and ``torch.compile`` work through ``forward``, which the
+    host's ``Flow`` refuses.
+
+    Args:
+        model: an nflows model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of each row in nats, shape ``(B,)``."""
+        return -log_prob(self.model, x, context)

@@ -1,0 +1,140 @@
+"""A multi-scale flow with a context, which normflows has no container for."""
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.normflows.containers import run_with_context
+
+__all__ = ["ConditionalMultiscaleFlow"]
+
+
+class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
+    r"""A ``MultiscaleFlow`` whose layers see a context: the density :math:`p(x | context)`.
+
+    The methods are those of ``normflows.ConditionalNormalizingFlow``; latents are lists, from the
+    coarsest level to the finest, as in ``MultiscaleFlow``.
+
+    Args:
+        q0: base distributions, from the coarsest level.
+        flows: list of flows for each level, latent to data.
+        merges: merge operations between levels.
+        embedding: turns what the user gives as context into what the layers take, for instance an
+            ``nn.Embedding`` for class labels.
+    """
+
+    def __init__(
+        self,
+        q0: list[nn.Module],
+        flows: list[list[nn.Module]],
+        merges: list[nn.Module],
+        embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__(q0, flows, merges, class_cond=False)
+        self.embedding = nn.Identity() if embedding is None else embedding
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of each row, shape ``(B,)``."""
+        return -self.log_prob(x, context)
+
+    def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Mean negative log-likelihood, the training loss."""
+        return -self.log_prob(x, context).mean()
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of each row given its context, shape ``(B,)``."""
+        z, log_prob = self.inverse_and_log_det(x, context)
+        for base, latent in zip(self.q0, z, strict=True):
+            log_prob = log_prob + base.log_prob(latent)
+        return log_prob
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Data to latents, with the log-det of shape ``(B,)``."""
+        context = self._embedded(context, x.shape[0])
+        log_det = x.new_zeros(x.shape[0])
+        latents = []
+        for level in range(len(self.q0) - 1, -1, -1):
+            for flow in self.flows[level][::-1]:
+                x, step = run_with_context(flow, "inverse", x, context)
+                log_det = log_det + step
+            if level > 0:
+                (x, factored), step = self.merges[level - 1].inverse(x)
+                log_det = log_det + step
+                latents.append(factored)
+        return [x, *latents[::-1]], log_det
+
+    def forward_and_log_det(
+        self, z: list[Tensor], context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Latents to data, with the log-det of shape ``(B,)``."""
+        x = z[0]
+        context = self._embedded(context, x.shape[0])
+        log_det = x.new_zeros(x.shape[0])
+        for level, flows in enumerate(self.flows):
+            if level > 0:
+                x, step = self.merges[level - 1]([x, z[level]])
+                log_det = log_det + step
+            for flow in flows:
+                x, step = run_with_context(flow, "forward", x, context)
+                log_det = log_det + step
+        return x, log_det
+
+    def sample(
+        self,
+        num_samples: int = 1,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw one sample for each row of the context.
+
+        Args:
+            num_samples: number of samples; the context has as many rows, or one for all.
+            context: the contexts.
+            temperature: factor on the standard deviation of the base distributions.
+
+        Returns:
+            Samples, and their log-densities under the model itself, at temperature one.
+
+        Raises:
+            MissingContextError: there is no context.
+            ShapeError: the context has another number of rows.
+            OptionError: the temperature is not positive.
+        """
+        if not temperature > 0:
+            raise OptionError(f"sample: expected a positive temperature, found {temperature}")
+        if context is None:
+            raise MissingContextError("sample: expected a context, found none")
+        if len(context) not in (1, num_samples):
+            raise ShapeError(
+                f"sample: expected one context, or one for each of {num_samples} samples, found "
+                f"{len(context)}"
+            )
+        if len(context) != num_samples:
+            context = context.expand(num_samples, *context.shape[1:])
+        z = []
+        log_prob = torch.zeros(())
+        for base in self.q0:
+            latent = tempered(base, base(num_samples)[0], temperature)
+            log_prob = base.log_prob(latent) + log_prob.to(latent)
+            z.append(latent)
+        x, log_det = self.forward_and_log_det(z, context)
+        return x, log_prob - log_det
+
+    def _embedded(self, context: Tensor | None, rows: int) -> Tensor:
+        if context is None:
+            raise MissingContextError(f"{type(self).__name__}: expected a context, found none")
+        if len(context) != rows:
+            raise ShapeError(
+                f"{type(self).__name__}: expected a context for each of {rows} rows, found "
+                f"{len(context)}"
+            )
+        return self.embedding(context)
+
+
+def tempered(base: nn.Module, latent: Tensor, temperature: float) -> Tensor:
+    """Move draws of a Gaussian base towards its mean: their standard deviation is multiplied."""
+    mean: Tensor = base.loc  # type: ignore[assignment]
+    return mean + temperature * (latent - mean)

@@ -1,0 +1,99 @@
+"""What the insertion engine has to know about normflows."""
+
+from typing import ClassVar
+
+import normflows as nf
+from torch import Tensor, nn
+
+from attnflow_plugin.insertion import Host, Role
+from attnflow_plugin.normflows.containers import Chain, GlowStep
+from attnflow_plugin.normflows.layers import AffineCoupling, AffineInjector, IMap, ITrans
+
+__all__ = ["NORMFLOWS", "Normflows"]
+
+
+class Normflows(Host):
+    """The vocabulary of normflows."""
+
+    name = "normflows"
+    layer_type = nf.flows.Flow
+    attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
+    iterating = (
+        nf.NormalizingFlow,
+        nf.ClassCondFlow,
+        nf.MultiscaleFlow,
+        nf.flows.GlowBlock,
+        nf.flows.Composite,
+        Chain,
+        GlowStep,
+    )
+    roles = (
+        (
+            (
+                AffineInjector,
+                IMap,
+                ITrans,
+                nf.flows.Split,
+                nf.flows.Squeeze,
+                nf.flows.PeriodicWrap,
+                nf.flows.PeriodicShift,
+                nf.transforms.Logit,
+                nf.transforms.Shift,
+                nf.flows.MetropolisHastings,
+                nf.flows.HamiltonianMonteCarlo,
+            ),
+            "other",
+        ),
+        ((nf.flows.AffineConstFlow, nf.flows.CCAffineConst, nf.flows.BatchNorm), "actnorm"),
+        (
+            (
+                nf.flows.Permute,
+                nf.flows.Invertible1x1Conv,
+                nf.flows.InvertibleAffine,
+                nf.flows.LULinearPermute,
+                nf.flows.mixing._Permutation,
+                nf.flows.mixing._Linear,
+            ),
+            "permutation",
+        ),
+        (
+            (
+                AffineCoupling,
+                nf.flows.AffineCouplingBlock,
+                nf.flows.AffineCoupling,
+                nf.flows.MaskedAffineFlow,
+                nf.flows.MaskedAffineAutoregressive,
+                nf.flows.CoupledRationalQuadraticSpline,
+                nf.flows.CircularCoupledRationalQuadraticSpline,
+                nf.flows.AutoregressiveRationalQuadraticSpline,
+                nf.flows.CircularAutoregressiveRationalQuadraticSpline,
+                nf.flows.Planar,
+                nf.flows.Radial,
+                nf.flows.Residual,
+            ),
+            "coupling",
+        ),
+        ((nf.flows.GlowBlock, nf.flows.Composite, Chain, GlowStep), "container"),
+    )
+
+    def known_role(self, module: nn.Module) -> Role | None:  # noqa: D102
+        if isinstance(module, nf.flows.Reverse):
+            return self.known_role(module.flow)
+        return super().known_role(module)
+
+    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:  # noqa: D102
+        if isinstance(model, nf.flows.Flow):
+            run = model.inverse
+        elif context is None and isinstance(model, nf.ClassCondFlow):
+            run = Chain(model.flows).inverse
+        elif context is None and hasattr(model, "inverse_and_log_det"):
+            run = model.inverse_and_log_det
+        else:
+            run = getattr(model, "log_prob")  # noqa: B009
+        run(*(example,) if context is None else (example, context))
+
+    def chain(self, layers: list[nn.Module]) -> nn.Module:  # noqa: D102
+        return Chain(layers)
+
+
+NORMFLOWS = Normflows()

@@ -1,0 +1,107 @@
+"""Making a normflows model ready to train, and wrapping it for training engines."""
+
+import normflows as nf
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import OptionError
+from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
+from attnflow_plugin.preparation import ActNormClasses, statistics
+from attnflow_plugin.preparation import prepare as prepare_model
+
+__all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
+
+
+class ReadyActNorm(nf.flows.ActNorm):
+    """An initialised ``ActNorm``: the same parameters and keys, no branch on the data.
+
+    The host's class asks in every call whether it has been initialised, which breaks the graph of
+    ``torch.compile``.
+    """
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent to data."""
+        return nf.flows.AffineConstFlow.forward(self, z)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to latent."""
+        return nf.flows.AffineConstFlow.inverse(self, z)
+
+
+class _LearningActNorm(ReadyActNorm):
+    """An ``ActNorm`` that takes its parameters from the next batch of data, in place."""
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.data_dep_init_done:
+            mean, std = statistics("ActNorm", self.s.shape[1], z)
+            self.s.copy_(std.log().reshape(self.s.shape))
+            self.t.copy_(mean.reshape(self.t.shape))
+            self.data_dep_init_done.fill_(1.0)
+        return super().inverse(z)
+
+
+def _is_initialised(layer: nn.Module) -> bool:
+    return bool(layer.data_dep_init_done)
+
+
+_ACTNORM = ActNormClasses(nf.flows.ActNorm, _LearningActNorm, ReadyActNorm, _is_initialised)
+
+
+def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> None:
+    """Initialise every ``ActNorm`` from a batch of data, once, and make the model compile.
+
+    The host initialises an ActNorm on whatever comes first: a sample, a batch of one, half
+    precision. This does it from real data in full precision, with standard deviations of at least
+    1e-3, keeps dtypes, devices and parameter objects, and leaves initialised ones as they are. Then
+    ``log_prob`` is a single graph for ``torch.compile``. Call it before wrapping the model in
+    DistributedDataParallel and before making an average of its weights.
+
+    Args:
+        model: any normflows model.
+        batch: a batch of training data, in float32 or float64.
+        context: contexts or class labels, for models that have them.
+
+    Raises:
+        ShapeError: too few values per channel, or the wrong dtype or channels.
+        NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
+            model is as it was.
+    """
+    prepare_model(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
+
+
+def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """Log-density of any normflows model, shape ``(B,)``; they differ in how they take context.
+
+    Args:
+        model: a normflows model.
+        x: batch of data.
+        context: contexts of a conditional model, or class labels.
+
+    Raises:
+        OptionError: a context for a model that has no use for one.
+    """
+    if isinstance(model, nf.ConditionalNormalizingFlow | ConditionalMultiscaleFlow):
+        return model.log_prob(x, context)
+    if isinstance(model, nf.MultiscaleFlow | nf.ClassCondFlow):
+        return model.log_prob(x, context)
+    if context is not None:
+        raise OptionError(f"log_prob: {type(model).__name__} takes no context, found one")
+    return model.log_prob(x)  # type: ignore[operator]
+
+
+class NegativeLogLikelihood(nn.Module):
+    """A model as a module whose ``forward`` is what training minimises.
+
+    DistributedDataParallel, Lightning and ``torch.compile`` work through ``forward``, which in the
+    hosts is missing or something else.
+
+    Args:
+        model: a normflows model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of each row in nats, shape ``(B,)``."""
+        return -log_prob(self.model, x, context)

@@ -1,0 +1,115 @@
+"""Data-dependent initialisation of a model, done once and safely; host-free."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import NonFiniteError, ShapeError
+
+__all__ = ["SMALLEST_STD", "ActNormClasses", "prepare", "statistics"]
+
+#: Channels that vary less are not blown up further; a dead channel would cost 1e6 otherwise.
+SMALLEST_STD = 1e-3
+#: Fewer values per channel say nothing about its scale.
+FEWEST_VALUES = 16
+
+
+@dataclass(frozen=True)
+class ActNormClasses:
+    """The normalization of a host in three states.
+
+    Attributes:
+        host: the host's class, which initialises itself on some first call.
+        learning: a subclass that initialises itself from the next batch.
+        ready: a subclass that never does, without the branch that breaks compiled graphs.
+        is_initialised: whether a layer of the host's class has seen data.
+    """
+
+    host: type[nn.Module]
+    learning: type[nn.Module]
+    ready: type[nn.Module]
+    is_initialised: Callable[[nn.Module], bool]
+
+
+def prepare(
+    model: nn.Module,
+    batch: Tensor,
+    run_to_latent: Callable[[], object],
+    classes: ActNormClasses,
+) -> None:
+    """Initialise every normalization that has seen no data; see ``prepare`` of the host modules."""
+    _check_batch(model, batch)
+    layers = [m for m in model.modules() if type(m) is classes.host]
+    fresh = [layer for layer in layers if not classes.is_initialised(layer)]
+    with _restored_on_failure(model, layers), _training_mode(model):
+        for layer in fresh:
+            layer.__class__ = classes.learning
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+            run_to_latent()
+        for layer in layers:
+            # One that the batch did not reach stays with its host, and waits.
+            layer.__class__ = classes.ready if classes.is_initialised(layer) else classes.host
+        _check_finite(model)
+
+
+def statistics(owner: str, channels: int, event: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and clamped standard deviation of each channel of a batch ``(B, C, *S)``.
+
+    Raises:
+        ShapeError: wrong number of channels, or too few values per channel.
+    """
+    if event.shape[1] != channels:
+        raise ShapeError(
+            f"{owner}: expected {channels} channels, found a batch of shape {tuple(event.shape)}"
+        )
+    values = event.transpose(0, 1).flatten(1)
+    if values.shape[1] < FEWEST_VALUES:
+        raise ShapeError(
+            f"{owner}: expected at least {FEWEST_VALUES} values per channel to initialise from, "
+            f"found {values.shape[1]} in a batch of shape {tuple(event.shape)}; give a larger batch"
+        )
+    return values.mean(1), values.std(1).clamp(min=SMALLEST_STD)
+
+
+def _check_batch(model: nn.Module, batch: Tensor) -> None:
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    if batch.dtype != dtype or dtype not in (torch.float32, torch.float64):
+        raise ShapeError(
+            f"prepare: expected a batch and a model in float32 or float64, found {batch.dtype} and "
+            f"{dtype}"
+        )
+    if not bool(batch.isfinite().all()):
+        raise NonFiniteError("prepare: expected a finite batch, found NaN or infinity")
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise NonFiniteError(f"prepare: parameter {name} is not finite after initialisation")
+
+
+@contextmanager
+def _restored_on_failure(model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    classes = [layer.__class__ for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, previous in zip(layers, classes, strict=True):
+            layer.__class__ = previous
+        model.load_state_dict(state)
+        raise
+
+
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
