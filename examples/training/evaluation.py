@@ -1,0 +1,33 @@
+"""Bits per dimension of the test images under a model."""
+
+import torch
+from torch import nn
+
+from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
+from attnflow_plugin.metrics import bits_per_dim
+from training.feed import Feed
+
+# On the CPU the layers refuse what on a GPU would come out as NaN.
+NOT_FINITE = (NonFiniteError, SingularAttentionError)
+
+
+@torch.no_grad()
+def evaluate(objective: nn.Module, feed: Feed, limit: int | None = None) -> float:
+    """Mean bits per dimension, in full precision; NaN if the model is not finite somewhere.
+
+    Args:
+        objective: data and context to nats for each image.
+        feed: the images.
+        limit: how many test images, or all.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    images, examples = feed.testing(limit)
+    objective.eval()
+    for x, context in examples:
+        try:
+            total += objective(x, context).double().sum().cpu()
+        except NOT_FINITE:
+            total += torch.nan
+    objective.train()
+    nats = feed.world.sum(total) / images
+    return float(bits_per_dim(-nats, feed.data.image_shape, feed.data.levels))

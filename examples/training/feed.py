@@ -1,0 +1,96 @@
+"""From a set of images to what the model is trained on: dequantised batches and their contexts."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnflow_plugin.metrics import dequantize
+from training.data import Batch, DataSet, batches
+from training.distributed import World
+from training.options import Context, Options, UsageError
+from training.order import EvenOrder, TrainingOrder
+from training.randomness import FIRST_NOISE, NOISE, TEST_NOISE, generator
+
+COARSE = 4
+"""How much smaller the image is on which ``--context coarse`` conditions."""
+
+Example = tuple[Tensor, Tensor | None]
+
+
+class Feed:
+    """Batches on the device, the same ones for the same options and the same step.
+
+    Args:
+        options: names the data, the batch size, the seed and the kind of context.
+        data: the images.
+        world: the processes, each of which gets its own part of every batch.
+        device: where to put them.
+    """
+
+    def __init__(self, options: Options, data: DataSet, world: World, device: torch.device) -> None:
+        check_context(options.context, data)
+        self.options, self.data, self.world, self.device = options, data, world, device
+
+    def training(self, start: int) -> Iterator[Example]:
+        """This process's part of the batches from step ``start`` to the last."""
+        order = self._order(self.world, start)
+        loader = batches(
+            self.data.train,
+            order,
+            workers=self.options.workers,
+            pin=self.device.type == "cuda",
+        )
+        for step, batch in enumerate(loader, start):
+            yield self._example(batch, self.options.seed, NOISE, step, self.world.rank)
+
+    def first(self) -> Example:
+        """The whole first batch, the same in all processes, to initialise from."""
+        indices = self._order(World(), 0).indices(0)
+        return self._example(self.data.train.__getitems__(indices), self.options.seed, FIRST_NOISE)
+
+    def testing(self, limit: int | None) -> tuple[int, Iterator[Example]]:
+        """This process's part of the test images, and how many images all parts have.
+
+        The noise depends on the number of the batch alone: it is always the same, for any model,
+        any seed and any number of processes.
+        """
+        order = EvenOrder(len(self.data.test), self.options.batch, self.world, limit)
+        loader = batches(self.data.test, order, workers=self.options.workers)
+        numbered = zip(order.numbers, loader, strict=True)
+        return order.images, (self._example(b, TEST_NOISE, number) for number, b in numbered)
+
+    def shown(self, count: int) -> Example:
+        """Test images as they are, without noise, in [0, 1]."""
+        values, labels = self.data.test.__getitems__(range(min(count, len(self.data.test))))
+        x = values.to(self.device) / (self.data.levels - 1)
+        return x, self._context(x, labels.to(self.device))
+
+    def _order(self, world: World, start: int) -> TrainingOrder:
+        options = self.options
+        return TrainingOrder(
+            len(self.data.train), options.batch, options.seed, world, start, options.steps
+        )
+
+    def _example(self, batch: Batch, *stream: int) -> Example:
+        values, labels = (part.to(self.device, non_blocking=True) for part in batch)
+        noise = generator(self.device, *stream)
+        x = dequantize(values, self.data.levels, generator=noise)
+        return x, self._context(x, labels)
+
+    def _context(self, x: Tensor, labels: Tensor) -> Tensor | None:
+        if self.options.context == "label":
+            return labels
+        return F.avg_pool2d(x, COARSE) if self.options.context == "coarse" else None
+
+
+def check_context(context: Context, data: DataSet) -> None:
+    """Raise if the data set has not what the model shall be conditioned on."""
+    _, height, width = data.image_shape
+    if context == "label" and not data.classes:
+        raise UsageError("--context label: this data set has no labels")
+    if context == "coarse" and (height % COARSE or width % COARSE):
+        raise UsageError(
+            f"--context coarse: expected a size divisible by {COARSE}, found {height}x{width}"
+        )

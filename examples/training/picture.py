@@ -1,0 +1,63 @@
+"""One picture of a run: its curves, images that it learns from and images that it makes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+NAME = "progress.png"
+
+
+def draw(lines: list[dict[str, Any]], real: Tensor, made: Tensor | None, path: Path) -> None:
+    """Write the picture.
+
+    Args:
+        lines: what is in metrics.jsonl.
+        real: images of the data in [0, 1], shape ``(B, C, H, W)``.
+        made: samples of the same shape, or None if there are none.
+        path: the file.
+    """
+    # A Figure of its own rather than pyplot, which would look for a screen.
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    curves, left, right = figure.subplots(1, 3)
+    _curves(curves, lines)
+    _grid(left, real, "data")
+    if made is None:
+        right.set_title("no samples: the model is not finite")
+        right.set_axis_off()
+    else:
+        _grid(right, made, "samples")
+    figure.savefig(path, dpi=100)
+
+
+def _curves(ax: Axes, lines: list[dict[str, Any]]) -> None:
+    for name, style in (("train", {"alpha": 0.4, "linewidth": 0.8}), ("test", {"marker": "."})):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            ax.plot(*zip(*points, strict=True), label=f"{name}: {points[-1][1]:.3f}", **style)
+            # The first steps are far above all others.
+            values = np.array([value for _, value in points])
+            ax.set_ylim(top=float(np.quantile(values, 0.95)) + 0.2)
+    ax.set(xlabel="step", ylabel="bits/dim (lower is better)", title="curves")
+    ax.grid(alpha=0.3)
+    if lines:
+        ax.legend()
+
+
+def _grid(ax: Axes, images: Tensor, title: str) -> None:
+    columns = int(len(images) ** 0.5)
+    images = images[: columns**2].nan_to_num(0).clamp(0, 1).cpu()
+    # Rows and columns of images, then their own height and width, each with a gap behind it.
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=1)
+    rows = padded.reshape(columns, columns, *padded.shape[1:])
+    picture = rows.transpose(0, 3, 1, 4, 2).reshape(
+        columns * padded.shape[2], columns * padded.shape[3], -1
+    )
+    ax.imshow(
+        picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1
+    )
+    ax.set_title(title)
+    ax.set_axis_off()
