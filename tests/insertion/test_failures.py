@@ -38,7 +38,7 @@ FAILURES = {
         f"normflows-{VECTOR}",
         {"position": "before_actnorm"},
         InsertionError,
-        r"'before_actnorm' does not exist.*flows.0 \(OwnCoupling\) is a coupling",
+        r"'before_actnorm' does not exist.*flows.0 \(OwnCoupling\).* coupling",
     ),
     "one of two positions missing": Failure(
         "nflows-simple-realnvp",
@@ -56,13 +56,13 @@ FAILURES = {
         f"normflows-{GLOW}",
         {"attention": "itrans", "patches": 4},
         InsertionError,
-        r"after_coupling flows\.0\.0\.flows\.0 \(AffineCouplingBlock\) .*\(8, 2, 2\).*patches",
+        r"after_coupling.* flows\.0\.0\.flows\.0 \(AffineCouplingBlock\).*\(8, 2, 2\).*patches",
     ),
     "patches fit the first level only, in nflows": Failure(
         f"nflows-{NFLOWS_GLOW}",
         {"attention": ["imap", "itrans"], "patches": 4},
         InsertionError,
-        r"_transforms\.1\._transforms\.3 \(AffineCouplingTransform\) .*\(8, 2, 2\).*patches",
+        r"_transforms\.1\._transforms\.3 \(AffineCouplingTransform\).*\(8, 2, 2\).*patches",
     ),
     "example of other channels": Failure(
         f"normflows-{GLOW}",
@@ -128,7 +128,7 @@ FAILURES = {
         f"normflows-{VECTOR}",
         {"attention": lambda channels: nn.Linear(channels, channels)},
         InsertionError,
-        r"expected a layer of normflows \(Flow\) after_coupling flows.0.*found Linear",
+        r"expected a layer of normflows \(Flow\).* after_coupling.* flows.0.*found Linear",
     ),
     "callable that returns nothing": Failure(
         f"normflows-{VECTOR}", {"attention": lambda _: None}, InsertionError, "found NoneType"
@@ -140,13 +140,13 @@ FAILURES = {
         f"normflows-{VECTOR}",
         {"attention": raising},
         InsertionError,
-        "after_coupling flows.0.*no layer for 4 channels",
+        "after_coupling.* flows.0.*no layer for 4 channels",
     ),
     "callable whose layer does not fit": Failure(
         f"normflows-{VECTOR}",
         {"attention": lambda channels: for_normflows.IMap(channels + 1)},
         InsertionError,
-        r"does not fit after_coupling flows\.[02] .*expected shape \(batch, 5\)",
+        r"does not fit.* after_coupling.* flows\.[02] .*expected shape \(batch, 5\)",
     ),
 }
 
@@ -208,7 +208,7 @@ class FixedLength(nf.NormalizingFlow):
 @pytest.mark.parametrize(
     ("position", "message"),
     [
-        ("after_coupling", r"layer after_coupling flows\.1 .*never run"),
+        ("after_coupling", r"layer .*after_coupling.* flows\.1 .*never run"),
         ("after_permutation", r"FixedLength would no longer run its (Permute|OwnCoupling)"),
     ],
 )

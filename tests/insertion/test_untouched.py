@@ -7,11 +7,14 @@ import normflows as nf
 import numpy as np
 import pytest
 import torch
+from nflows.transforms import BatchNorm, InverseTransform
 from torch import nn
 
+import attnflow_plugin.nflows as for_nflows
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.normflows import insert_attention
 from tests.insertion.models import MODELS, make
+from tests.insertion.nflows_models import coupling, vector_flow
 from tests.insertion.normflows_models import OwnCoupling
 from tests.insertion.subject import Subject
 
@@ -140,3 +143,10 @@ def test_example_of_one_row_is_enough_for_an_actnorm_that_waits():
     subject = make("normflows-masked-realnvp")
     subject.insert(example=subject.example[:1], position="before_actnorm")
     assert subject.log_prob().isfinite().all()
+
+
+def test_model_in_training_mode_may_hold_what_runs_in_evaluation_mode_only():
+    """The inverse of an nflows BatchNorm raises in training mode."""
+    flow = vector_flow(InverseTransform(BatchNorm(4)), coupling())
+    report = for_nflows.insert_attention(flow, example=torch.randn(6, 4))
+    assert report.layers[0].training
