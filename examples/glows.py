@@ -1,8 +1,6 @@
-"""The same small Glow for 8x8 grey images in both hosts, behind one set of names."""
+"""The same small Glow for 8x8 grey images in both hosts."""
 
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
 
 import normflows as nf
 import torch
@@ -19,26 +17,14 @@ from nflows.transforms import (
 )
 from torch import Tensor, nn
 
-from attnflow_plugin.insertion import InsertionReport
-from attnflow_plugin.nflows import insert_attention as insert_into_nflows
-from attnflow_plugin.normflows import insert_attention as insert_into_normflows
+import attnflow_plugin.nflows
+import attnflow_plugin.normflows
 
 # Both hosts call these two inside their 1x1 convolutions; their users can do nothing about it.
 warnings.filterwarnings("ignore", message="torch.(lu|triangular_solve) is deprecated")
 
 STEPS_PER_LEVEL = 4
 HIDDEN_CHANNELS = 64
-# As usual for a Glow: at 1 some of its samples in a thousand overflow, with attention or without.
-TEMPERATURE = 0.7
-
-
-class Host(NamedTuple):
-    """What the demo needs from a host; the hosts differ in these four places only."""
-
-    build_glow: Callable[[], nn.Module]
-    insert_attention: Callable[..., InsertionReport]
-    log_prob: Callable[[nn.Module, Tensor], Tensor]
-    sample: Callable[[nn.Module, int], Tensor]
 
 
 def normflows_glow() -> nf.MultiscaleFlow:
@@ -89,24 +75,6 @@ def _nflows_level(channels: int) -> CompositeTransform:
     return CompositeTransform(layers)
 
 
-def sample_nflows(model: Flow, count: int) -> Tensor:
-    """``model.sample`` with a temperature, which nflows does not offer."""
-    noise = model._distribution.sample(count)
-    return model._transform.inverse(TEMPERATURE * noise)[0]
-
-
-HOSTS = {
-    "normflows": Host(
-        build_glow=normflows_glow,
-        insert_attention=insert_into_normflows,
-        # The released normflows has no default for the classes, its second argument.
-        log_prob=lambda model, x: model.log_prob(x, None),
-        sample=lambda model, count: model.sample(count, temperature=TEMPERATURE)[0],
-    ),
-    "nflows": Host(
-        build_glow=nflows_glow,
-        insert_attention=insert_into_nflows,
-        log_prob=lambda model, x: model.log_prob(x),
-        sample=sample_nflows,
-    ),
-}
+GLOWS = {"normflows": normflows_glow, "nflows": nflows_glow}
+# The plugin's module for each host; both offer log_prob, sample and insert_attention.
+HOSTS = {"normflows": attnflow_plugin.normflows, "nflows": attnflow_plugin.nflows}
