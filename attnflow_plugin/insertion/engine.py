@@ -91,7 +91,7 @@ def _run(probe: Probe, example: Tensor, context: Tensor | None) -> None:
     try:
         probe.run(example, context)
     except Exception as error:
-        hint = "" if context is not None else "; if it is conditional, pass context="
+        hint = "" if context is not None else "; for a conditional model, pass context="
         raise InsertionError(
             f"insert_attention: {type(probe.model).__name__} cannot run the example of shape "
             f"{tuple(example.shape)}: {error}{hint}"

@@ -97,7 +97,8 @@ class Place:
 
     def __str__(self) -> str:
         return (
-            f"{self.position} {self.neighbour} with events of shape {tuple(self.event.shape[1:])}"
+            f"at {self.position}, beside {self.neighbour}, where events have the shape "
+            f"{tuple(self.event.shape[1:])}"
         )
 
 
@@ -122,7 +123,7 @@ def find_places(
         )
     for name, kind, _ in rules:
         if not any(_matches(neighbour, kind) for neighbour in neighbours):
-            found = ", ".join(f"{n} is a {n.role}" for n in named)
+            found = ", ".join(f"{n}, role {n.role}" for n in named)
             raise InsertionError(
                 f"insert_attention: position {name!r} does not exist in this model; found: {found}"
             )

@@ -26,7 +26,7 @@ class InvertibleLayer(nn.Module):
       :math:`\log |\det \partial x / \partial z|`.
 
     **Log-det**: natural logarithm, summed over all event dimensions, shape ``(B,)``, dtype and
-    device of the output (float32 for half-precision inputs), a tensor of its own.
+    device of the output (float32 if that is half precision), a tensor of its own.
 
     **Precision**: the arithmetic runs in float32 at least, under autocast too.
 

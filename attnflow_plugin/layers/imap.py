@@ -50,6 +50,11 @@ class IMap(InvertibleLayer):
     formula to the letter: :math:`g = \sigma(m + 8) + 10^{-5}` (or the softmax of equation 6),
     :math:`s \sim N(0, 1)`.
 
+    **Where it cannot help**: with ``mask="spatial"``, or a single channel, all channels of a
+    position are on one side of the mask, and the map of an attended position is computed from
+    zeros. For a vector the map is one number (and softmax of one number is constant).
+    ``axis="channel"`` has neither limit.
+
     Shape:
         ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
         log-det: ``(B,)``, in nats.

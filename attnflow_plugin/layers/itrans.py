@@ -43,7 +43,8 @@ class ITrans(InvertibleLayer):
     :math:`F_p` are the patches in which feature p is attended. With an even patch edge the mask
     looks the same in every patch and this is the paper's (attended features) times :math:`\log|\det
     W|`. With an odd one the patches fall into two classes with complementary patterns, and only
-    patches of a class are mixed.
+    patches of a class are mixed; with two patches of odd edge each class is a single patch, which
+    is only scaled.
 
     By default :math:`W = c\,(I + \sum_h a_h A_h)` with :math:`\sum_h |a_h| < 0.95`, starting at the
     identity: invertible for every input, with condition number below 39. ``init="paper"`` keeps the

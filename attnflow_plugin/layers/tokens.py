@@ -34,7 +34,7 @@ class TokenLayout(NamedTuple):
 
     passing: Tensor  # shape: (C, *S), boolean
     coupled: Tensor  # shape: (G, N, N), boolean: co-attended tokens
-    counts: Tensor  # shape: (G, N), float64: attended features of each token
+    counts: Tensor  # shape: (G, N), float: attended features of each token
 
 
 def patches_per_axis(owner: str, patches: int | Sequence[int], shape: Sequence[int]) -> list[int]:

@@ -52,12 +52,14 @@ class Nflows(Host):
         ((transforms.CompositeTransform, transforms.MultiscaleCompositeTransform), "container"),
     )
 
-    def known_role(self, module: nn.Module) -> Role | None:  # noqa: D102
+    def known_role(self, module: nn.Module) -> Role | None:
+        """The role of a class of the host; that of the inner layer for one that is turned round."""
         if isinstance(module, transforms.InverseTransform):
             return self.known_role(module._transform)
         return super().known_role(module)
 
-    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:  # noqa: D102
+    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
+        """Run the model from data to latent, without its base where it has a method for that."""
         if isinstance(model, Flow):
             model.transform_to_noise(example, context)
         elif isinstance(model, transforms.Transform):
@@ -66,7 +68,8 @@ class Nflows(Host):
             run = getattr(model, "log_prob")  # noqa: B009
             run(*(example,) if context is None else (example, context))
 
-    def chain(self, layers: list[nn.Module]) -> nn.Module:  # noqa: D102
+    def chain(self, layers: list[nn.Module]) -> nn.Module:
+        """Several layers as one, in the host's order."""
         return transforms.CompositeTransform(layers)
 
 

@@ -1,0 +1,125 @@
+"""Samples: their contexts, their temperature, their log-densities, and what is left behind."""
+
+import pytest
+import torch
+
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from tests.glow.models import HOSTS, VARIANTS, build, context_for, host_module
+
+each_host = pytest.mark.parametrize("host", HOSTS)
+
+
+def rows(context, host, draws):
+    """The context of each sample: nflows draws several per context."""
+    if context is None or host == "normflows":
+        return context
+    return context.repeat_interleave(draws, 0)
+
+
+@each_host
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_log_densities_are_those_of_the_untempered_model(host, name, temperature):
+    variant, module = VARIANTS[name], host_module(host)
+    model = build(host, name).eval()
+    context = context_for(variant, 3)
+    x, log_prob = module.sample(model, 3, context=context, temperature=temperature)
+    leading = (3, 3) if host == "nflows" and context is not None else (3,)
+    assert x.shape == (*leading, *variant.shape)
+    assert log_prob.shape == leading
+    expected = module.log_prob(model, x.reshape(-1, *variant.shape), rows(context, host, 3))
+    torch.testing.assert_close(log_prob.flatten(), expected, atol=1e-3, rtol=1e-4)
+
+
+@each_host
+def test_temperature_shrinks_the_latents(host):
+    model, module = build(host, "plain").eval(), host_module(host)
+    spreads = []
+    for temperature in (1.0, 0.5, 0.1):
+        torch.manual_seed(0)
+        spreads.append(module.sample(model, 200, temperature=temperature)[0].std().item())
+    assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]
+
+
+@each_host
+def test_samples_with_far_apart_contexts_come_from_their_own(host):
+    """An injector that shifts everything by the context: samples must sit at their context."""
+    module = host_module(host)
+    model = module.build_glow(
+        (1, 2, 2), levels=1, steps=1, hidden_channels=4, context_shape=(1,), attention="imap"
+    ).eval()
+    module.prepare(model, torch.randn(32, 1, 2, 2), torch.randn(32, 1))
+    injector = next(m for m in model.modules() if type(m).__name__ == "AffineInjector")
+    with torch.no_grad():  # A linear net: shift by a thousand times the context.
+        for conv in (injector.net.first, injector.net.middle, injector.net.last):
+            conv.weight.zero_()
+            conv.bias.zero_()
+        injector.net.first.weight[0, 0, 1, 1] = 1.0
+        injector.net.middle.weight[0, 0] = 1.0
+        injector.net.last.weight[4:, 0, 1, 1] = 1000.0
+    context = torch.tensor([[0.0], [1.0], [5.0]])
+    x, _ = module.sample(model, 3, context=context)
+    centres = x.abs().flatten(1).mean(1) if host == "normflows" else x.abs().flatten(2).mean(2)
+    near = centres if host == "normflows" else centres.mean(1)
+    assert near[0] < 20
+    assert near[1] > 100
+    assert near[2] > 3 * near[1]
+    if host == "nflows":  # And no row of a block leaks into another.
+        assert (centres[0] < 20).all()
+        assert (centres[2] > centres[1].max()).all()
+
+
+def test_an_interrupted_sampling_leaves_no_temperature_behind():
+    model, module = build("normflows", "plain").eval(), host_module("normflows")
+    x = torch.randn(2, 1, 4, 4)
+    before = module.log_prob(model, x)
+    last = model.flows[-1][-1]
+    last.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        module.sample(model, 2, temperature=0.5)
+    del last.forward
+    assert all(base.temperature is None for base in model.q0)
+    assert torch.equal(module.log_prob(model, x), before)
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
+
+
+def test_a_class_conditional_model_draws_one_class_for_all_levels():
+    model, module = build("normflows", "classes").eval(), host_module("normflows")
+    with torch.no_grad():
+        for base in model.q0:
+            base.loc.copy_(torch.tensor([-50.0, 0.0, 50.0]).expand_as(base.loc))
+            base.log_scale.zero_()
+    x, log_prob = module.sample(model, 64)
+    by_class = torch.stack([module.log_prob(model, x, torch.full((64,), c)) for c in range(3)])
+    torch.testing.assert_close(log_prob, by_class.amax(0), atol=0.1, rtol=1e-3)
+
+
+@each_host
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_must_be_positive(host, temperature):
+    with pytest.raises(OptionError, match="expected a positive temperature"):
+        host_module(host).sample(build(host, "plain"), 2, temperature=temperature)
+
+
+@each_host
+def test_a_missing_or_misshapen_context(host):
+    module, model = host_module(host), build(host, "vector")
+    x = torch.randn(2, 1, 4, 4)
+    with pytest.raises(MissingContextError, match="expected a context"):
+        module.log_prob(model, x)
+    with pytest.raises(MissingContextError, match="expected a context"):
+        module.sample(model, 2)
+    with pytest.raises(ShapeError, match="expected a context of shape"):
+        module.log_prob(model, x, torch.randn(2, 5))
+
+
+def test_normflows_needs_a_context_for_every_sample():
+    module, model = host_module("normflows"), build("normflows", "vector")
+    assert model.sample(4, torch.randn(1, 2))[0].shape == (4, 1, 4, 4)
+    with pytest.raises(ShapeError, match="one for each of 4 samples, found 3"):
+        model.sample(4, torch.randn(3, 2))
+    with pytest.raises(ShapeError, match="a context for each of 2 rows, found 3"):
+        module.log_prob(model, torch.randn(2, 1, 4, 4), torch.randn(3, 2))
