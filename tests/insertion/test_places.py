@@ -222,3 +222,11 @@ def test_role_of_a_users_own_layer_is_read_from_its_name(name, position):
     model = nf.NormalizingFlow(None, [layer, flows.Permute(4)])
     report = insert_attention(model, example=torch.zeros(2, 4), position=position)
     assert ("flows.0", name) in {(e.neighbour, e.neighbour_type) for e in report.inserted}
+
+
+def test_layers_after_a_squeeze_fit_what_comes_out_of_it():
+    subject = make("normflows-channel-glow", "trained")
+    before = subject.log_prob()
+    report = subject.insert(position=flows.Squeeze, both_masks=False)
+    assert [entry.event_shape for entry in report.inserted] == [(8, 2, 2), (4, 4, 4)]
+    assert torch.equal(subject.log_prob(), before)
