@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -41,13 +40,6 @@ class DataSet:
         return self.train.image_shape
 
 
-class Order(Protocol):
-    """Which images make a batch."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterable[Sequence[int]]: ...
-
-
 def load_data(options: Options) -> DataSet:
     """The data set that the options name."""
     if options.size is not None and options.data in ("digits", "mnist", "cifar10"):
@@ -76,7 +68,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _digits(folder: Path, size: int | None) -> DataSet:
-    data = load_digits()
+    data = import_module("sklearn.datasets").load_digits()
     images = torch.from_numpy(data.images).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(data.target).long()
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

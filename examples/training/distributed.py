@@ -74,7 +74,7 @@ class World:
 
     def check_equal(self, module: nn.Module) -> None:
         """Raise if the processes have drifted apart, which would make every result wrong."""
-        sums = [float(value.detach().double().sum()) for value in module.state_dict().values()]
+        sums = [float(value.cpu().double().sum()) for value in module.state_dict().values()]
         if any(other != sums for other in self.gather(sums)):
             raise RuntimeError("the processes no longer have the same parameters")
 

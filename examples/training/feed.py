@@ -10,7 +10,7 @@ from attnflow_plugin.metrics import dequantize
 from training.data import Batch, DataSet, batches
 from training.distributed import World
 from training.options import Context, Options, UsageError
-from training.order import EvenOrder, TrainingOrder
+from training.order import EvenOrder, TrainingOrder, spread
 from training.randomness import FIRST_NOISE, NOISE, TEST_NOISE, generator
 
 COARSE = 4
@@ -63,7 +63,8 @@ class Feed:
 
     def shown(self, count: int) -> Example:
         """Test images as they are, without noise, in [0, 1]."""
-        values, labels = self.data.test.__getitems__(range(min(count, len(self.data.test))))
+        chosen = spread(len(self.data.test), count).tolist()
+        values, labels = self.data.test.__getitems__(chosen)
         x = values.to(self.device) / (self.data.levels - 1)
         return x, self._context(x, labels.to(self.device))
 

@@ -59,7 +59,7 @@ class Options:
     lr: Annotated[float, "learning rate at its highest"] = 1e-3
     warmup: Annotated[int, "steps over which the learning rate grows to it"] = 100
     schedule: Annotated[Schedule, "learning rate after that"] = "cosine"
-    clip: Annotated[float, "largest norm of the gradient of bits/dim; 0 for any"] = 1.0
+    clip: Annotated[float, "largest norm of the gradient of bits/dim; 0 for any"] = 10.0
     ema: Annotated[float, "decay of the average of the weights; 0 for none"] = 0.999
     seed: Annotated[int, "seed of everything random"] = 0
 

@@ -65,7 +65,7 @@ class EvenOrder:
     """
 
     def __init__(self, count: int, batch: int, world: World, limit: int | None = None) -> None:
-        chosen = torch.linspace(0, count - 1, min(count, limit or count)).round().long()
+        chosen = spread(count, limit or count)
         parts = chosen.split(batch)
         self.images = len(chosen)
         self.numbers = range(world.rank, len(parts), world.size)
@@ -76,3 +76,8 @@ class EvenOrder:
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._parts)
+
+
+def spread(count: int, chosen: int) -> Tensor:
+    """Numbers from 0 to ``count - 1``, all or ``chosen`` of them, evenly spaced."""
+    return torch.linspace(0, count - 1, min(count, chosen), dtype=torch.float64).round().long()

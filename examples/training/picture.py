@@ -34,17 +34,18 @@ def draw(lines: list[dict[str, Any]], real: Tensor, made: Tensor | None, path: P
 
 
 def _curves(ax: Axes, lines: list[dict[str, Any]]) -> None:
+    everything: list[float] = []
     for name, style in (("train", {"alpha": 0.4, "linewidth": 0.8}), ("test", {"marker": "."})):
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             ax.plot(*zip(*points, strict=True), label=f"{name}: {points[-1][1]:.3f}", **style)
-            # The first steps are far above all others.
-            values = np.array([value for _, value in points])
-            ax.set_ylim(top=float(np.quantile(values, 0.95)) + 0.2)
+            everything += [value for _, value in points]
+    if everything:
+        # The first steps are far above all others.
+        ax.set_ylim(top=float(np.quantile(everything, 0.9)) + 0.2)
+        ax.legend()
     ax.set(xlabel="step", ylabel="bits/dim (lower is better)", title="curves")
     ax.grid(alpha=0.3)
-    if lines:
-        ax.legend()
 
 
 def _grid(ax: Axes, images: Tensor, title: str) -> None:

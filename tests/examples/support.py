@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import train
+from PIL import Image
 from training import checkpoint
 from training.data import load_data
 from training.distributed import World
@@ -25,7 +27,7 @@ TINY = {
     "warmup": 10,
     "log_every": 1,
     "checkpoint_every": 7,
-    "evaluate_every": 25,
+    "evaluate_every": 60,
 }
 
 
@@ -41,6 +43,16 @@ def tiny_trainer(out: Path, **changes) -> Trainer:
 def arguments(out: Path, **changes) -> list[str]:
     given = TINY | {"out": out} | changes
     return [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+
+
+def write_images(folder: Path, count: int = 40) -> Path:
+    """Files of noise, each different from all others; quicker to import than scikit-learn."""
+    folder.mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    for number in range(count):
+        pixels = random.integers(256, size=(8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return folder
 
 
 def start(out: Path, **changes) -> subprocess.Popen:

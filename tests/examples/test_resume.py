@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 import train
+from training.loop import Trainer
 
 from tests.examples.support import (
     arguments,
@@ -15,9 +16,16 @@ from tests.examples.support import (
     stored,
     tiny_trainer,
     wait_for_step,
+    write_images,
 )
 
 STEPS = 100
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = write_images(tmp_path_factory.mktemp("images"))
+    return {"data": "folder", "data_dir": folder, "size": 8, "steps": STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +52,40 @@ def assert_equal_to_whole_run(out, whole):
     assert metrics(out) == lines
 
 
-@pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)], ids=["Ctrl-C", "SIGTERM"]
-)
-def test_signal(tmp_path, uninterrupted, number, workers):
-    process = start(tmp_path, steps=STEPS, workers=workers)
+def test_ctrl_c(tmp_path, images, uninterrupted):
+    process = start(tmp_path, workers=1, **images)
     wait_for_step(process, tmp_path, 5)
-    os.killpg(process.pid, number)  # A terminal sends Ctrl-C to the whole group.
+    os.killpg(process.pid, signal.SIGINT)  # A terminal sends it to the whole group.
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "--resume goes on" in output
     assert 5 <= stored(tmp_path)["step"] < STEPS
 
     assert train.main(["--out", str(tmp_path), "--workers", "0", "--resume"]) == 0
-    assert_equal_to_whole_run(tmp_path, uninterrupted(steps=STEPS))
+    assert_equal_to_whole_run(tmp_path, uninterrupted(**images))
 
 
-def test_kill(tmp_path, uninterrupted):
-    options = {"host": "nflows", "context": "label", "optimizer": "adamax", "steps": STEPS}
+def test_sigterm(tmp_path, images, uninterrupted, monkeypatch):
+    step = Trainer.step
+
+    def step_with_signal(self, x, context):
+        if self.state.step == 22:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, x, context)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", step_with_signal)
+        assert train.main(arguments(tmp_path, **images)) == 0
+    assert stored(tmp_path)["step"] == 23  # The step in hand was finished.
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    assert train.main(["--out", str(tmp_path), "--resume"]) == 0
+    assert_equal_to_whole_run(tmp_path, uninterrupted(**images))
+
+
+def test_kill(tmp_path, images, uninterrupted):
+    options = {"host": "nflows", "context": "coarse", "optimizer": "adamax", **images}
     process = start(tmp_path, **options)
     wait_for_step(process, tmp_path, 16)
     process.kill()

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import torch
-import train
 from torch import nn
+from training.data import load_data
 from training.distributed import joined_world
 from training.interruption import Interruption
 from training.loop import Trainer
-from training.options import Options, from_dict
+from training.options import Options
 
 from attnflow_plugin.errors import NonFiniteError
 
@@ -31,13 +31,14 @@ class Watched(nn.Module):
         return self.objective(x, context)
 
 
-def main(out: str) -> None:
+def main(out: str, images: str) -> None:
     torch.set_num_threads(1)
-    options = Options(out=Path(out), depth=1, hidden=4, batch=16, steps=12, warmup=2)
+    data = {"data": "folder", "data_dir": Path(images), "size": 8}
+    options = Options(out=Path(out), depth=1, hidden=4, batch=16, steps=12, warmup=2, **data)
     with joined_world() as world, Interruption() as interruption:
         # A process that starts elsewhere must not matter.
         torch.manual_seed(world.rank)
-        trainer = Trainer(options, train.load_data(from_dict(options.as_dict())), world)
+        trainer = Trainer(options, load_data(options), world)
         watched = Watched(trainer.objective, world.rank)
         trainer.objective = watched
         trainer.run(interruption)
@@ -54,4 +55,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
