@@ -29,7 +29,7 @@ test: $(READY) lint  ## Lint, types, all tests, the notebooks.
 	$(BIN)/python -m pytest -n 2 --nbmake examples/*.ipynb
 
 bench: $(READY)  ## Time the layers against the hosts' own.
-	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only $(ARGS)
+	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only -s $(ARGS)
 
 lint: $(READY)  ## Style and types.
 	$(BIN)/ruff check .

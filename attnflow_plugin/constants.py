@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["cached_constant", "in_plain_eager"]
+__all__ = ["cached_constant", "in_plain_eager", "in_transform"]
 
 Constant = TypeVar("Constant")
 
@@ -22,10 +22,12 @@ def in_plain_eager() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return (
-        torch._C._functorch.peek_interpreter_stack() is None
-        and torch.utils._python_dispatch._get_current_dispatch_mode() is None
-    )
+    return not in_transform() and torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+def in_transform() -> bool:
+    """Whether a ``torch.func`` transform is running, where memory layouts cannot be asked for."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def cached_constant(

@@ -30,9 +30,11 @@ class InvertibleLayer(nn.Module):
 
     **Precision**: the arithmetic runs in float32 at least, under autocast too.
 
-    **Errors**: wrong rank, channels, dtype or device raise :class:`ShapeError`. Non-finite input
-    raises :class:`NonFiniteError` on the CPU; on accelerators, where the check would force a
-    synchronisation, and inside ``torch.compile`` and ``torch.func`` transforms, it propagates.
+    **Errors**: wrong rank, channels, dtype or device raise :class:`ShapeError`. Non-finite data
+    raise :class:`NonFiniteError` on the CPU. On accelerators, where that would force a
+    synchronisation, in compiled graphs, and in :meth:`to_data`, where a latent far out in the tail
+    may overflow somewhere in a model, a row with a non-finite entry gets the log-det NaN and the
+    other rows are not touched.
 
     A subclass implements ``_to_latent`` and ``_to_data`` on checked input in full precision.
 
@@ -58,16 +60,19 @@ class InvertibleLayer(nn.Module):
             ``z`` of the shape and dtype of ``x``, and the log-det of shape ``(B,)``.
         """
         event = self._checked(x)
+        checked = x.device.type == "cpu" and in_plain_eager()
+        if checked:
+            self._require_finite(event)
         with self._precision(x):
             z, log_det = self._to_latent(event, context)
-        return z.to(x.dtype), log_det
+        return z.to(x.dtype), log_det if checked else _nan_where_not_finite(log_det, event)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Map latent to data: the inverse of :meth:`to_latent`, with the same shapes."""
         event = self._checked(z)
         with self._precision(z):
             x, log_det = self._to_data(event, context)
-        return x.to(z.dtype), log_det
+        return x.to(z.dtype), _nan_where_not_finite(log_det, event)
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -90,12 +95,15 @@ class InvertibleLayer(nn.Module):
                 f"found {tuple(event.shape)}"
             )
         self._check_dtype_and_device(event)
-        if event.device.type == "cpu" and in_plain_eager() and not _is_finite(event):
-            raise NonFiniteError(
-                f"{name}: expected finite values, found NaN or infinity in a tensor of shape "
-                f"{tuple(event.shape)}"
-            )
         return event.float() if event.dtype in _HALF_DTYPES else event
+
+    def _require_finite(self, event: Tensor) -> None:
+        # A sum is the cheapest test; where it overflows, every entry is looked at.
+        if not event.detach().sum().isfinite() and not event.isfinite().all():
+            raise NonFiniteError(
+                f"{type(self).__name__}: expected finite values, found NaN or infinity in a tensor "
+                f"of shape {tuple(event.shape)}"
+            )
 
     def _check_dtype_and_device(self, event: Tensor) -> None:
         parameter = next(self.parameters())
@@ -112,8 +120,6 @@ class InvertibleLayer(nn.Module):
             )
 
 
-def _is_finite(event: Tensor) -> bool:
-    # One reduction: NaN and infinity survive a sum. Half precision could overflow by itself.
-    accumulator = torch.float32 if event.dtype in _HALF_DTYPES else event.dtype
-    total = event.detach().sum(dtype=accumulator)
-    return bool(total.isfinite()) or bool(event.detach().isfinite().all())
+def _nan_where_not_finite(log_det: Tensor, event: Tensor) -> Tensor:
+    # One reduction and no branch: NaN and infinity survive a sum and a product with zero.
+    return log_det + 0 * event.detach().flatten(1).sum(1)

@@ -13,6 +13,7 @@ from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, RawMixing
 from attnflow_plugin.layers.tokens import (
     TokenLayout,
     from_tokens,
+    like_channels_last,
     patches_per_axis,
     to_tokens,
     token_layout,
@@ -198,8 +199,8 @@ class ITrans(InvertibleLayer):
     def _merge(
         self, event: Tensor, attended: Tensor, patches: list[int], layout: TokenLayout
     ) -> Tensor:
-        merged = from_tokens(attended, patches, event.shape[1:])
-        return torch.where(layout.passing, event, merged)
+        merged = torch.where(layout.passing, event, from_tokens(attended, patches, event.shape[1:]))
+        return like_channels_last(merged, event)
 
     def _layout(self, event: Tensor) -> tuple[list[int], TokenLayout]:
         shape = event.shape[1:]

@@ -13,11 +13,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, in_transform
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.masks import MaskKind, make_mask
 
-__all__ = ["TokenLayout", "from_tokens", "patches_per_axis", "to_tokens", "token_layout"]
+__all__ = [
+    "TokenLayout",
+    "from_tokens",
+    "like_channels_last",
+    "patches_per_axis",
+    "to_tokens",
+    "token_layout",
+]
 
 # The axes of an event, cut into patches, by the number of axes that are cut.
 _EVENT = {
@@ -82,6 +89,15 @@ def from_tokens(tokens: Tensor, patches: Sequence[int], shape: Sequence[int]) ->
     sizes |= {f"e{k + 1}": size // patches[k] for k, size in enumerate(spatial)}
     channel, inside = ("c ", "(c " + _INSIDE[axes] + ")") if len(shape) > 1 else ("", "e1")
     return rearrange(merged, f"b {_TOKEN[axes]} {inside} -> b {channel}{_EVENT[axes]}", **sizes)
+
+
+def like_channels_last(images: Tensor, event: Tensor) -> Tensor:
+    """Bring images to the memory layout of the event, in which the next convolution will run."""
+    if event.ndim != 4 or (not torch.compiler.is_compiling() and in_transform()):
+        return images
+    if event.is_contiguous(memory_format=torch.channels_last):
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
 
 
 def token_layout(

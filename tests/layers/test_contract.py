@@ -96,6 +96,9 @@ def test_memory_layout_does_not_matter(name, direction):
     transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
     sliced = torch.cat([x, x], 3)[..., : x.shape[3]]
     channels_last = x.contiguous(memory_format=torch.channels_last)
+    assert getattr(layer, direction)(channels_last)[0].is_contiguous(
+        memory_format=torch.channels_last
+    )
     for event in (transposed, sliced, channels_last):
         for ours, theirs in zip(getattr(layer, direction)(event), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
@@ -215,14 +218,39 @@ def test_wrong_events(name, flavour, event, message):
             getattr(layer, direction)(event)
 
 
-@pytest.mark.parametrize("name", ["imap-image", "itrans-image"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@each_direction
-def test_non_finite_events(name, value, direction):
+not_finite = pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+image_layers = pytest.mark.parametrize("name", ["imap-image", "itrans-image", "itrans-random-mask"])
+
+
+@image_layers
+@not_finite
+def test_non_finite_data_are_an_error(name, value):
     layer, x = layer_and_batch(name)
-    x[1, 2, 3, 0] = value
+    x[1, 1, 3, 0] = value
     with pytest.raises(NonFiniteError, match="expected finite values, found NaN or infinity"):
-        getattr(layer, direction)(x)
+        layer.to_latent(x)
+
+
+@image_layers
+@not_finite
+def test_a_latent_that_overflowed_spoils_its_own_row_only(name, value):
+    layer, z = layer_and_batch(name)
+    expected, expected_log_det = layer.to_data(z)
+    z[1, 1, 3, 0] = value
+    x, log_det = layer.to_data(z)
+    assert not x[1].isfinite().all()
+    assert log_det[1].isnan()
+    assert torch.equal(x[::2], expected[::2])
+    assert torch.equal(log_det[::2], expected_log_det[::2])
+
+
+@pytest.mark.parametrize("name", ["imap-image", "itrans-image"])
+def test_non_finite_data_in_a_compiled_graph_spoil_their_row(name):
+    layer, x = layer_and_batch(name)
+    x[1, 1, 3, 0] = float("inf")
+    log_det = torch.compile(layer.to_latent, fullgraph=True, backend="eager")(x)[1]
+    assert log_det[1].isnan()
+    assert log_det[::2].isfinite().all()
 
 
 def test_large_finite_sums_are_no_error():
