@@ -9,6 +9,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from attention_views import AttentionView
+from glows import TEMPERATURE
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -34,7 +35,8 @@ def plot_samples(data: np.ndarray, runs: dict[str, Run], path: Path) -> None:
     _show_grid(axes[0], data, "data")
     for ax, (arm, run) in zip(axes[1:], runs.items(), strict=True):
         _show_grid(ax, run.samples, f"{TITLES[arm]}, {run.test:.3f} bits/dim")
-    figure.suptitle(f"Digits, and samples after {runs['plain'].job.steps} steps")
+    steps = runs["plain"].job.steps
+    figure.suptitle(f"Digits, and samples after {steps} steps (temperature {TEMPERATURE})")
     _save(figure, path)
 
 
