@@ -4,8 +4,7 @@ from nflows.flows import Flow
 from nflows.transforms import ActNorm
 from torch import Tensor, nn
 
-from attnflow_plugin.preparation import ActNormClasses, statistics
-from attnflow_plugin.preparation import prepare as prepare_model
+from attnflow_plugin import training
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
 
@@ -30,7 +29,7 @@ class _LearningActNorm(ReadyActNorm):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if not self.initialized:
-            mean, std = statistics("ActNorm", len(self.log_scale), inputs)
+            mean, std = training.statistics("ActNorm", len(self.log_scale), inputs)
             self.log_scale.copy_(-std.log())
             self.shift.copy_(-mean / std)
             self.initialized.fill_(True)
@@ -41,7 +40,7 @@ def _is_initialised(layer: nn.Module) -> bool:
     return bool(layer.initialized)
 
 
-_ACTNORM = ActNormClasses(ActNorm, _LearningActNorm, ReadyActNorm, _is_initialised)
+_ACTNORM = training.ActNormClasses(ActNorm, _LearningActNorm, ReadyActNorm, _is_initialised)
 
 
 def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> None:
@@ -63,7 +62,7 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
         NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
             model is as it was.
     """
-    prepare_model(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
+    training.prepare(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
 
 
 def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -77,20 +76,6 @@ def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
     return model.log_prob(x, context)
 
 
-class NegativeLogLikelihood(nn.Module):
-    """A model as a module whose ``forward`` is what training minimises.
-
-    DistributedDataParallel, Lightning and ``torch.compile`` work through ``forward``, which the
-    host's ``Flow`` refuses.
-
-    Args:
-        model: an nflows model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of each row in nats, shape ``(B,)``."""
-        return -log_prob(self.model, x, context)
+class NegativeLogLikelihood(training.NegativeLogLikelihood):  # noqa: D101
+    __doc__ = training.NegativeLogLikelihood.__doc__
+    _log_prob = staticmethod(log_prob)

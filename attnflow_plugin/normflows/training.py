@@ -3,10 +3,9 @@
 import normflows as nf
 from torch import Tensor, nn
 
+from attnflow_plugin import training
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
-from attnflow_plugin.preparation import ActNormClasses, statistics
-from attnflow_plugin.preparation import prepare as prepare_model
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
 
@@ -32,7 +31,7 @@ class _LearningActNorm(ReadyActNorm):
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if not self.data_dep_init_done:
-            mean, std = statistics("ActNorm", self.s.shape[1], z)
+            mean, std = training.statistics("ActNorm", self.s.shape[1], z)
             self.s.copy_(std.log().reshape(self.s.shape))
             self.t.copy_(mean.reshape(self.t.shape))
             self.data_dep_init_done.fill_(1.0)
@@ -43,7 +42,9 @@ def _is_initialised(layer: nn.Module) -> bool:
     return bool(layer.data_dep_init_done)
 
 
-_ACTNORM = ActNormClasses(nf.flows.ActNorm, _LearningActNorm, ReadyActNorm, _is_initialised)
+_ACTNORM = training.ActNormClasses(
+    nf.flows.ActNorm, _LearningActNorm, ReadyActNorm, _is_initialised
+)
 
 
 def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> None:
@@ -65,7 +66,7 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
         NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
             model is as it was.
     """
-    prepare_model(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
+    training.prepare(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
 
 
 def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -88,20 +89,6 @@ def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tens
     return model.log_prob(x)  # type: ignore[operator]
 
 
-class NegativeLogLikelihood(nn.Module):
-    """A model as a module whose ``forward`` is what training minimises.
-
-    DistributedDataParallel, Lightning and ``torch.compile`` work through ``forward``, which in the
-    hosts is missing or something else.
-
-    Args:
-        model: a normflows model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of each row in nats, shape ``(B,)``."""
-        return -log_prob(self.model, x, context)
+class NegativeLogLikelihood(training.NegativeLogLikelihood):  # noqa: D101
+    __doc__ = training.NegativeLogLikelihood.__doc__
+    _log_prob = staticmethod(log_prob)

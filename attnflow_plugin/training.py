@@ -1,4 +1,4 @@
-"""Data-dependent initialisation of a model, done once and safely; host-free."""
+"""What training needs in both hosts: a safe initialisation, a module to wrap; host-free."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, ShapeError
 
-__all__ = ["SMALLEST_STD", "ActNormClasses", "prepare", "statistics"]
+__all__ = ["SMALLEST_STD", "ActNormClasses", "NegativeLogLikelihood", "prepare", "statistics"]
 
 #: Channels that vary less are not blown up further; a dead channel would cost 1e6 otherwise.
 SMALLEST_STD = 1e-3
@@ -32,6 +32,27 @@ class ActNormClasses:
     learning: type[nn.Module]
     ready: type[nn.Module]
     is_initialised: Callable[[nn.Module], bool]
+
+
+class NegativeLogLikelihood(nn.Module):
+    """A model as a module whose ``forward`` is what training minimises.
+
+    DistributedDataParallel, Lightning and ``torch.compile`` work through ``forward``, which in the
+    hosts' models is missing or something else.
+
+    Args:
+        model: a model of the host.
+    """
+
+    _log_prob: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of each row in nats, shape ``(B,)``."""
+        return -self._log_prob(self.model, x, context)
 
 
 def prepare(
