@@ -53,9 +53,9 @@ class HalfTheChannels(IMap):
 
     def _to_latent(self, x, context):
         z, log_det = super()._to_latent(x, context)
-        _, log_scale = self._attend(torch.where(self._passing(x), x, 0), context)
-        counts = (~self._passing(x)).flatten(1).sum(0)
-        return z, log_det + ((self.channels // 2 - counts) * log_scale).sum(1)
+        layout = self._layout(x)
+        _, log_scale = self._attend(torch.where(layout.passing, x, 0), context)
+        return z, log_det + log_scale @ (self.channels // 2 - layout.attended_counts).double()
 
     def _to_data(self, z, context):
         x, _ = super()._to_data(z, context)

@@ -29,4 +29,5 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Parameters for every position, shape ``(B, outputs, H, W)``."""
-        return self.last(F.relu(self.middle(F.relu(self.first(x)))))
+        hidden = F.relu(self.middle(F.relu(self.first(x), inplace=True)), inplace=True)
+        return self.last(hidden)

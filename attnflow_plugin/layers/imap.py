@@ -1,7 +1,7 @@
 r"""First-order attention: a map of scales."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,23 @@ __all__ = ["IMap"]
 Axis = Literal["spatial", "channel"]
 Activation = Literal["sigmoid", "softmax", "exp"]
 Init = Literal["identity", "paper"]
+
+
+class _Layout(NamedTuple):
+    """What follows from mask, event shape and axis alone."""
+
+    passing: Tensor  # shape: (C, *S), boolean
+    passing_counts: Tensor  # shape: (C,): passing positions of each channel
+    attended_counts: Tensor  # shape: (positions,) or (C,): attended entries that share a score
+
+
+def _build_layout(
+    mask: MaskKind, shape: tuple[int, ...], flip: bool, axis: Axis, device: torch.device
+) -> _Layout:
+    passing = make_mask(mask, shape[0], shape[1:], flip, device=device)
+    entries = passing.unsqueeze(-1).flatten(1)
+    attended_counts = (~entries).sum(0 if axis == "spatial" else 1)
+    return _Layout(passing, entries.sum(1).float(), attended_counts.float())
 
 
 class IMap(InvertibleLayer):
@@ -126,8 +143,7 @@ class IMap(InvertibleLayer):
             context: needed with ``context_channels``.
         """
         event = self._checked(x)
-        passing = self._passing(event)
-        scale, _ = self._attend(torch.where(passing, event, 0), context)
+        scale, _ = self._attend(torch.where(self._layout(event).passing, event, 0), context)
         return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
 
     def extra_repr(self) -> str:
@@ -138,46 +154,42 @@ class IMap(InvertibleLayer):
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        passing = self._passing(x)
-        passing_scale, passing_log_det = self._passing_scale(x, passing)
-        attended_scale, attended_log_det = self._attended_scale(x, passing, context)
-        z = x * torch.where(passing, passing_scale, attended_scale)
+        layout = self._layout(x)
+        passing_scale, passing_log_det = self._passing_scale(x, layout)
+        attended_scale, attended_log_det = self._attended_scale(x, layout, context)
+        z = x * torch.where(layout.passing, passing_scale, attended_scale)
         return z, attended_log_det + passing_log_det
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        passing = self._passing(z)
-        passing_scale, passing_log_det = self._passing_scale(z, passing)
+        layout = self._layout(z)
+        passing_scale, passing_log_det = self._passing_scale(z, layout)
         # Only the passing half of this quotient is x; nothing reads the other one.
-        attended_scale, attended_log_det = self._attended_scale(z / passing_scale, passing, context)
-        x = z / torch.where(passing, passing_scale, attended_scale)
+        attended_scale, attended_log_det = self._attended_scale(z / passing_scale, layout, context)
+        x = z / torch.where(layout.passing, passing_scale, attended_scale)
         return x, -(attended_log_det + passing_log_det)
 
-    def _passing(self, event: Tensor) -> Tensor:
+    def _layout(self, event: Tensor) -> _Layout:
+        shape = tuple(event.shape[1:])
         return cached_constant(
-            make_mask,
-            self.mask,
-            self.channels,
-            tuple(event.shape[2:]),
-            self.flip,
-            device=event.device,
+            _build_layout, self.mask, shape, self.flip, self.axis, device=event.device
         )
 
-    def _passing_scale(self, event: Tensor, passing: Tensor) -> tuple[Tensor, Tensor]:
+    def _passing_scale(self, event: Tensor, layout: _Layout) -> tuple[Tensor, Tensor]:
         """The learned scale of each channel, ``(C, 1, ...)``, and its log-det, one number."""
         activation = "sigmoid" if self.activation == "softmax" else self.activation
         scale, log_scale = self._maps()[activation](self.scale.to(event.dtype))
-        counts = passing.unsqueeze(-1).flatten(1).sum(1)
-        return scale.reshape(-1, *[1] * (event.ndim - 2)), (counts * log_scale).sum()
+        log_det = log_scale @ layout.passing_counts.to(log_scale.dtype)
+        return scale.reshape(-1, *[1] * (event.ndim - 2)), log_det
 
     def _attended_scale(
-        self, x: Tensor, passing: Tensor, context: Tensor | None
+        self, x: Tensor, layout: _Layout, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The scale by attention, broadcastable to ``x``, and its log-det, ``(B,)``."""
-        scale, log_scale = self._attend(torch.where(passing, x, 0), context)
-        over_channels = self.axis == "spatial"
-        counts = (~passing).unsqueeze(-1).flatten(1).sum(0 if over_channels else 1)
-        shape = (1, *x.shape[2:]) if over_channels else (self.channels, *[1] * (x.ndim - 2))
-        return scale.unflatten(1, shape), (counts * log_scale).sum(1)
+        scale, log_scale = self._attend(torch.where(layout.passing, x, 0), context)
+        ones = [1] * (x.ndim - 2)
+        shape = (1, *x.shape[2:]) if self.axis == "spatial" else (self.channels, *ones)
+        log_det = log_scale @ layout.attended_counts.to(log_scale.dtype)
+        return scale.unflatten(1, shape), log_det
 
     def _attend(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale and log-scale from the passing half: ``(B, positions)`` or ``(B, C)``."""
@@ -188,10 +200,11 @@ class IMap(InvertibleLayer):
             weight = torch.cat([weight, self.context_weight.to(x1.dtype)], 1)
         positions = x1.unsqueeze(-1).flatten(2)
         if self.axis == "spatial":
-            scores = torch.einsum("c,bcn->bn", weight.mean(0), positions) + bias.mean()
+            scores = weight.mean(0) @ positions
+            bias = bias.mean()
         else:
-            scores = positions.mean(2) @ weight.T + bias
-        return self._maps()[self.activation](scores + self.offset.to(x1.dtype))
+            scores = positions.mean(2) @ weight.T
+        return self._maps()[self.activation](scores + (bias + self.offset.to(x1.dtype)))
 
     def _maps(self) -> dict:
         return RAW_SCALES if self.init == "paper" else BOUNDED_SCALES
