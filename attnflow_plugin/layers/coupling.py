@@ -15,7 +15,7 @@ from attnflow_plugin.options import one_of
 
 __all__ = ["AffineCoupling", "ScaleMapName"]
 
-ScaleMapName = Literal["bounded", "sigmoid", "exp"]
+ScaleMapName = Literal["bounded", "sigmoid", "sigmoid_inv", "exp"]
 
 
 def bounded(raw: Tensor) -> Tensor:
@@ -28,6 +28,11 @@ def sigmoid(raw: Tensor) -> Tensor:
     return F.logsigmoid(raw + 2)
 
 
+def inverse_sigmoid(raw: Tensor) -> Tensor:
+    """Minus the log-scale of Glow: at least zero, not bounded above."""
+    return -F.logsigmoid(raw + 2)
+
+
 def exponential(raw: Tensor) -> Tensor:
     """Log-scale of RealNVP: not bounded at all."""
     return raw
@@ -36,6 +41,7 @@ def exponential(raw: Tensor) -> Tensor:
 _LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "bounded": bounded,
     "sigmoid": sigmoid,
+    "sigmoid_inv": inverse_sigmoid,
     "exp": exponential,
 }
 
@@ -66,8 +72,9 @@ class AffineCoupling(InvertibleLayer):
             starts at zero makes the layer start as the identity.
         context_channels: K, zero for no context.
         flip: swap the halves.
-        scale_map: ``"bounded"`` as above, ``"sigmoid"`` (:math:`s = \log \sigma(r + 2)`, Glow's) or
-            ``"exp"`` (:math:`s = r`, RealNVP's); the last two can divide by nearly zero.
+        scale_map: ``"bounded"`` as above, or one of the hosts': ``"sigmoid"``,
+            :math:`s = \log \sigma(r + 2)` (Glow), ``"sigmoid_inv"``, its negative, ``"exp"``,
+            :math:`s = r` (RealNVP). Those can divide by nearly zero in one direction or both.
 
     Raises:
         OptionError: unknown option, fewer than two channels.

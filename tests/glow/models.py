@@ -25,6 +25,7 @@ VARIANTS = {
     "plain": Variant((1, 4, 4), 2, {}),
     "non-square": Variant((3, 2, 6), 1, {"scale_map": "sigmoid"}),
     "exp-scale": Variant((1, 4, 4), 1, {"scale_map": "exp"}),
+    "inverse-sigmoid-scale": Variant((1, 4, 4), 1, {"scale_map": "sigmoid_inv"}),
     "imap-everywhere": Variant((1, 4, 4), 2, {"attention": "imap", "position": POSITIONS}),
     "both-kinds": Variant(
         (2, 4, 4), 1, {"attention": ["imap", "itrans"], "attention_options": {"mask": "random"}}
