@@ -50,8 +50,8 @@ def build_glow(
         position: where in a step the attention goes, one or several.
         both_masks: two layers with complementary masks at each position.
         attention_options: options of the attention layers.
-        scale_map: scale of the couplings, ``"bounded"`` or ``"sigmoid"``, ``"sigmoid_inv"``, ``"exp"``
-            as in the hosts.
+        scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"``, ``"sigmoid_inv"``,
+            ``"exp"`` as in the hosts.
         learned_priors: the half that a level passes on shifts and scales the half it factors out.
         num_classes: number of classes. Without ``context_shape`` every class has its own base
             distribution and labels are given as ``y``, as the host does it.
