@@ -81,11 +81,12 @@ class TransposeLost(ITrans):
     """The inverse solves with the transposed matrix."""
 
     def _to_data(self, z, context):
-        patches, layout = self._layout(z)
-        matrix = self._matrix(z, patches, layout, context)
-        tokens = self._attended_tokens(z, patches, layout)
-        attended = torch.linalg.solve(matrix.matrix.mT, tokens)
-        return self._merge(z, attended, patches, layout), -matrix.log_abs_det()
+        x, log_det = self._mix(z, context, solve_transposed)
+        return x, -log_det
+
+
+def solve_transposed(matrix, features):
+    return torch.linalg.solve(matrix.matrix.mT, features)
 
 
 class InputChanged(IMap):

@@ -1,7 +1,7 @@
 r"""Second-order attention: patches mixed by a transformer's attention matrix."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -12,9 +12,11 @@ from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, RawMixing
 from attnflow_plugin.layers.tokens import (
     TokenLayout,
+    from_groups,
     from_tokens,
     like_channels_last,
     patches_per_axis,
+    to_groups,
     to_tokens,
     token_layout,
 )
@@ -136,7 +138,8 @@ class ITrans(InvertibleLayer):
         """
         event = self._checked(x)
         patches, layout = self._layout(event)
-        scores, features = self._scores(torch.where(layout.passing, event, 0), patches, context)
+        x1, _ = _split(to_tokens(event, patches), layout)
+        scores, features = self._scores(x1, event, patches, context)
         return self.mixing.attention(scores, features)
 
     def extra_repr(self) -> str:
@@ -148,22 +151,39 @@ class ITrans(InvertibleLayer):
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        patches, layout = self._layout(x)
-        matrix = self._matrix(x, patches, layout, context)
-        attended = matrix.apply(self._attended_tokens(x, patches, layout))
-        return self._merge(x, attended, patches, layout), matrix.log_abs_det()
+        return self._mix(x, context, AttentionMatrix.apply)
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        patches, layout = self._layout(z)
-        matrix = self._matrix(z, patches, layout, context)
-        attended = matrix.solve(self._attended_tokens(z, patches, layout))
-        return self._merge(z, attended, patches, layout), -matrix.log_abs_det()
+        x, log_det = self._mix(z, context, AttentionMatrix.solve)
+        return x, -log_det
+
+    def _mix(
+        self,
+        event: Tensor,
+        context: Tensor | None,
+        operation: Callable[[AttentionMatrix, Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Apply W or its inverse to the attended half; the log-det is that of W."""
+        patches, layout = self._layout(event)
+        tokens = to_tokens(event, patches)
+        x1, x2 = _split(tokens, layout)
+        matrix = self._matrix(x1, event, patches, layout, context)
+        mixed = operation(matrix, to_groups(x2, layout.counts.shape[0]))
+        # Rows of passing features are zero in x2 and stay so: the sum puts the halves together.
+        tokens = x1 + from_groups(mixed, tokens.shape[-1])
+        result = from_tokens(tokens, patches, event.shape[1:])
+        return like_channels_last(result, event), matrix.log_abs_det()
 
     def _matrix(
-        self, event: Tensor, patches: list[int], layout: TokenLayout, context: Tensor | None
+        self,
+        x1: Tensor,
+        event: Tensor,
+        patches: list[int],
+        layout: TokenLayout,
+        context: Tensor | None,
     ) -> AttentionMatrix:
-        """The matrices W of all groups; ``event`` may be x or z, which share their passing half."""
-        scores, features = self._scores(torch.where(layout.passing, event, 0), patches, context)
+        """The matrices W of all groups, from the tokens of the passing half."""
+        scores, features = self._scores(x1, event, patches, context)
         weights = self.mixing(scores, features)
         groups = layout.counts.shape[0]
         if groups > weights.shape[1]:
@@ -173,34 +193,29 @@ class ITrans(InvertibleLayer):
             matrix.require_nonsingular(type(self).__name__)
         return matrix
 
-    def _scores(self, x1: Tensor, patches: list[int], context: Tensor | None) -> tuple[Tensor, int]:
+    def _scores(
+        self, x1: Tensor, event: Tensor, patches: list[int], context: Tensor | None
+    ) -> tuple[Tensor, int]:
         """Dot products of queries and keys, ``(B, H, N, N)``, and the features they sum over."""
-        features = context_at(type(self).__name__, context, self.context_channels, x1)
-        x1 = x1 if features is None else torch.cat([x1, features], 1)
+        seen = context_at(type(self).__name__, context, self.context_channels, event)
         query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
-        if x1.ndim == 2:
+        if event.ndim == 2:
             # The tokens of a vector are cut along the axis that the projections mix.
-            queries, keys = (self._head_tokens(w, x1, patches) for w in (query, key))
-        else:
-            bilinear = torch.einsum("hij,hik->hkj", query, key)
-            queries = self._head_tokens(bilinear, x1, patches)
-            keys = to_tokens(x1, patches, groups=1)
+            vector = x1.flatten(1) if seen is None else torch.cat([x1.flatten(1), seen], 1)
+            size = (x1.shape[1], -1)
+            queries, keys = (
+                torch.einsum("hij,bj->bhi", weight, vector).unflatten(-1, size)
+                for weight in (query, key)
+            )
+            return queries @ keys.mT, queries.shape[-1]
+        inputs = x1.unflatten(-1, (self.channels, -1))  # shape: (B, N, C, positions of a patch)
+        if seen is not None:
+            inside = to_tokens(seen, patches).unflatten(-1, (self.context_channels, -1))
+            inputs = torch.cat([inputs, inside], 2)
+        projected = (key.mT @ query).flatten(0, 1) @ inputs
+        queries = projected.unflatten(2, (self.heads, -1)).flatten(3).transpose(1, 2)
+        keys = inputs.flatten(2).unsqueeze(1)
         return queries @ keys.mT, keys.shape[-1]
-
-    def _head_tokens(self, weight: Tensor, x1: Tensor, patches: list[int]) -> Tensor:
-        """Project the channels for every head, then cut: ``(B, H, N, P)``."""
-        projected = torch.einsum("hij,bj...->bhi...", weight, x1)
-        tokens = to_tokens(projected.flatten(0, 1), patches, groups=1)
-        return tokens.reshape(x1.shape[0], self.heads, *tokens.shape[2:])
-
-    def _attended_tokens(self, event: Tensor, patches: list[int], layout: TokenLayout) -> Tensor:
-        return to_tokens(torch.where(layout.passing, 0, event), patches, layout.counts.shape[0])
-
-    def _merge(
-        self, event: Tensor, attended: Tensor, patches: list[int], layout: TokenLayout
-    ) -> Tensor:
-        merged = torch.where(layout.passing, event, from_tokens(attended, patches, event.shape[1:]))
-        return like_channels_last(merged, event)
 
     def _layout(self, event: Tensor) -> tuple[list[int], TokenLayout]:
         shape = event.shape[1:]
@@ -210,3 +225,9 @@ class ITrans(InvertibleLayer):
             # No two features need share a pattern, so each one has a group of its own.
             groups *= -(-(shape.numel() // math.prod(patches)) // groups)
         return patches, token_layout(self.mask, shape, self.flip, patches, groups, event.device)
+
+
+def _split(tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """The passing and the attended half, each with zeros in place of the other."""
+    x1 = torch.where(layout.passing, tokens, 0)
+    return x1, tokens - x1

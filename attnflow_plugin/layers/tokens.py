@@ -19,9 +19,11 @@ from attnflow_plugin.masks import MaskKind, make_mask
 
 __all__ = [
     "TokenLayout",
+    "from_groups",
     "from_tokens",
     "like_channels_last",
     "patches_per_axis",
+    "to_groups",
     "to_tokens",
     "token_layout",
 ]
@@ -39,7 +41,7 @@ _INSIDE = {1: "e1", 2: "e1 e2", 3: "e1 e2 e3"}
 class TokenLayout(NamedTuple):
     """What follows from mask, event shape, patches and groups alone."""
 
-    passing: Tensor  # shape: (C, *S), boolean
+    passing: Tensor  # shape: (N, P), boolean
     coupled: Tensor  # shape: (G, N, N), boolean: co-attended tokens
     counts: Tensor  # shape: (G, N), float: attended features of each token
 
@@ -65,30 +67,35 @@ def patches_per_axis(owner: str, patches: int | Sequence[int], shape: Sequence[i
     return counts
 
 
-def to_tokens(event: Tensor, patches: Sequence[int], groups: int) -> Tensor:
-    """Rearrange ``(B, C, *S)`` to ``(B, G, N, P / G)``; missing features are filled with zeros."""
+def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:
+    """Rearrange ``(B, C, *S)`` to tokens and their features, ``(B, N, P)``."""
     axes = len(patches)
     channel, inside = ("c ", "(c " + _INSIDE[axes] + ")") if event.ndim > 2 else ("", "e1")
-    tokens = rearrange(
-        event,
-        f"b {channel}{_EVENT[axes]} -> b {_TOKEN[axes]} {inside}",
-        **_axis_sizes(patches),
-    )
+    pattern = f"b {channel}{_EVENT[axes]} -> b {_TOKEN[axes]} {inside}"
+    return rearrange(event, pattern, **_axis_sizes(patches))
+
+
+def from_tokens(tokens: Tensor, patches: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Undo :func:`to_tokens` for an event of shape ``(C, *S)``."""
+    axes = len(patches)
+    sizes = _axis_sizes(patches)
+    spatial = shape[1:] or shape
+    sizes |= {f"e{k + 1}": size // patches[k] for k, size in enumerate(spatial)}
+    channel, inside = ("c ", "(c " + _INSIDE[axes] + ")") if len(shape) > 1 else ("", "e1")
+    return rearrange(tokens, f"b {_TOKEN[axes]} {inside} -> b {channel}{_EVENT[axes]}", **sizes)
+
+
+def to_groups(tokens: Tensor, groups: int) -> Tensor:
+    """Deal features to groups, ``(B, G, N, F)``; the last group is filled up with zeros."""
     missing = -tokens.shape[-1] % groups
     if missing:
         tokens = F.pad(tokens, (0, missing))
     return tokens.unflatten(-1, (groups, -1)).transpose(1, 2)
 
 
-def from_tokens(tokens: Tensor, patches: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Undo :func:`to_tokens` for an event of shape ``(C, *S)``."""
-    axes = len(patches)
-    merged = tokens.transpose(1, 2).flatten(2)[..., : _features(shape, patches)]
-    sizes = _axis_sizes(patches)
-    spatial = shape[1:] or shape
-    sizes |= {f"e{k + 1}": size // patches[k] for k, size in enumerate(spatial)}
-    channel, inside = ("c ", "(c " + _INSIDE[axes] + ")") if len(shape) > 1 else ("", "e1")
-    return rearrange(merged, f"b {_TOKEN[axes]} {inside} -> b {channel}{_EVENT[axes]}", **sizes)
+def from_groups(grouped: Tensor, features: int) -> Tensor:
+    """Undo :func:`to_groups` for tokens of P features."""
+    return grouped.transpose(1, 2).flatten(2)[..., :features]
 
 
 def like_channels_last(images: Tensor, event: Tensor) -> Tensor:
@@ -122,15 +129,11 @@ def _build_layout(
     groups: int,
     device: torch.device,
 ) -> TokenLayout:
-    passing = make_mask(mask, shape[0], shape[1:], flip, device=device)
+    passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)
     # Features that fill up the last group count as passing: they are zero on the way in and out.
-    attended = to_tokens((~passing)[None].float(), patches, groups)[0]
+    attended = to_groups((~passing).float(), groups)[0]
     coupled = attended @ attended.mT > 0
-    return TokenLayout(passing, coupled, attended.sum(-1))
-
-
-def _features(shape: Sequence[int], patches: Sequence[int]) -> int:
-    return torch.Size(shape).numel() // torch.Size(patches).numel()
+    return TokenLayout(passing[0], coupled, attended.sum(-1))
 
 
 def _axis_sizes(patches: Sequence[int]) -> dict[str, int]:

@@ -84,6 +84,13 @@ def test_parameter_count(heads, init, scalars_per_head):
     assert count == heads * (2 * 12**2 + scalars_per_head) + 1
 
 
+def matrix_of(layer, x):
+    """The matrices W of a batch, shape (B, groups, N, N)."""
+    matrices = []
+    layer._mix(x, None, lambda matrix, features: matrices.append(matrix.matrix) or features)
+    return matrices[0]
+
+
 def jacobian_matrix_of_a_feature(layer, x, channel):
     """How the tokens of one feature are mixed; every patch is a single position."""
     out = torch.autograd.functional.jacobian(lambda t: layer.to_latent(t)[0], x)
@@ -110,7 +117,7 @@ def test_odd_patches_mix_within_their_class_only():
 def test_condition_number_is_bounded_for_any_parameters(head_mode, activation, scale):
     layer = randomised(ITrans(3, heads=3, head_mode=head_mode, activation=activation), scale)
     x = 30 * torch.randn(16, 3, 4, 4)
-    matrix = layer._matrix(x, *layer._layout(x), None).matrix.double()
+    matrix = matrix_of(layer, x).double()
     norms = matrix.abs().sum(-1).amax(-1) * torch.linalg.inv(matrix).abs().sum(-1).amax(-1)
     assert norms.max() <= 1.95 / 0.05 * 1.001
     z, log_det = layer.to_latent(x)
@@ -123,7 +130,7 @@ def test_one_head_may_use_the_whole_bound():
     with torch.no_grad():
         layer.mixing.gain.copy_(torch.tensor([1e6, 0.0]))
     x = torch.randn(1, 2, 4, 4)
-    matrix = layer._matrix(x, *layer._layout(x), None).matrix[0, 0]
+    matrix = matrix_of(layer, x)[0, 0]
     expected = torch.eye(4) + 0.95 * layer.attention(x)[0, 0]
     torch.testing.assert_close(matrix, expected)
 
