@@ -3,10 +3,10 @@
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import attnflow_plugin
 
