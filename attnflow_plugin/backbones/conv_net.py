@@ -1,5 +1,6 @@
 """The coupling net of Glow."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,6 +9,8 @@ __all__ = ["ConvNet"]
 
 class ConvNet(nn.Module):
     """Three convolutions, 3x3, 1x1 and 3x3, with ReLU between them; the last one starts at zero.
+
+    The 3x3 kernels are kept channels-last, in which the convolutions run fastest.
 
     Args:
         inputs: input channels.
@@ -26,6 +29,9 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
+        for conv in (self.first, self.last):
+            # A 1x1 kernel has no layout of its own; DistributedDataParallel warns if given one.
+            nn.utils.convert_conv2d_weight_memory_format(conv, torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Parameters for every position, shape ``(B, outputs, H, W)``."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from nflows.distributions import ConditionalDiagonalNormal, Distribution, StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import (
@@ -94,8 +93,7 @@ def build_glow(
         context_in_attention=context_in_attention,
     )
     embedding = plan.embedding() if plan.conditional else None
-    model = Flow(_transform(plan), _base(plan), embedding)
-    return model.to(memory_format=torch.channels_last)
+    return Flow(_transform(plan), _base(plan), embedding)
 
 
 def _transform(plan: GlowPlan) -> nn.Module:

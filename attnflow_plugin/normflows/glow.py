@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import normflows as nf
-import torch
 from torch import nn
 
 from attnflow_plugin.backbones.glow import GlowParts, GlowPlan, Level, StepPosition, glow_plan
@@ -91,12 +90,9 @@ def build_glow(
     flows = [_level(plan, index, shape) for index, shape in shapes]
     merges = [nf.flows.Merge() for _ in shapes[1:]]
     bases = [_base(shape.factored, plan) for _, shape in shapes]
-    model: nf.MultiscaleFlow
     if plan.conditional:
-        model = ConditionalMultiscaleFlow(bases, flows, merges, plan.embedding())
-    else:
-        model = nf.MultiscaleFlow(bases, flows, merges, class_cond=num_classes is not None)
-    return model.to(memory_format=torch.channels_last)
+        return ConditionalMultiscaleFlow(bases, flows, merges, plan.embedding())
+    return nf.MultiscaleFlow(bases, flows, merges, class_cond=num_classes is not None)
 
 
 def _level(plan: GlowPlan, index: int, shape: Level) -> list[nn.Module]:
