@@ -58,7 +58,7 @@ class NegativeLogLikelihood(nn.Module):
 def prepare(
     model: nn.Module,
     batch: Tensor,
-    run_to_latent: Callable[[], object],
+    run_to_latent: Callable[[Tensor], object],
     classes: ActNormClasses,
 ) -> None:
     """Initialise every normalization that has seen no data; see ``prepare`` of the host modules."""
@@ -69,7 +69,7 @@ def prepare(
         for layer in fresh:
             layer.__class__ = classes.learning
         with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
-            run_to_latent()
+            run_to_latent(batch.clone())  # Some hosts write to the tensor they are given.
         for layer in layers:
             # One that the batch did not reach stays with its host, and waits.
             layer.__class__ = classes.ready if classes.is_initialised(layer) else classes.host

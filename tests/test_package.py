@@ -1,5 +1,6 @@
 """Imports, missing hosts, version."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -70,8 +71,9 @@ def test_no_arrow_from_the_core_to_a_host():
     for path in (ROOT / "attnflow_plugin").rglob("*.py"):
         if path.parent.name in ("normflows", "nflows"):
             continue
-        imports = [line for line in path.read_text().splitlines() if "import" in line.split()[:1]]
-        assert not [line for line in imports if "normflows" in line or "nflows" in line], path
+        imports = re.findall(r"^\s*(?:import|from)\s.*", path.read_text(), re.MULTILINE)
+        assert imports or path.name in ("errors.py", "report.py"), path
+        assert not [line for line in imports if "nflows" in line or "normflows" in line], path
 
 
 def test_version_has_a_single_source():

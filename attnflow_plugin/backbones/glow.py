@@ -176,7 +176,10 @@ def glow_plan(
     host: Host,
     image_shape: Sequence[int],
     *,
-    attention: Attention | Sequence[Attention] | Mapping[int, Attention] | None,
+    attention: Attention
+    | Sequence[Attention]
+    | Mapping[int, Attention | Sequence[Attention]]
+    | None,
     position: StepPosition | Sequence[StepPosition],
     both_masks: bool,
     attention_options: Mapping[str, object] | None,

@@ -29,7 +29,10 @@ def build_glow(
     levels: int,
     steps: int,
     hidden_channels: int,
-    attention: Attention | Sequence[Attention] | Mapping[int, Attention] | None = None,
+    attention: Attention
+    | Sequence[Attention]
+    | Mapping[int, Attention | Sequence[Attention]]
+    | None = None,
     position: StepPosition | Sequence[StepPosition] = "after_coupling",
     both_masks: bool = True,
     attention_options: Mapping[str, object] | None = None,

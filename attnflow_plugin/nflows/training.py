@@ -20,7 +20,7 @@ class ReadyActNorm(ActNorm):
         """Data to latent."""
         scale, shift = self._broadcastable_scale_shift(inputs)
         outputs = scale * inputs + shift
-        positions = inputs[0, 0].numel() if inputs.shape[0] else 1
+        positions = inputs.shape[2:].numel()
         return outputs, (positions * self.log_scale.sum()).expand(inputs.shape[0]).clone()
 
 
@@ -62,7 +62,7 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
         NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
             model is as it was.
     """
-    training.prepare(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
+    training.prepare(model, batch, lambda x: log_prob(model, x, context), _ACTNORM)
 
 
 def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:

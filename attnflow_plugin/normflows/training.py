@@ -66,7 +66,7 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
         NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
             model is as it was.
     """
-    training.prepare(model, batch, lambda: log_prob(model, batch, context), _ACTNORM)
+    training.prepare(model, batch, lambda x: log_prob(model, x, context), _ACTNORM)
 
 
 def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tensor:

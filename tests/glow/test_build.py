@@ -118,3 +118,18 @@ def test_every_parameter_of_a_conditional_model_learns(host):
 def test_refuses(host, options, error, message):
     with pytest.raises(error, match=message):
         build_plain(host, **options)
+
+
+@each_host
+@pytest.mark.parametrize("name", ["plain", "map", "label"])
+def test_attention_can_be_inserted_later(host, name):
+    variant, module = VARIANTS[name], host_module(host)
+    model = build(host, name)
+    x, context = torch.randn(4, *variant.shape), context_for(variant, 4)
+    before = module.log_prob(model, x, context)
+    report = module.insert_attention(
+        model, "imap", example=x, context=context, position=["before_actnorm", "after_coupling"]
+    )
+    steps = 2 * variant.levels
+    assert len(report.layers) == 2 * 2 * steps
+    assert torch.equal(module.log_prob(model, x, context), before)

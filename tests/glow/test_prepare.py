@@ -150,3 +150,13 @@ def test_a_copy_of_a_prepared_model_is_prepared(host):
     twin = copy.deepcopy(model)
     x = torch.randn(4, 1, 4, 4)
     assert torch.equal(host_module(host).log_prob(twin, x), host_module(host).log_prob(model, x))
+
+
+def test_the_batch_stays_as_it_was():
+    """normflows' Shift moves the tensor that it is given."""
+    flows = [nf.flows.GlowBlock(1, 4, split_mode="checkerboard"), nf.transforms.Shift()]
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian((1, 4, 4)), flows)
+    x = torch.rand(16, 1, 4, 4)
+    kept = x.clone()
+    host_module("normflows").prepare(model, x)
+    assert torch.equal(x, kept)

@@ -21,7 +21,7 @@ def test_exact_on_randomised_parameters(name, flavour):
 @settings(max_examples=60, deadline=None)
 @given(
     channels=st.integers(1, 4),
-    spatial=st.lists(st.integers(1, 4), max_size=3).filter(lambda sizes: sizes < [4, 4, 3]),
+    spatial=st.lists(st.integers(1, 3), max_size=3),
     mask=MASKS,
     flip=st.booleans(),
     axis=st.sampled_from(["spatial", "channel"]),
@@ -30,7 +30,7 @@ def test_exact_on_randomised_parameters(name, flavour):
 def test_imap_exact_on_any_shape_and_option(channels, spatial, mask, flip, axis, activation):
     layer = IMap(channels, mask=mask, flip=flip, axis=axis, activation=activation)
     # One score that softmax normalises is always one.
-    check_layer(layer, (channels, *spatial[:2]), volume_preserving=True)
+    check_layer(layer, (channels, *spatial), volume_preserving=True)
 
 
 @settings(max_examples=60, deadline=None)
