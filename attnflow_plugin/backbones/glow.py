@@ -19,8 +19,16 @@ from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.layers.coupling import ScaleMapName
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = ["GlowParts", "GlowPlan", "Level", "StepPosition", "glow_plan"]
+__all__ = [
+    "GlowParts",
+    "GlowPlan",
+    "Level",
+    "LevelAttention",
+    "StepPosition",
+    "glow_plan",
+]
 
+LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
 StepPosition = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 
 
@@ -176,10 +184,7 @@ def glow_plan(
     host: Host,
     image_shape: Sequence[int],
     *,
-    attention: Attention
-    | Sequence[Attention]
-    | Mapping[int, Attention | Sequence[Attention]]
-    | None,
+    attention: LevelAttention | None,
     position: StepPosition | Sequence[StepPosition],
     both_masks: bool,
     attention_options: Mapping[str, object] | None,

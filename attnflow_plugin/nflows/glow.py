@@ -14,8 +14,14 @@ from nflows.transforms import (
 )
 from torch import nn
 
-from attnflow_plugin.backbones.glow import GlowParts, GlowPlan, Level, StepPosition, glow_plan
-from attnflow_plugin.insertion import Attention
+from attnflow_plugin.backbones.glow import (
+    GlowParts,
+    GlowPlan,
+    Level,
+    LevelAttention,
+    StepPosition,
+    glow_plan,
+)
 from attnflow_plugin.layers.coupling import ScaleMapName
 from attnflow_plugin.nflows.host import NFLOWS
 from attnflow_plugin.nflows.layers import AffineCoupling, AffineInjector
@@ -29,10 +35,7 @@ def build_glow(
     levels: int,
     steps: int,
     hidden_channels: int,
-    attention: Attention
-    | Sequence[Attention]
-    | Mapping[int, Attention | Sequence[Attention]]
-    | None = None,
+    attention: LevelAttention | None = None,
     position: StepPosition | Sequence[StepPosition] = "after_coupling",
     both_masks: bool = True,
     attention_options: Mapping[str, object] | None = None,
@@ -46,9 +49,8 @@ def build_glow(
 
     Its transform is a ``MultiscaleCompositeTransform`` (a ``CompositeTransform`` if there is one
     level). Steps consist of the host's ``ActNorm`` and ``OneByOneConvolution`` and of
-    :class:`AffineCoupling`, whose scale is bounded on both sides. Convolutions are kept
-    channels-last, in which they run fastest. Call :func:`prepare` with a batch of data before
-    training.
+    :class:`AffineCoupling`, whose scale is bounded on both sides. Call :func:`prepare`
+    with a batch of data before training.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** levels``.

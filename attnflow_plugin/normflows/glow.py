@@ -5,8 +5,14 @@ from collections.abc import Mapping, Sequence
 import normflows as nf
 from torch import nn
 
-from attnflow_plugin.backbones.glow import GlowParts, GlowPlan, Level, StepPosition, glow_plan
-from attnflow_plugin.insertion import Attention
+from attnflow_plugin.backbones.glow import (
+    GlowParts,
+    GlowPlan,
+    Level,
+    LevelAttention,
+    StepPosition,
+    glow_plan,
+)
 from attnflow_plugin.layers.coupling import ScaleMapName
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 from attnflow_plugin.normflows.containers import GlowStep
@@ -22,10 +28,7 @@ def build_glow(
     levels: int,
     steps: int,
     hidden_channels: int,
-    attention: Attention
-    | Sequence[Attention]
-    | Mapping[int, Attention | Sequence[Attention]]
-    | None = None,
+    attention: LevelAttention | None = None,
     position: StepPosition | Sequence[StepPosition] = "after_coupling",
     both_masks: bool = True,
     attention_options: Mapping[str, object] | None = None,
@@ -40,8 +43,8 @@ def build_glow(
     Without ``context_shape`` it is a ``normflows.MultiscaleFlow``, with it a
     :class:`ConditionalMultiscaleFlow`. Steps consist of the host's ``ActNorm`` and
     ``Invertible1x1Conv`` and of :class:`AffineCoupling`, whose scale is bounded on both sides where
-    the host's is not. Convolutions are kept channels-last, in which they run fastest. Call
-    :func:`prepare` with a batch of data before training.
+    the host's is not. Call :func:`prepare` with a batch of data before
+    training.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** levels``.
