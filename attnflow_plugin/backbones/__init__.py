@@ -1,5 +1,6 @@
 """Host-free parts of the backbones."""
 
 from attnflow_plugin.backbones.conv_net import ConvNet
+from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
 
-__all__ = ["ConvNet"]
+__all__ = ["ConvNet", "GatedAttentionNet"]

@@ -1,5 +1,6 @@
 """The contract of an invertible layer, kept in one place for all of them."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
@@ -7,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import in_plain_eager
-from attnflow_plugin.errors import NonFiniteError, ShapeError
+from attnflow_plugin.errors import MissingContextError, NonFiniteError, ShapeError
 from attnflow_plugin.options import positive_int
 
-__all__ = ["InvertibleLayer"]
+__all__ = ["Context", "InvertibleLayer"]
+
+Context = Tensor | Mapping[str, Tensor] | None
 
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -36,20 +39,25 @@ class InvertibleLayer(nn.Module):
     may overflow somewhere in a model, a row with a non-finite entry gets the log-det NaN and the
     other rows are not touched.
 
+    **Contexts**: one tensor for all layers of a model, or a mapping of names to tensors, of which a
+    layer takes the one that is called :attr:`context_name`.
+
     A subclass implements ``_to_latent`` and ``_to_data`` on checked input in full precision.
 
     Attributes:
+        context_name: name of the layer's context, where a model has several.
         autocast_inside: the layer runs a net that may use the lower precision of autocast, and
             casts its output back by itself.
     """
 
     autocast_inside: ClassVar[bool] = False
+    context_name: str | None = None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = positive_int(type(self).__name__, "channels", channels)
 
-    def to_latent(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def to_latent(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         r"""Map data to latent.
 
         Args:
@@ -64,14 +72,14 @@ class InvertibleLayer(nn.Module):
         if checked:
             self._require_finite(event)
         with self._precision(x):
-            z, log_det = self._to_latent(event, context)
+            z, log_det = self._to_latent(event, self._own(context))
         return z.to(x.dtype), log_det if checked else _nan_where_not_finite(log_det, event)
 
-    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def to_data(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         r"""Map latent to data: the inverse of :meth:`to_latent`, with the same shapes."""
         event = self._checked(z)
         with self._precision(z):
-            x, log_det = self._to_data(event, context)
+            x, log_det = self._to_data(event, self._own(context))
         return x.to(z.dtype), _nan_where_not_finite(log_det, event)
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -79,6 +87,18 @@ class InvertibleLayer(nn.Module):
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    def _own(self, context: Context) -> Tensor | None:
+        if not isinstance(context, Mapping):
+            return context
+        if self.context_name is None:
+            return None
+        if self.context_name not in context:
+            raise MissingContextError(
+                f"{type(self).__name__}: expected a context named {self.context_name!r}, found "
+                f"{sorted(context)}"
+            )
+        return context[self.context_name]
 
     def _precision(self, event: Tensor) -> AbstractContextManager[object]:
         if self.autocast_inside or not torch.is_autocast_enabled(event.device.type):

@@ -8,7 +8,7 @@ from attnflow_plugin.hosts import require_host
 
 require_host("nflows", "nflows.transforms")
 
-from attnflow_plugin.nflows.glow import build_glow  # noqa: E402
+from attnflow_plugin.nflows.assembly import build_glow  # noqa: E402
 from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402
 from attnflow_plugin.nflows.layers import (  # noqa: E402
     AffineCoupling,

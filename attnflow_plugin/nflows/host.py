@@ -11,6 +11,7 @@ from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
 from attnflow_plugin.insertion import Host, Role
+from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.layers import AffineCoupling, AffineInjector, IMap, ITrans
 
 __all__ = ["NFLOWS", "Nflows"]
@@ -49,7 +50,14 @@ class Nflows(Host):
         ((transforms.ActNorm, transforms.BatchNorm), "actnorm"),
         ((Linear, transforms.Permutation, transforms.HouseholderSequence), "permutation"),
         ((AffineCoupling, CouplingTransform, AutoregressiveTransform), "coupling"),
-        ((transforms.CompositeTransform, transforms.MultiscaleCompositeTransform), "container"),
+        (
+            (
+                transforms.CompositeTransform,
+                transforms.MultiscaleCompositeTransform,
+                EncodedTransform,
+            ),
+            "container",
+        ),
     )
 
     def known_role(self, module: nn.Module) -> Role | None:

@@ -4,6 +4,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from attnflow_plugin import layers
+from attnflow_plugin.layers.base import Context
 
 __all__ = ["AffineCoupling", "AffineInjector", "IMap", "ITrans"]
 
@@ -11,11 +12,11 @@ __all__ = ["AffineCoupling", "AffineInjector", "IMap", "ITrans"]
 class _Transform(layers.InvertibleLayer, Transform):
     """The direction of nflows."""
 
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to latent, see ``to_latent``."""
         return self.to_latent(inputs, context)
 
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, inputs: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Latent to data, see ``to_data``."""
         return self.to_data(inputs, context)
 

@@ -8,9 +8,9 @@ from attnflow_plugin.hosts import require_host
 
 require_host("normflows", "normflows")
 
+from attnflow_plugin.normflows.assembly import build_glow  # noqa: E402
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow  # noqa: E402
 from attnflow_plugin.normflows.containers import Chain, GlowStep  # noqa: E402
-from attnflow_plugin.normflows.glow import build_glow  # noqa: E402
 from attnflow_plugin.normflows.insertion import insert_attention  # noqa: E402
 from attnflow_plugin.normflows.layers import (  # noqa: E402
     AffineCoupling,

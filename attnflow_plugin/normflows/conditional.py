@@ -1,10 +1,13 @@
 """A multi-scale flow with a context, which normflows has no container for."""
 
+from collections.abc import Mapping
+
 import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows.containers import run_with_context
 
 __all__ = ["ConditionalMultiscaleFlow"]
@@ -20,8 +23,8 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         q0: base distributions, from the coarsest level.
         flows: list of flows for each level, latent to data.
         merges: merge operations between levels.
-        embedding: turns what the user gives as context into what the layers take, for instance an
-            ``nn.Embedding`` for class labels.
+        embedding: turns what the user gives as context into what the layers take, a tensor or a
+            mapping of names to tensors; for instance an ``nn.Embedding`` for class labels.
     """
 
     def __init__(
@@ -53,12 +56,12 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Data to latents, with the log-det of shape ``(B,)``."""
-        context = self._embedded(context, x.shape[0])
+        embedded = self._embedded(context, x.shape[0])
         log_det = x.new_zeros(x.shape[0])
         latents = []
         for level in range(len(self.q0) - 1, -1, -1):
             for flow in self.flows[level][::-1]:
-                x, step = run_with_context(flow, "inverse", x, context)
+                x, step = run_with_context(flow, "inverse", x, embedded)
                 log_det = log_det + step
             if level > 0:
                 (x, factored), step = self.merges[level - 1].inverse(x)
@@ -70,15 +73,17 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         self, z: list[Tensor], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Latents to data, with the log-det of shape ``(B,)``."""
+        return self._to_data(z, self._embedded(context, z[0].shape[0]))
+
+    def _to_data(self, z: list[Tensor], embedded: Context) -> tuple[Tensor, Tensor]:
         x = z[0]
-        context = self._embedded(context, x.shape[0])
         log_det = x.new_zeros(x.shape[0])
         for level, flows in enumerate(self.flows):
             if level > 0:
                 x, step = self.merges[level - 1]([x, z[level]])
                 log_det = log_det + step
             for flow in flows:
-                x, step = run_with_context(flow, "forward", x, context)
+                x, step = run_with_context(flow, "forward", x, embedded)
                 log_det = log_det + step
         return x, log_det
 
@@ -112,18 +117,17 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
                 f"sample: expected one context, or one for each of {num_samples} samples, found "
                 f"{len(context)}"
             )
-        if len(context) != num_samples:
-            context = context.expand(num_samples, *context.shape[1:])
+        embedded = _repeated(self._embedded(context, len(context)), num_samples)
         z = []
         log_prob = torch.zeros(())
         for base in self.q0:
             latent = tempered(base, base(num_samples)[0], temperature)
             log_prob = base.log_prob(latent) + log_prob.to(latent)
             z.append(latent)
-        x, log_det = self.forward_and_log_det(z, context)
+        x, log_det = self._to_data(z, embedded)
         return x, log_prob - log_det
 
-    def _embedded(self, context: Tensor | None, rows: int) -> Tensor:
+    def _embedded(self, context: Tensor | None, rows: int) -> Context:
         if context is None:
             raise MissingContextError(f"{type(self).__name__}: expected a context, found none")
         if len(context) != rows:
@@ -132,6 +136,18 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
                 f"{len(context)}"
             )
         return self.embedding(context)
+
+
+def _repeated(context: Context, rows: int) -> Context:
+    """One context for all rows, or one for each, embedded before it is repeated."""
+    if isinstance(context, Mapping):
+        return {name: _expanded(entry, rows) for name, entry in context.items()}
+    assert context is not None
+    return _expanded(context, rows)
+
+
+def _expanded(context: Tensor, rows: int) -> Tensor:
+    return context.expand(rows, *context.shape[1:])
 
 
 def tempered(base: nn.Module, latent: Tensor, temperature: float) -> Tensor:

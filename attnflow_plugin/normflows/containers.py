@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import normflows as nf
 from torch import Tensor, nn
 
+from attnflow_plugin.layers.base import Context
+
 __all__ = ["Chain", "GlowStep", "run_with_context"]
 
 
@@ -55,7 +57,7 @@ class GlowStep(nf.flows.Flow):
         super().__init__()
         self.flows = nn.ModuleList(flows)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Latent to data."""
         log_det = z.new_zeros(z.shape[0])
         for flow in self.flows:
@@ -63,7 +65,7 @@ class GlowStep(nf.flows.Flow):
             log_det = log_det + step
         return z, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to latent."""
         log_det = z.new_zeros(z.shape[0])
         for flow in self.flows[::-1]:
@@ -86,7 +88,7 @@ _HOST_FLOWS_WITH_CONTEXT = (
 
 
 def run_with_context(
-    flow: nn.Module, direction: str, event: Tensor, context: Tensor | None
+    flow: nn.Module, direction: str, event: Tensor, context: Context
 ) -> tuple[Tensor, Tensor]:
     """Call ``forward`` or ``inverse`` of a flow, with the context if it takes one.
 

@@ -4,6 +4,7 @@ import normflows as nf
 from torch import Tensor
 
 from attnflow_plugin import layers
+from attnflow_plugin.layers.base import Context
 
 __all__ = ["AffineCoupling", "AffineInjector", "IMap", "ITrans"]
 
@@ -13,11 +14,11 @@ class _Flow(layers.InvertibleLayer, nf.flows.Flow):
 
     takes_context = True
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Latent to data, see ``to_data``."""
         return self.to_data(z, context)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to latent, see ``to_latent``."""
         return self.to_latent(z, context)
 

@@ -70,7 +70,7 @@ def build(host: str, name: str) -> nn.Module:
     """A prepared Glow with noise on its parameters."""
     variant = VARIANTS[name]
     model = host_module(host).build_glow(
-        variant.shape, levels=variant.levels, steps=2, hidden_channels=4, **variant.options
+        variant.shape, levels=variant.levels, steps=2, hidden_channels=8, **variant.options
     )
     host_module(host).prepare(model, torch.randn(32, *variant.shape), context_for(variant, 32))
     return randomise(model, 0.1)

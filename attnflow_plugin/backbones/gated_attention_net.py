@@ -1,0 +1,149 @@
+"""The coupling net of Flow++ and mARFlow: gated convolutions and attention over positions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.errors import OptionError
+from attnflow_plugin.options import positive_int
+
+__all__ = ["GatedAttentionNet"]
+
+
+class GatedAttentionNet(nn.Module):
+    r"""Blocks of a gated convolution and a gated self-attention over all positions.
+
+    With h the feature map of a block, LN the layer norm over channels and :math:`a \cdot \sigma(b)`
+    the gate of the two halves (a, b) of a branch's output,
+
+    .. math::
+        h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{conv}(h))), \qquad
+        h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{attention}(h + \mathrm{position})))
+
+    Nothing in it need be invertible: it computes the parameters of a coupling from the half that
+    passes. In :class:`~attnflow_plugin.layers.AffineCoupling` or in a host's own coupling it is the
+    usual way of giving a flow attention. The last convolution starts at zero, so that an affine
+    coupling starts as the identity. Weights are normalised (weight norm).
+
+    **Cost**: quadratic in the number of positions, through ``scaled_dot_product_attention``.
+
+    Shape:
+        ``(B, inputs, H, W)`` to ``(B, outputs, H, W)``.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        hidden_channels: channels of the feature map, divisible by ``heads`` and by two.
+        blocks: number of blocks.
+        heads: attention heads.
+        dropout: probability of dropping hidden channels and attention weights in training.
+
+    Raises:
+        OptionError: ``hidden_channels`` is not divisible.
+
+    Reference:
+        Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
+        Variational Dequantization and Architecture Design*, ICML 2019, with the sizes of
+        Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
+        Autoregressive Priors*, CVPR 2020.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden_channels: int,
+        *,
+        blocks: int = 10,
+        heads: int = 4,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        positive_int(name, "blocks", blocks)
+        if hidden_channels % positive_int(name, "heads", heads) or hidden_channels % 2:
+            raise OptionError(
+                f"{name}: expected hidden_channels divisible by {heads} heads and by 2, found "
+                f"{hidden_channels}"
+            )
+        if not 0 <= dropout < 1:
+            raise OptionError(f"{name}: expected a dropout from 0 to below 1, found {dropout}")
+        self.first = _conv(inputs, hidden_channels, 3)
+        self.blocks = nn.ModuleList(_Block(hidden_channels, heads, dropout) for _ in range(blocks))
+        self.last = _conv(hidden_channels, outputs, 3)
+        nn.init.zeros_(self.last.parametrizations.weight.original0)  # type: ignore[union-attr, arg-type]
+        assert isinstance(self.last.bias, Tensor)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters for every position; a context joins the input as further channels."""
+        hidden = self.first(x if context is None else torch.cat([x, context], 1))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.last(hidden)
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = _GatedConv(channels, dropout)
+        self.conv_norm = nn.LayerNorm(channels)
+        self.attention = _GatedAttention(channels, heads, dropout)
+        self.attention_norm = nn.LayerNorm(channels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        height, width = hidden.shape[2:]
+        # Behind the convolutions everything acts on positions as tokens, with channels last.
+        tokens = (hidden + self.conv(hidden)).flatten(2).transpose(1, 2)
+        tokens = self.conv_norm(tokens)
+        tokens = self.attention_norm(tokens + self.attention(tokens))
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+class _GatedConv(nn.Module):
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.first = _conv(2 * channels, channels, 3)
+        self.drop = nn.Dropout2d(dropout)
+        self.last = _conv(2 * channels, 2 * channels, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.drop(_concat_elu(self.first(_concat_elu(hidden))))
+        return F.glu(self.last(hidden), dim=1)
+
+
+class _GatedAttention(nn.Module):
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.key_value_query = weight_norm(nn.Linear(channels, 3 * channels, bias=False))
+        self.last = weight_norm(nn.Linear(channels, 2 * channels))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        count, channels = tokens.shape[1:]
+        code = cached_constant(_position_code, count, channels, device=tokens.device)
+        projected = self.key_value_query(tokens + code.to(tokens.dtype))
+        split = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value, query = split.unbind()
+        attended = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0
+        )
+        return F.glu(self.last(attended.transpose(1, 2).flatten(2)), dim=-1)
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    return weight_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
+
+
+def _concat_elu(hidden: Tensor) -> Tensor:
+    return F.elu(torch.cat([hidden, -hidden], 1))
+
+
+def _position_code(count: int, channels: int, device: torch.device) -> Tensor:
+    """Sines, then cosines, of the position at wavelengths from 2 pi to 20 000 pi."""
+    rates = torch.logspace(0, -4, channels // 2, device=device)
+    angles = torch.arange(count, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)

@@ -1,0 +1,224 @@
+"""The plan of a multi-scale flow: shapes of its levels and layers of its steps; host-free."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Literal, NamedTuple, get_args
+
+from torch import nn
+
+from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.insertion.factories import (
+    Attention,
+    LayerFactory,
+    as_list,
+    attention_factories,
+)
+from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.options import one_of, positive_int
+
+__all__ = [
+    "HostParts",
+    "Level",
+    "LevelAttention",
+    "MultiscalePlan",
+    "Recipe",
+    "Step",
+    "StepPosition",
+    "attention_of_levels",
+]
+
+LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
+StepPosition = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
+
+
+class HostParts(NamedTuple):
+    """What a host contributes to a step.
+
+    Attributes:
+        actnorm: its normalization, from channels.
+        permutation: its 1x1 convolution, from channels and whether the matrix is dense, where the
+            host has both kinds, or given by an LU decomposition.
+        layers: the module with this package's layers as classes of the host.
+    """
+
+    actnorm: LayerFactory
+    permutation: Callable[[int, bool], nn.Module]
+    layers: ModuleType
+
+
+@dataclass(frozen=True)
+class Level:
+    """Event shapes of one level, counted from the data.
+
+    Attributes:
+        index: zero for the level next to the data.
+        event: shape in its steps, after squeezing.
+        kept: shape that goes on to the next level, ``None`` in the last.
+        factored: shape that becomes latent here, ``None`` if everything goes on.
+    """
+
+    index: int
+    event: tuple[int, int, int]
+    kept: tuple[int, int, int] | None
+    factored: tuple[int, int, int] | None
+
+
+class Step(NamedTuple):
+    """The layers of one step, from data to latent."""
+
+    actnorm: nn.Module
+    permutation: nn.Module
+    coupling: list[nn.Module]
+
+
+class Recipe(ABC):
+    """What one backbone does differently from another: the content of its levels."""
+
+    dense_permutations: bool = False
+
+    @abstractmethod
+    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+        """The coupling of a step, with what belongs to it, from data to latent."""
+
+    def step(self, parts: HostParts, level: Level, step: int) -> Step:
+        """The layers of a step."""
+        channels = level.event[0]
+        return Step(
+            parts.actnorm(channels),
+            parts.permutation(channels, self.dense_permutations),
+            self.coupling(parts, level, step),
+        )
+
+    def opening(self, parts: HostParts, level: Level) -> list[nn.Module]:
+        """What comes before the steps of a level."""
+        return []
+
+    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+        """What turns the fixed prior of a level into a learned one that may see the kept half.
+
+        A normal prior whose mean and scale are computed from the kept half is a standard normal
+        behind an affine layer on the factored half, so that no base distribution need be
+        conditional, in either host.
+        """
+        return []
+
+    def attend(self, make: LayerFactory, level: Level) -> nn.Module:
+        """An attention layer for a step of a level."""
+        return make(level.event[0])
+
+
+@dataclass(frozen=True)
+class MultiscalePlan:
+    """A checked description of a multi-scale flow.
+
+    Attributes:
+        owner: the builder, for errors.
+        image_shape: ``(C, H, W)``.
+        levels: number of levels; each halves the size.
+        steps: steps per level.
+        recipe: what the steps and priors consist of.
+        attention: factories of attention layers for each level, from data to latent.
+        positions: where in a step they go.
+        splits: levels, counted from the data, that factor out half of their channels; ``None`` for
+            all but the last.
+        learned_base: whether the base distributions have learned means and scales, where the host
+            has such.
+        num_classes: number of classes with base distributions of their own, ``None`` without.
+    """
+
+    owner: str
+    image_shape: Sequence[int]
+    levels: int
+    steps: int
+    recipe: Recipe
+    attention: Mapping[int, Sequence[LayerFactory]] = field(default_factory=dict)
+    positions: Sequence[StepPosition] = ("after_coupling",)
+    splits: frozenset[int] | None = None
+    learned_base: bool = False
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("levels", "steps"):
+            positive_int(self.owner, option, getattr(self, option))
+        if len(self.image_shape) != 3:
+            raise ShapeError(
+                f"{self.owner}: expected image_shape (C, H, W), found {tuple(self.image_shape)}"
+            )
+        _, height, width = (
+            positive_int(self.owner, "every size", size) for size in self.image_shape
+        )
+        if height % 2**self.levels or width % 2**self.levels:
+            raise ShapeError(
+                f"{self.owner}: expected a height and width divisible by {2**self.levels}, for "
+                f"{self.levels} levels, found {height}x{width}"
+            )
+        for position in self.positions:
+            one_of(self.owner, "position", position, get_args(StepPosition))
+        unknown = set(self.attention) - set(range(self.levels))
+        if unknown:
+            raise OptionError(
+                f"{self.owner}: expected attention for levels 0 to {self.levels - 1}, found "
+                f"{unknown}"
+            )
+
+    def shapes(self) -> list[Level]:
+        """The levels, from data to latent."""
+        last = self.levels - 1
+        splits = frozenset(range(last)) if self.splits is None else self.splits
+        levels = []
+        channels, height, width = self.image_shape
+        for index in range(self.levels):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            event = (channels, height, width)
+            half = (channels // 2, height, width)
+            if index == last:
+                levels.append(Level(index, event, None, event))
+            elif index in splits:
+                levels.append(Level(index, event, half, half))
+                channels //= 2
+            else:
+                levels.append(Level(index, event, event, None))
+        return levels
+
+    def step_layers(self, parts: HostParts, level: Level) -> Iterator[list[nn.Module]]:
+        """The layers of each step of a level, from data to latent, with attention in its places."""
+        for index in range(self.steps):
+            step = self.recipe.step(parts, level, index)
+            yield [
+                *self._attention_at("before_actnorm", level),
+                step.actnorm,
+                *self._attention_at("after_actnorm", level),
+                step.permutation,
+                *self._attention_at("after_permutation", level),
+                *step.coupling,
+                *self._attention_at("after_coupling", level),
+            ]
+
+    def _attention_at(self, position: str, level: Level) -> list[nn.Module]:
+        if position not in self.positions:
+            return []
+        return [self.recipe.attend(make, level) for make in self.attention.get(level.index, ())]
+
+
+def attention_of_levels(
+    owner: str,
+    host: Host,
+    levels: int,
+    attention: LevelAttention | None,
+    position: StepPosition | Sequence[StepPosition],
+    both_masks: bool,
+    options: Mapping[str, object],
+) -> tuple[dict[int, list[LayerFactory]], list[StepPosition]]:
+    """What a user calls an attention, as the plan wants it: factories by level, and positions."""
+    positive_int(owner, "levels", levels)
+    per_level = (
+        attention if isinstance(attention, Mapping) else dict.fromkeys(range(levels), attention)
+    )
+    factories = {
+        level: attention_factories(owner, host, kinds, both_masks, options)
+        for level, kinds in per_level.items()
+        if kinds is not None
+    }
+    return factories, as_list(position)

@@ -1,0 +1,72 @@
+"""Plans become normflows models, and the builders become those of normflows."""
+
+from collections.abc import Sequence
+
+import normflows as nf
+from torch import nn
+
+from attnflow_plugin.backbones import glow
+from attnflow_plugin.backbones.assembly import built_by
+from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
+from attnflow_plugin.normflows import layers
+from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
+from attnflow_plugin.normflows.containers import GlowStep
+from attnflow_plugin.normflows.host import NORMFLOWS
+
+__all__ = ["build_glow"]
+
+
+def _actnorm(channels: int) -> nn.Module:
+    return nf.flows.ActNorm((channels, 1, 1))
+
+
+def _permutation(channels: int, dense: bool) -> nn.Module:
+    return nf.flows.Invertible1x1Conv(channels, use_lu=not dense)
+
+
+class NormflowsAssembly:
+    """A ``MultiscaleFlow``, or a ``ConditionalMultiscaleFlow`` if there is a context."""
+
+    host = NORMFLOWS
+    parts = HostParts(_actnorm, _permutation, layers)
+
+    def flow(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> nf.MultiscaleFlow:
+        """The model of a plan; see :class:`~attnflow_plugin.backbones.assembly.Assembly`."""
+        # The host lists scales from the coarsest to the finest, and flows from latent to data.
+        scales = self._scales(plan)[::-1]
+        flows = [scale_flows[::-1] for scale_flows, _ in scales]
+        bases = [_base(shape, plan) for _, shape in scales]
+        merges = [nf.flows.Merge() for _ in scales[1:]]
+        if encoder is not None:
+            return ConditionalMultiscaleFlow(bases, flows, merges, encoder)
+        return nf.MultiscaleFlow(bases, flows, merges, class_cond=plan.num_classes is not None)
+
+    def _scales(self, plan: MultiscalePlan) -> list[tuple[list[nn.Module], tuple[int, int, int]]]:
+        """Flows from data to latent up to where something is factored out, and its shape."""
+        scales, flows = [], []
+        for level in plan.shapes():
+            flows += self._level(plan, level)
+            if level.factored is not None:
+                scales.append((flows, level.factored))
+                flows = []
+        return scales
+
+    def _level(self, plan: MultiscalePlan, level: Level) -> list[nn.Module]:
+        """The host passes on the first half of the channels."""
+        return [
+            nf.flows.Squeeze(),
+            *plan.recipe.opening(self.parts, level),
+            *(GlowStep(step[::-1]) for step in plan.step_layers(self.parts, level)),
+            *plan.recipe.prior(self.parts, level, keeps_first=True),
+        ]
+
+
+def _base(shape: Sequence[int], plan: MultiscalePlan) -> nn.Module:
+    if plan.num_classes is not None:
+        return nf.distributions.ClassCondDiagGaussian(tuple(shape), plan.num_classes)
+    return nf.distributions.DiagGaussian(tuple(shape), trainable=plan.learned_base)
+
+
+_ASSEMBLY = NormflowsAssembly()
+
+build_glow = built_by(_ASSEMBLY, glow.build_glow, __name__)
