@@ -2,5 +2,6 @@
 
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
+from attnflow_plugin.backbones.zero_conv import ZeroConv
 
-__all__ = ["ConvNet", "GatedAttentionNet"]
+__all__ = ["ConvNet", "GatedAttentionNet", "ZeroConv"]

@@ -5,10 +5,11 @@ import inspect
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnflow_plugin.backbones.multiscale import HostParts, MultiscalePlan
 from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.layers.base import Context
 
 __all__ = ["Assembly", "built_by"]
 
@@ -27,6 +28,11 @@ class Assembly(Protocol[Model_co]):
     @property
     def parts(self) -> HostParts:
         """What the host contributes to a step."""
+
+    def to_latent(
+        self, layer: nn.Module, event: Tensor, context: Context = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer of the host from data to latent."""
 
     def flow(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> Model_co:
         """The model.

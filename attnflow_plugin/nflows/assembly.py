@@ -11,11 +11,12 @@ from nflows.transforms import (
     OneByOneConvolution,
     SqueezeTransform,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from attnflow_plugin.backbones import glow
 from attnflow_plugin.backbones.assembly import built_by
 from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
+from attnflow_plugin.layers.base import Context
 from attnflow_plugin.nflows import layers
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.host import NFLOWS
@@ -33,6 +34,12 @@ class NflowsAssembly:
 
     host = NFLOWS
     parts = HostParts(ActNorm, _permutation, layers)
+
+    def to_latent(
+        self, layer: nn.Module, event: Tensor, context: Context = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer from data to latent."""
+        return layer(event, context)
 
     def flow(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> Flow:
         """The model of a plan; see :class:`~attnflow_plugin.backbones.assembly.Assembly`."""

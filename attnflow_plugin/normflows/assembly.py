@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 import normflows as nf
-from torch import nn
+from torch import Tensor, nn
 
 from attnflow_plugin.backbones import glow
 from attnflow_plugin.backbones.assembly import built_by
 from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
+from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows import layers
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
-from attnflow_plugin.normflows.containers import GlowStep
+from attnflow_plugin.normflows.containers import GlowStep, run_with_context
 from attnflow_plugin.normflows.host import NORMFLOWS
 
 __all__ = ["build_glow"]
@@ -29,6 +30,12 @@ class NormflowsAssembly:
 
     host = NORMFLOWS
     parts = HostParts(_actnorm, _permutation, layers)
+
+    def to_latent(
+        self, layer: nn.Module, event: Tensor, context: Context = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer from data to latent."""
+        return run_with_context(layer, "inverse", event, context)
 
     def flow(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> nf.MultiscaleFlow:
         """The model of a plan; see :class:`~attnflow_plugin.backbones.assembly.Assembly`."""
