@@ -1,0 +1,188 @@
+"""FID, KID and the inception score of sets of images, by torchmetrics."""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
+from attnflow_plugin.metrics.images import check_images, to_levels
+from attnflow_plugin.metrics.libraries import INSTALL, require
+from attnflow_plugin.options import positive_int
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["fid", "inception_score", "kid"]
+
+Feature = int | str | nn.Module
+MeanAndDeviation = tuple[float, float]
+
+
+def fid(real: Iterable[Tensor], generated: Iterable[Tensor], feature: Feature = 2048) -> float:
+    r"""Fréchet inception distance of two sets of images; zero is best.
+
+    .. math::
+        \|\mu_r - \mu_g\|^2 + \mathrm{tr}\,(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2})
+
+    with mean and covariance of the features of each set. It is biased by the number of images: only
+    distances from equally large sets can be compared, and tables use 50 000.
+
+    Args:
+        real: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
+        generated: batches of images of the model.
+        feature: layer of the Inception network, by its size (64, 192, 768 or 2048), or a module of
+            your own that takes images in uint8 to features ``(B, D)``.
+
+    Raises:
+        MissingHostError: torchmetrics is not installed, or, for a layer of the Inception network,
+            torch-fidelity, which brings it, or its weights.
+        ShapeError: no images in [0, 1], fewer than two in a set.
+        NonFiniteError: NaN or infinity in the images.
+
+    References:
+        Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+        Equilibrium*, 2017.
+    """
+    metric = _build("fid", "fid.FrechetInceptionDistance", feature)
+    for name, images, is_real in (("real", real, True), ("generated", generated, False)):
+        _feed("fid", name, metric, images, at_least=2, real=is_real)
+    return float(metric.compute())
+
+
+def kid(
+    real: Iterable[Tensor],
+    generated: Iterable[Tensor],
+    feature: Feature = 2048,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> MeanAndDeviation:
+    r"""Kernel inception distance of two sets of images; zero is best, and can be undercut.
+
+    The unbiased estimate of the squared maximum mean discrepancy of the features under the kernel
+    :math:`k(x, y) = (x^\top y / D + 1)^3`, in random subsets of both sets.
+
+    Args:
+        real: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
+        generated: batches of images of the model.
+        feature: as for :func:`fid`.
+        subsets: number of subsets.
+        subset_size: images in a subset, no more than in either set.
+        seed: seed of the subsets; the global generators are left alone.
+
+    Returns:
+        Mean and standard deviation over the subsets.
+
+    Raises:
+        MissingHostError: as for :func:`fid`.
+        ShapeError: no images in [0, 1], fewer than ``subset_size`` in a set.
+        NonFiniteError: NaN or infinity in the images.
+
+    References:
+        Bińkowski et al., *Demystifying MMD GANs*, 2018.
+    """
+    positive_int("kid", "subsets", subsets)
+    # The unbiased estimate leaves out the pairs of an image with itself.
+    if positive_int("kid", "subset_size", subset_size) < 2:
+        raise OptionError("kid: expected subset_size to be at least 2, found 1")
+    metric = _build(
+        "kid", "kid.KernelInceptionDistance", feature, subsets=subsets, subset_size=subset_size
+    )
+    for name, images, is_real in (("real", real, True), ("generated", generated, False)):
+        _feed("kid", name, metric, images, at_least=subset_size, real=is_real)
+    return _compute(metric, seed)
+
+
+def inception_score(
+    generated: Iterable[Tensor],
+    feature: Feature = "logits_unbiased",
+    *,
+    splits: int = 10,
+    seed: int = 0,
+) -> MeanAndDeviation:
+    r"""Inception score of a set of images; from one, which is worst, to the number of classes.
+
+    .. math:: \exp \mathbb{E}_x\, \mathrm{KL}(p(y \mid x) \,\|\, p(y))
+
+    with the classes :math:`y` that the Inception network sees in an image, in random parts of the
+    set.
+
+    Args:
+        generated: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
+        feature: the logits of the Inception network, or a module of your own that takes images in
+            uint8 to logits ``(B, K)``.
+        splits: number of parts, at least two.
+        seed: seed of the parts; the global generators are left alone.
+
+    Returns:
+        Mean and standard deviation over the parts.
+
+    Raises:
+        MissingHostError: as for :func:`fid`.
+        ShapeError: no images in [0, 1], fewer than ``splits``.
+        NonFiniteError: NaN or infinity in the images.
+
+    References:
+        Salimans et al., *Improved Techniques for Training GANs*, 2016.
+    """
+    # A single part has no standard deviation.
+    if positive_int("inception_score", "splits", splits) < 2:
+        raise OptionError("inception_score: expected splits to be at least 2, found 1")
+    metric = _build("inception_score", "inception.InceptionScore", feature, splits=splits)
+    _feed("inception_score", "generated", metric, generated, at_least=splits)
+    return _compute(metric, seed)
+
+
+def _build(owner: str, name: str, feature: Feature, **options: int) -> "Metric":
+    """The metric of torchmetrics, which takes images in uint8."""
+    module, _, kind = name.partition(".")
+    metrics = require(owner, f"torchmetrics.image.{module}")
+    if isinstance(feature, nn.Module):
+        # The metric moves its network from device to device; the user's own stays as it is.
+        feature = copy.deepcopy(feature).eval()
+    else:
+        require(owner, "torch_fidelity", f"{INSTALL} torch-fidelity")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*save all extracted features in buffer")
+            return getattr(metrics, kind)(feature, **options)
+    except ValueError as error:
+        raise OptionError(f"{owner}: {error}") from error
+    except OSError as error:
+        raise MissingHostError(
+            f"{owner}: needs the weights of the Inception network, which are not on the disk and "
+            f"could not be downloaded ({error})"
+        ) from error
+
+
+def _feed(
+    owner: str,
+    name: str,
+    metric: "Metric",
+    batches: Iterable[Tensor],
+    *,
+    at_least: int,
+    **kind: bool,
+) -> None:
+    """Show the metric all batches of a set."""
+    count = 0
+    for images in batches:
+        check_images(owner, f"{name} images", images)
+        metric.to(images.device).update(to_levels(images), **kind)
+        count += len(images)
+    if count < at_least:
+        raise ShapeError(f"{owner}: expected at least {at_least} {name} images, found {count}")
+
+
+def _compute(metric: "Metric", seed: int) -> MeanAndDeviation:
+    """The outcome, with the permutations that torchmetrics draws on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would seed the GPUs as well, for good.
+        torch.default_generator.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)

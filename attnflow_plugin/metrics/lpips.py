@@ -1,0 +1,73 @@
+"""LPIPS, by torchmetrics."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attnflow_plugin.errors import MissingHostError, ShapeError
+from attnflow_plugin.metrics.images import check_pair
+from attnflow_plugin.metrics.libraries import INSTALL, require
+from attnflow_plugin.options import one_of
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["LPIPS"]
+
+NETWORKS = ("alex", "vgg", "squeeze")
+
+
+class LPIPS:
+    r"""Learned perceptual distance of each image from its target; zero is best.
+
+    The network is loaded once, when this is constructed, and follows the images from device to
+    device::
+
+        lpips = LPIPS()
+        distances = lpips(images, targets)
+
+    Args:
+        network: "alex", the usual one in tables of super-resolution, "vgg" or "squeeze".
+
+    Raises:
+        MissingHostError: torchmetrics or torchvision is not installed, or the weights of the
+            network are neither on the disk nor can be downloaded.
+        OptionError: a network that is not known.
+
+    References:
+        Zhang et al., *The Unreasonable Effectiveness of Deep Features as a Perceptual Metric*,
+        2018.
+    """
+
+    def __init__(self, network: str = "alex") -> None:
+        one_of("LPIPS", "network", network, NETWORKS)
+        # torchvision first: torchmetrics believes in one that is there but cannot be imported.
+        require("LPIPS", "torchvision", f"{INSTALL} torchvision")
+        metrics = require("LPIPS", "torchmetrics.image.lpip")
+        try:
+            self._metric: Metric = metrics.LearnedPerceptualImagePatchSimilarity(
+                network, reduction="none", normalize=True
+            )
+        except OSError as error:
+            raise MissingHostError(
+                f"LPIPS: needs the weights of {network} of torchvision, which are not on the disk "
+                f"and could not be downloaded ({error})"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Distances of shape ``(B,)`` between images in [0, 1] of shape ``(B, 3, H, W)``.
+
+        Raises:
+            ShapeError: no colour images in [0, 1], or different shapes.
+            NonFiniteError: NaN or infinity in the images.
+        """
+        check_pair("LPIPS", images, targets)
+        if images.shape[1] != 3:
+            raise ShapeError(f"LPIPS: expected images of 3 channels, found {images.shape[1]}")
+        metric = self._metric.to(images.device)
+        distances = metric(images.float(), targets.float()).reshape(-1)
+        # Else it collects the distances of all calls.
+        metric.reset()
+        return distances
