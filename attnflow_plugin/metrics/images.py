@@ -28,7 +28,7 @@ def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
         )
     if not bool(images.isfinite().all()):
         raise NonFiniteError(f"{owner}: expected finite {name}, found NaN or infinity")
-    low, high = float(images.amin()), float(images.amax())
+    low, high = (float(bound) for bound in images.detach().aminmax())
     if low < 0 or high > 1:
         raise ShapeError(
             f"{owner}: expected {name} from 0 to 1, found values from {low:g} to {high:g}; "

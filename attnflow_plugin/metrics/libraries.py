@@ -14,11 +14,13 @@ def require(owner: str, module: str, install: str = INSTALL) -> ModuleType:
     """Import ``module`` for ``owner``, or say how to install it.
 
     Raises:
-        MissingHostError: the library, or something it needs, is not installed.
+        MissingHostError: the library, or something it needs, is not installed, or not for
+            this torch.
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    # A build of torchvision for another build of torch fails with the other two.
+    except (ImportError, OSError, RuntimeError) as error:
         library = module.partition(".")[0]
         raise MissingHostError(
             f"{owner}: needs {library}, which cannot be imported ({error}). "
