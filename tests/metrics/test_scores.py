@@ -165,6 +165,17 @@ def test_downscale_by_its_formula(scale):
     torch.testing.assert_close(small, exact.clamp(0, 255).round(), atol=1e-9, rtol=0)
 
 
+def test_edges_that_overshoot_are_clamped():
+    images = torch.zeros(1, 1, 12, 12)
+    images[..., 5:] = 1
+    exact = by_matrices(images, (6, 6))
+    assert exact.min() < -0.01
+    assert exact.max() > 1.01
+    torch.testing.assert_close(
+        downscale(images, 2), (exact.clamp(0, 1) * 255).round() / 255, atol=1e-12, rtol=0
+    )
+
+
 def test_the_original_is_consistent():
     images = torch.rand(2, 3, 16, 24)
     small = downscale(images, 8)
