@@ -1,49 +1,17 @@
 r"""Affine coupling along the channels, conditional or not."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import affine_parameters, context_at
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.layers.coupling_scales import LOG_SCALES, ScaleMapName
 from attnflow_plugin.options import one_of
 
 __all__ = ["AffineCoupling", "ScaleMapName"]
-
-ScaleMapName = Literal["bounded", "sigmoid", "sigmoid_inv", "exp"]
-
-
-def bounded(raw: Tensor) -> Tensor:
-    """Log-scale in (-2, 2), zero at the start."""
-    return soft_bound(raw, LOG_SCALE_BOUND)
-
-
-def sigmoid(raw: Tensor) -> Tensor:
-    """Log-scale of Glow: at most zero, not bounded below."""
-    return F.logsigmoid(raw + 2)
-
-
-def inverse_sigmoid(raw: Tensor) -> Tensor:
-    """Minus the log-scale of Glow: at least zero, not bounded above."""
-    return -F.logsigmoid(raw + 2)
-
-
-def exponential(raw: Tensor) -> Tensor:
-    """Log-scale of RealNVP: not bounded at all."""
-    return raw
-
-
-_LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "bounded": bounded,
-    "sigmoid": sigmoid,
-    "sigmoid_inv": inverse_sigmoid,
-    "exp": exponential,
-}
 
 
 class AffineCoupling(InvertibleLayer):
@@ -74,7 +42,9 @@ class AffineCoupling(InvertibleLayer):
         flip: swap the halves.
         scale_map: ``"bounded"`` as above, or one of the hosts': ``"sigmoid"``,
             :math:`s = \log \sigma(r + 2)` (Glow), ``"sigmoid_inv"``, its negative, ``"exp"``,
-            :math:`s = r` (RealNVP). Those can divide by nearly zero in one direction or both.
+            :math:`s = r` (RealNVP); or SRFlow's ``"sigmoid_floor"``,
+            :math:`s = \log(\sigma(r + 2) + 10^{-4})`. Those can divide by nearly zero in one
+            direction or both.
 
     Raises:
         OptionError: unknown option, fewer than two channels.
@@ -102,7 +72,7 @@ class AffineCoupling(InvertibleLayer):
             raise OptionError(f"{name}: expected at least 2 channels to split, found {channels}")
         self.context_channels = context_channels
         self.flip = bool(flip)
-        self.scale_map = one_of(name, "scale_map", scale_map, get_args(ScaleMapName))
+        self.scale_map = one_of(name, "scale_map", scale_map, LOG_SCALES)
         larger, smaller = (channels + 1) // 2, channels // 2
         self.sizes = (larger, smaller)
         passing, attended = (smaller, larger) if flip else (larger, smaller)
@@ -132,7 +102,7 @@ class AffineCoupling(InvertibleLayer):
         features = context_at(name, context, self.context_channels, x1)
         inputs = x1 if features is None else torch.cat([x1, features], 1)
         raw, shift = affine_parameters(name, self.net, inputs, x2)
-        return _LOG_SCALES[self.scale_map](raw), shift
+        return LOG_SCALES[self.scale_map](raw), shift
 
     def _split(self, event: Tensor) -> tuple[Tensor, Tensor]:
         first, second = event.split(self.sizes, 1)

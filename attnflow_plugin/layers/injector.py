@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import affine_parameters, context_at
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
-from attnflow_plugin.options import positive_int
+from attnflow_plugin.layers.coupling_scales import LOG_SCALES, ScaleMapName
+from attnflow_plugin.options import one_of, positive_int
 
 __all__ = ["AffineInjector"]
 
@@ -34,8 +34,11 @@ class AffineInjector(InvertibleLayer):
         make_net: called as ``make_net(K, 2 * C)``. A net that starts at zero makes the layer start
             as the identity.
         context_channels: K.
+        scale_map: ``"bounded"`` as above, or one of the others of
+            :class:`~attnflow_plugin.layers.AffineCoupling`.
 
     Raises:
+        OptionError: unknown option.
         MissingContextError: called without context.
         ShapeError: the net's output has the wrong shape.
 
@@ -46,17 +49,25 @@ class AffineInjector(InvertibleLayer):
     autocast_inside = True
 
     def __init__(
-        self, channels: int, make_net: Callable[[int, int], nn.Module], *, context_channels: int
+        self,
+        channels: int,
+        make_net: Callable[[int, int], nn.Module],
+        *,
+        context_channels: int,
+        scale_map: ScaleMapName = "bounded",
     ) -> None:
         super().__init__(channels)
-        self.context_channels = positive_int(
-            type(self).__name__, "context_channels", context_channels
-        )
+        name = type(self).__name__
+        self.context_channels = positive_int(name, "context_channels", context_channels)
+        self.scale_map = one_of(name, "scale_map", scale_map, LOG_SCALES)
         self.net = make_net(context_channels, 2 * channels)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
-        return f"{self.channels}, context_channels={self.context_channels}"
+        return (
+            f"{self.channels}, context_channels={self.context_channels}, "
+            f"scale_map={self.scale_map!r}"
+        )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._affine(x, context)
@@ -71,4 +82,4 @@ class AffineInjector(InvertibleLayer):
         features = context_at(name, context, self.context_channels, event)
         assert features is not None
         raw, shift = affine_parameters(name, self.net, features, event)
-        return soft_bound(raw, LOG_SCALE_BOUND), shift
+        return LOG_SCALES[self.scale_map](raw), shift
