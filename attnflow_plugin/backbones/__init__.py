@@ -2,6 +2,16 @@
 
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
+from attnflow_plugin.backbones.normalised_conv_net import NormalisedConvNet
+from attnflow_plugin.backbones.rrdb import RRDBEncoder, pretraining_loss
+from attnflow_plugin.backbones.srflow import encoder_of
 from attnflow_plugin.backbones.zero_conv import ZeroConv
 
-__all__ = ["ConvNet", "GatedAttentionNet", "ZeroConv"]
+__all__ = [
+    "ConvNet",
+    "GatedAttentionNet",
+    "NormalisedConvNet",
+    "RRDBEncoder",
+    "ZeroConv",
+    "pretraining_loss",
+]

@@ -8,7 +8,7 @@ from attnflow_plugin.hosts import require_host
 
 require_host("nflows", "nflows.transforms")
 
-from attnflow_plugin.nflows.assembly import build_glow  # noqa: E402
+from attnflow_plugin.nflows.assembly import build_glow, build_srflow  # noqa: E402
 from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402
 from attnflow_plugin.nflows.layers import (  # noqa: E402
     AffineCoupling,
@@ -30,6 +30,7 @@ __all__ = [
     "ITrans",
     "NegativeLogLikelihood",
     "build_glow",
+    "build_srflow",
     "insert_attention",
     "log_prob",
     "prepare",

@@ -8,7 +8,7 @@ from attnflow_plugin.hosts import require_host
 
 require_host("normflows", "normflows")
 
-from attnflow_plugin.normflows.assembly import build_glow  # noqa: E402
+from attnflow_plugin.normflows.assembly import build_glow, build_srflow  # noqa: E402
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow  # noqa: E402
 from attnflow_plugin.normflows.containers import Chain, GlowStep  # noqa: E402
 from attnflow_plugin.normflows.insertion import insert_attention  # noqa: E402
@@ -35,6 +35,7 @@ __all__ = [
     "ITrans",
     "NegativeLogLikelihood",
     "build_glow",
+    "build_srflow",
     "insert_attention",
     "log_prob",
     "prepare",

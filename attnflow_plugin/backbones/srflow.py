@@ -1,0 +1,236 @@
+"""SRFlow: super-resolution, optionally with attention."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import nn
+
+from attnflow_plugin.backbones.assembly import Assembly, Model
+from attnflow_plugin.backbones.multiscale import (
+    HostParts,
+    Level,
+    LevelAttention,
+    MultiscalePlan,
+    Recipe,
+    StepPosition,
+    attention_of_levels,
+)
+from attnflow_plugin.backbones.normalised_conv_net import NormalisedConvNet
+from attnflow_plugin.backbones.rrdb import RRDBEncoder, level_name
+from attnflow_plugin.backbones.zero_conv import ZeroConv
+from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.insertion.factories import LayerFactory
+from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.coupling_scales import ScaleMapName
+from attnflow_plugin.options import one_of, positive_int
+
+__all__ = ["SRFlowRecipe", "build_srflow", "encoder_of"]
+
+Splits = Literal["released", "all"]
+
+#: Steps of a normalisation and a 1x1 convolution only, with which every level begins.
+TRANSITION_STEPS = 2
+#: Output channels of a convolution of the released model that nothing uses.
+UNUSED_CHANNELS = 96
+# How many of the last levels keep everything.
+_LEVELS_WITHOUT_SPLIT: dict[Splits, int] = {"released": 2, "all": 1}
+
+
+@dataclass(frozen=True)
+class SRFlowRecipe(Recipe):
+    """Injectors and conditional couplings over features of the level.
+
+    Attributes:
+        hidden_channels: channels of the nets.
+        feature_channels: channels of the features of each level.
+        scale_map: scale of injectors and couplings.
+        features_in_attention: let the attention see the features.
+    """
+
+    hidden_channels: int
+    feature_channels: int
+    scale_map: ScaleMapName = "bounded"
+    features_in_attention: bool = False
+    dense_permutations = True
+
+    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+        """An affine injector and a conditional affine coupling."""
+        layers = [
+            layer_class(
+                level.event[0],
+                partial(NormalisedConvNet, hidden_channels=self.hidden_channels),
+                context_channels=self.feature_channels,
+                scale_map=self.scale_map,
+            )
+            for layer_class in (parts.layers.AffineInjector, parts.layers.AffineCoupling)
+        ]
+        return [_of_level(layer, level) for layer in layers]
+
+    def opening(self, parts: HostParts, level: Level) -> list[nn.Module]:
+        """The transition steps."""
+        channels = level.event[0]
+        return [
+            layer
+            for _ in range(TRANSITION_STEPS)
+            for layer in (
+                parts.actnorm(channels),
+                parts.permutation(channels, self.dense_permutations),
+            )
+        ]
+
+    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+        """The kept half gives mean and scale of the other, through a single convolution."""
+        if level.kept is None or level.factored is None:
+            return []
+        scale_map = "bounded" if self.scale_map == "bounded" else "exp"
+        coupling = parts.layers.AffineCoupling(
+            level.event[0], ZeroConv, flip=not keeps_first, scale_map=scale_map
+        )
+        return [coupling]
+
+    def attend(self, make: LayerFactory, level: Level) -> nn.Module:
+        """An attention layer, of the features of its level if it sees any."""
+        layer = make(level.event[0])
+        return _of_level(layer, level) if self.features_in_attention else layer
+
+
+def _of_level(layer: nn.Module, level: Level) -> nn.Module:
+    if isinstance(layer, InvertibleLayer):
+        layer.context_name = level_name(level.index)
+    return layer
+
+
+def build_srflow(  # noqa: D417
+    assembly: Assembly[Model],
+    image_shape: Sequence[int],
+    *,
+    scale: int,
+    levels: int,
+    steps: int,
+    hidden_channels: int = 64,
+    rrdb_blocks: int = 8,
+    rrdb_channels: int = 64,
+    rrdb_growth_channels: int = 32,
+    attention: LevelAttention | None = None,
+    position: StepPosition | Sequence[StepPosition] = "after_coupling",
+    both_masks: bool = True,
+    attention_options: Mapping[str, object] | None = None,
+    context_in_attention: bool = False,
+    scale_map: ScaleMapName = "bounded",
+    splits: Splits = "released",
+    image_head: bool = False,
+    with_unused_parameters: bool = False,
+) -> Model:
+    """Build SRFlow, the density of images given their low-resolution versions, with attention.
+
+    In normflows it is a :class:`~attnflow_plugin.normflows.ConditionalMultiscaleFlow`, in nflows a
+    ``Flow``; the context is the low-resolution image, ``(B, C, H / scale, W / scale)``. Every level
+    squeezes, mixes channels in two transition steps (normalisation, 1x1 convolution), and has
+    ``steps`` steps of normalisation, 1x1 convolution, affine injector, affine coupling and
+    attention. The nets of injector and coupling see the features that an
+    :class:`~attnflow_plugin.backbones.RRDBEncoder` makes for the level. Call ``prepare`` with a
+    batch of data before training; ``encoder_of(model)`` is the encoder, to freeze or pre-train.
+
+    With ``scale_map="sigmoid_floor"`` and ``with_unused_parameters=True`` it has the layers and, in
+    normflows, the parameters of the released model, to the last one. The 1x1 convolutions of nflows
+    are given by an LU decomposition and have a bias.
+
+    Args:
+        image_shape: ``(C, H, W)`` at high resolution; H and W divisible by ``2 ** levels`` and by
+            ``scale``.
+        scale: factor between the resolutions, a power of two from two on.
+        levels: number of levels; level 0 is the one next to the data.
+        steps: steps in each level.
+        hidden_channels: channels of the nets of injectors and couplings.
+        rrdb_blocks: blocks of the encoder.
+        rrdb_channels: channels of its trunk.
+        rrdb_growth_channels: channels that every convolution of its dense blocks adds.
+        attention: as in ``insert_attention``, or a mapping from levels to that.
+        position: where in a step the attention goes, one or several.
+        both_masks: two layers with complementary masks at each position.
+        attention_options: options of the attention layers.
+        context_in_attention: the attention weights see the features of the level as well.
+        scale_map: scale of injectors and couplings, see
+            :class:`~attnflow_plugin.layers.AffineCoupling`: ``"bounded"`` on both sides, or
+            ``"sigmoid_floor"``, as released, which contracts at every step and starts at 0.88.
+        splits: after which levels half of the channels becomes latent, with a normal prior that
+            the other half conditions. ``"released"``: after all but the last two, so never with up
+            to two levels; the models of the paper are such. ``"all"``: after all but the last.
+        image_head: give the encoder what it needs to be pre-trained as a super-resolution net.
+        with_unused_parameters: have what the released model counts although its density does not
+            depend on it: the image head, and one convolution that nothing uses.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        OptionError: an unknown option.
+        ShapeError: a size that the levels or the scale do not divide.
+
+    Reference:
+        Lugmayr, Danelljan, Van Gool, Timofte, *SRFlow: Learning the Super-Resolution Space with
+        Normalizing Flow*, ECCV 2020.
+    """
+    name = "build_srflow"
+    encoder = RRDBEncoder(
+        scale=scale,
+        levels=levels,
+        blocks=rrdb_blocks,
+        channels=rrdb_channels,
+        growth_channels=rrdb_growth_channels,
+        image_channels=_checked(name, image_shape, scale)[0],
+        image_size=[size // scale for size in image_shape[1:]],
+        image_head=image_head or with_unused_parameters,
+    )
+    if with_unused_parameters:
+        encoder.unused = nn.Conv2d(encoder.feature_channels, UNUSED_CHANNELS, 3)
+    layer_options = dict(attention_options or {})
+    if context_in_attention:
+        layer_options["context_channels"] = encoder.feature_channels
+    factories, positions = attention_of_levels(
+        name, assembly.host, levels, attention, position, both_masks, layer_options
+    )
+    one_of(name, "splits", splits, _LEVELS_WITHOUT_SPLIT)
+    plan = MultiscalePlan(
+        name,
+        image_shape,
+        levels,
+        steps,
+        SRFlowRecipe(
+            positive_int(name, "hidden_channels", hidden_channels),
+            encoder.feature_channels,
+            scale_map,
+            context_in_attention,
+        ),
+        attention=factories,
+        positions=positions,
+        splits=frozenset(range(levels - _LEVELS_WITHOUT_SPLIT[splits])),
+    )
+    return assembly.flow(plan, encoder)
+
+
+def encoder_of(model: nn.Module) -> RRDBEncoder:
+    """The low-resolution encoder of a model, of either host and wrapped or not.
+
+    Raises:
+        OptionError: the model has none, or several.
+    """
+    found = [module for module in model.modules() if isinstance(module, RRDBEncoder)]
+    if len(found) != 1:
+        raise OptionError(
+            f"encoder_of: expected a model with one RRDBEncoder, found {len(found)} in a "
+            f"{type(model).__name__}"
+        )
+    return found[0]
+
+
+def _checked(name: str, image_shape: Sequence[int], scale: int) -> Sequence[int]:
+    positive_int(name, "scale", scale)
+    if len(image_shape) != 3 or any(size % scale for size in image_shape[1:]):
+        raise ShapeError(
+            f"{name}: expected image_shape (C, H, W) with H and W divisible by the scale {scale}, "
+            f"found {tuple(image_shape)}"
+        )
+    return image_shape
