@@ -22,20 +22,27 @@ Init = Literal["identity", "paper"]
 
 
 class _Layout(NamedTuple):
-    """What follows from mask, event shape and axis alone."""
+    """What follows from mask, event shape and axis alone; a product with a mask selects a half."""
 
-    passing: Tensor  # shape: (C, *S), boolean
+    passing: Tensor  # shape: (C, *S): M, one where the event passes and zero elsewhere
+    attended: Tensor  # shape: (C, *S): 1 - M
     passing_counts: Tensor  # shape: (C,): passing positions of each channel
     attended_counts: Tensor  # shape: (positions,) or (C,): attended entries that share a score
 
 
 def _build_layout(
-    mask: MaskKind, shape: tuple[int, ...], flip: bool, axis: Axis, device: torch.device
+    mask: MaskKind,
+    shape: tuple[int, ...],
+    flip: bool,
+    axis: Axis,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> _Layout:
-    passing = make_mask(mask, shape[0], shape[1:], flip, device=device)
-    entries = passing.unsqueeze(-1).flatten(1)
-    attended_counts = (~entries).sum(0 if axis == "spatial" else 1)
-    return _Layout(passing, entries.sum(1).float(), attended_counts.float())
+    # Multiplying by zeros and ones is several times faster than a torch.where of booleans.
+    passing = make_mask(mask, shape[0], shape[1:], flip, device=device).to(dtype)
+    attended = 1 - passing
+    shared = attended.unsqueeze(-1).flatten(1).sum(0 if axis == "spatial" else 1)
+    return _Layout(passing, attended, passing.unsqueeze(-1).flatten(1).sum(1), shared)
 
 
 class IMap(InvertibleLayer):
@@ -143,7 +150,7 @@ class IMap(InvertibleLayer):
             context: needed with ``context_channels``.
         """
         event = self._checked(x)
-        scale, _ = self._attend(torch.where(self._layout(event).passing, event, 0), context)
+        scale, _ = self._attend(event, self._layout(event).passing, context)
         return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
 
     def extra_repr(self) -> str:
@@ -155,56 +162,66 @@ class IMap(InvertibleLayer):
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout = self._layout(x)
-        passing_scale, passing_log_det = self._passing_scale(x, layout)
-        attended_scale, attended_log_det = self._attended_scale(x, layout, context)
-        z = x * torch.where(layout.passing, passing_scale, attended_scale)
-        return z, attended_log_det + passing_log_det
+        passing_scale, log_det = self._passing_scale(x, layout)
+        attended_scale, log_scale = self._attend(x, layout.passing, context)
+        z = x * self._scale(layout, passing_scale, attended_scale)
+        return z, log_scale @ layout.attended_counts + log_det
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout = self._layout(z)
-        passing_scale, passing_log_det = self._passing_scale(z, layout)
-        # Only the passing half of this quotient is x; nothing reads the other one.
-        attended_scale, attended_log_det = self._attended_scale(z / passing_scale, layout, context)
-        x = z / torch.where(layout.passing, passing_scale, attended_scale)
-        return x, -(attended_log_det + passing_log_det)
+        passing_scale, log_det = self._passing_scale(z, layout)
+        # M / g(s) turns z into x1, without a pass over memory of its own.
+        attended_scale, log_scale = self._attend(z, layout.passing / passing_scale, context)
+        x = z / self._scale(layout, passing_scale, attended_scale)
+        return x, -(log_scale @ layout.attended_counts + log_det)
 
     def _layout(self, event: Tensor) -> _Layout:
-        shape = tuple(event.shape[1:])
         return cached_constant(
-            _build_layout, self.mask, shape, self.flip, self.axis, device=event.device
+            _build_layout,
+            self.mask,
+            event.shape[1:],
+            self.flip,
+            self.axis,
+            event.dtype,
+            device=event.device,
         )
 
     def _passing_scale(self, event: Tensor, layout: _Layout) -> tuple[Tensor, Tensor]:
         """The learned scale of each channel, ``(C, 1, ...)``, and its log-det, one number."""
         activation = "sigmoid" if self.activation == "softmax" else self.activation
         scale, log_scale = self._maps()[activation](self.scale.to(event.dtype))
-        log_det = log_scale @ layout.passing_counts.to(log_scale.dtype)
-        return scale.reshape(-1, *[1] * (event.ndim - 2)), log_det
+        return scale.reshape(-1, *[1] * (event.ndim - 2)), log_scale @ layout.passing_counts
 
-    def _attended_scale(
-        self, x: Tensor, layout: _Layout, context: Tensor | None
+    def _scale(self, layout: _Layout, passing_scale: Tensor, attended_scale: Tensor) -> Tensor:
+        """The scale of every entry, ``(B, C, *S)``."""
+        spatial = layout.passing.shape[1:]
+        shape = (1, *spatial) if self.axis == "spatial" else (self.channels, *[1] * len(spatial))
+        attended_scale = attended_scale.reshape(-1, *shape)
+        return torch.addcmul(layout.passing * passing_scale, layout.attended, attended_scale)
+
+    def _attend(
+        self, event: Tensor, to_passing: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The scale by attention, broadcastable to ``x``, and its log-det, ``(B,)``."""
-        scale, log_scale = self._attend(torch.where(layout.passing, x, 0), context)
-        ones = [1] * (x.ndim - 2)
-        shape = (1, *x.shape[2:]) if self.axis == "spatial" else (self.channels, *ones)
-        log_det = log_scale @ layout.attended_counts.to(log_scale.dtype)
-        return scale.unflatten(1, shape), log_det
+        """Scale and log-scale, ``(B, positions)`` or ``(B, C)``.
 
-    def _attend(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and log-scale from the passing half: ``(B, positions)`` or ``(B, C)``."""
-        weight, bias = self.weight.to(x1.dtype), self.bias.to(x1.dtype)
-        features = context_at(type(self).__name__, context, self.context_channels, x1)
+        They see the passing half of the data, ``to_passing * event``.
+        """
+        dtype = event.dtype
+        scores = self._pooled(event, self.weight.to(dtype), to_passing)
+        features = context_at(type(self).__name__, context, self.context_channels, event)
         if features is not None:
-            x1 = torch.cat([x1, features], 1)
-            weight = torch.cat([weight, self.context_weight.to(x1.dtype)], 1)
-        positions = x1.unsqueeze(-1).flatten(2)
-        if self.axis == "spatial":
-            scores = weight.mean(0) @ positions
-            bias = bias.mean()
-        else:
-            scores = positions.mean(2) @ weight.T
-        return self._maps()[self.activation](scores + (bias + self.offset.to(x1.dtype)))
+            scores = scores + self._pooled(features, self.context_weight.to(dtype), 1.0)
+        bias = self.bias.to(dtype)
+        shift = (bias.mean() if self.axis == "spatial" else bias) + self.offset.to(dtype)
+        return self._maps()[self.activation](scores + shift)
+
+    def _pooled(self, event: Tensor, weight: Tensor, factor: Tensor | float) -> Tensor:
+        """The mean of ``weight @ (factor * event)`` over channels or positions."""
+        if self.axis == "channel":
+            return (event * factor).unsqueeze(-1).flatten(2).mean(2) @ weight.T
+        # The mean over the outputs is one weighted sum over the channels.
+        per_channel = weight.mean(0).reshape(-1, *[1] * (event.ndim - 2))
+        return (event * (per_channel * factor)).sum(1).unsqueeze(-1).flatten(1)
 
     def _maps(self) -> dict:
         return RAW_SCALES if self.init == "paper" else BOUNDED_SCALES
