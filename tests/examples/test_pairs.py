@@ -1,0 +1,265 @@
+"""Pairs of images: from the pictures of scikit-image, and from folders."""
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from training.data import batches
+from training.disparity import disparity
+from training.faces import faces
+from training.options import UsageError
+from training.paired_files import PairedFiles, find_pairs
+from training.pairs import Pairs, to_enlarge
+from training.photographs import TEST, TRAIN, patches, picture
+from training.segmentation import CLASSES, COLOURS, segmented_photographs
+
+from attnflow_plugin.metrics import downscale
+
+
+def rows(images):
+    """Each image as bytes."""
+    return {image.numpy().tobytes() for image in images}
+
+
+def check_shapes(pairs, image_shape, source_shape):
+    assert pairs.image_shape == image_shape
+    assert pairs.source_shape == source_shape
+    targets, sources = next(iter(batches(pairs, [[0, 3, 1]])))
+    assert targets.shape == (3, *image_shape)
+    assert sources.shape == (3, *source_shape)
+    assert targets.dtype == sources.dtype == torch.uint8
+    assert torch.equal(targets[1], pairs[3][0])
+    assert torch.equal(sources[1], pairs[3][1])
+
+
+def test_to_enlarge():
+    images = torch.randint(0, 256, (5, 3, 8, 12), dtype=torch.uint8)
+    pairs = to_enlarge(images, 4)
+    check_shapes(pairs, (3, 8, 12), (3, 2, 3))
+    assert torch.equal(pairs.images, images)
+    assert torch.equal(pairs.labels / 255.0, downscale(images / 255, 4).float())
+    with pytest.raises(UsageError, match="divisible by 5, found 8x12"):
+        to_enlarge(images, 5)
+
+
+class TestFaces:
+    @pytest.mark.parametrize("scale", [2, 4, 8])
+    def test_shapes(self, scale):
+        for pairs in faces(scale):
+            check_shapes(pairs, (1, 24, 24), (1, 24 // scale, 24 // scale))
+
+    def test_all_faces_on_one_side_each(self):
+        train, test = faces()
+        assert len(rows(train.images)) == len(train) == 80 * 8
+        assert len(rows(test.images)) == len(test) == 20
+        whole = torch.from_numpy(np.rint(skimage.data.lfw_subset()[:100] * 255)).to(torch.uint8)
+        assert rows(whole[80:, :24, :24]) == rows(test.images)
+        # Each corner, plain and mirrored, of the first 80 only.
+        corners = [whole[:80, i : i + 24, j : j + 24] for i in (0, 1) for j in (0, 1)]
+        expected = set().union(*(rows(c) | rows(c.flip(-1).contiguous()) for c in corners))
+        assert rows(train.images) == expected
+
+
+@pytest.fixture(scope="module")
+def segmented():
+    return segmented_photographs(32)
+
+
+class TestSegmentation:
+    def test_shapes(self, segmented):
+        for pairs in segmented:
+            check_shapes(pairs, (3, 32, 32), (3, 32, 32))
+
+    def test_other_pictures_to_test_on(self, segmented):
+        train, test = segmented
+        for pairs, names, stride in ((train, TRAIN, 16), (test, TEST, 32)):
+            cut = torch.cat([patches(picture(name), 32, stride) for name in names])
+            assert torch.equal(pairs.images, cut)
+        assert not rows(train.images) & rows(test.images)
+
+    def test_maps_have_the_colours_of_the_classes_alone(self, segmented):
+        allowed = set(packed(COLOURS.T[None]))
+        assert len(allowed) == CLASSES
+        train, test = (set(packed(pairs.labels)) for pairs in segmented)
+        assert train == allowed
+        assert test <= allowed
+
+    def test_few_regions(self, segmented):
+        # Neighbours are of one class nearly everywhere: regions, not noise.
+        maps = segmented[1].labels
+        same = (maps[..., 1:] == maps[..., :-1]).all(1).double().mean()
+        assert same > 0.95
+
+    def test_maps_lie_on_their_pictures(self, segmented):
+        # The classes in a patch explain much of its colours; those in another patch do not.
+        _, test = segmented
+        own, others = (explained(test, shift) for shift in (0, 7))
+        assert own > 3 * others
+
+    def test_repeatable(self, segmented):
+        again = segmented_photographs(32)
+        for first, second in zip(segmented, again, strict=True):
+            assert torch.equal(first.labels, second.labels)
+
+
+def packed(images):
+    """The different colours, each as one number."""
+    red, green, blue = images.long().unbind(1)
+    return (red << 16 | green << 8 | blue).unique().tolist()
+
+
+def explained(pairs, shift):
+    """Part of the variance inside patches between the classes of maps, shifted by some patches."""
+    between = total = 0.0
+    for number in range(len(pairs)):
+        pixels = pairs.images[number].flatten(1).double()
+        painted = pairs.labels[(number + shift) % len(pairs)].flatten(1)
+        _, classes = painted.unique(dim=1, return_inverse=True)
+        centred = pixels - pixels.mean(1, keepdim=True)
+        total += float(centred.square().sum())
+        for one in classes.unique():
+            members = centred[:, classes == one]
+            between += float(members.mean(1).square().sum() * members.shape[1])
+    return between / total
+
+
+class TestDisparity:
+    def test_shapes(self):
+        for pairs in disparity(32):
+            check_shapes(pairs, (3, 32, 32), (1, 32, 32))
+
+    def test_regions_are_disjoint(self):
+        train, test = disparity(16)
+        whole = picture("motorcycle")
+        border = int(0.7 * whole.shape[-1])
+        assert torch.equal(train.images, patches(whole[..., :border], 16, 8))
+        assert torch.equal(test.images, patches(whole[..., border:], 16, 16))
+
+    def test_near_is_bright_and_unknown_is_black(self):
+        values = torch.from_numpy(skimage.data.stereo_motorcycle()[2])
+        nearest = values[values.isfinite()].max()
+        train, _ = disparity(16)
+        values = patches(values[None, :, : int(0.7 * values.shape[1])], 16, 8)
+        known = values.isfinite()
+        assert torch.equal(train.labels > 0, known)
+        assert not known.all()
+        grey, depth = train.labels[known].double(), values[known].double()
+        expected = 1 + 254 * depth / nearest
+        torch.testing.assert_close(grey, expected, atol=0.51, rtol=0)
+
+
+def write(path, size=(40, 30), colour=(10, 20, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def write_pairs(folder, count, **options):
+    for number in range(count):
+        write(folder / "target" / f"{number:02}.png", colour=(number, 0, 0), **options)
+        write(folder / "source" / f"{number:02}.png", colour=(0, number, 0), **options)
+
+
+class TestFolders:
+    def test_every_tenth_to_test_on(self, tmp_path):
+        write_pairs(tmp_path, 20)
+        train, test = find_pairs(tmp_path)
+        assert [target.stem for target, _ in test] == ["09", "19"]
+        assert len(train) == 18
+        check_shapes(PairedFiles(train, 8, 16), (3, 8, 16), (3, 8, 16))
+        targets, sources = PairedFiles(train, 8, 16).__getitems__([2, 5])
+        assert targets[:, :, 3, 3].tolist() == [[2, 0, 0], [5, 0, 0]]
+        assert sources[:, :, 3, 3].tolist() == [[0, 2, 0], [0, 5, 0]]
+
+    @pytest.mark.parametrize("held_out", ["test", "val"])
+    def test_split_by_the_user(self, tmp_path, held_out):
+        write_pairs(tmp_path / "train", 3)
+        write_pairs(tmp_path / held_out, 2)
+        train, test = find_pairs(tmp_path)
+        assert (len(train), len(test)) == (3, 2)
+        assert all(held_out in path.parts for pair in test for path in pair)
+
+    def test_names_match_below_and_with_other_endings(self, tmp_path):
+        write(tmp_path / "target" / "a" / "1.JPG")
+        write(tmp_path / "source" / "a" / "1.png")
+        write(tmp_path / "target" / "b" / "1.jpg")
+        write(tmp_path / "source" / "b" / "1.png")
+        (tmp_path / "source" / "notes.txt").write_text("no image")
+        with pytest.raises(UsageError, match="found 2 and 0"):
+            find_pairs(tmp_path)
+
+    def test_labels_are_not_mixed(self, tmp_path):
+        random = np.random.default_rng(0)
+        values = (random.integers(0, 2, (30, 40, 1), dtype=np.uint8) * 255).repeat(3, 2)
+        for part in ("source", "target"):
+            (tmp_path / part).mkdir()
+            Image.fromarray(values).save(tmp_path / part / "1.png")
+        pair = (tmp_path / "target" / "1.png", tmp_path / "source" / "1.png")
+        target, source = PairedFiles([pair], 13, 17, labels=True)[0]
+        assert source.unique().tolist() == [0, 255]
+        assert len(target.unique()) > 2
+        _, mixed = PairedFiles([pair], 13, 17)[0]
+        assert torch.equal(mixed, target)
+
+    def test_sizes_of_their_own(self, tmp_path):
+        write(tmp_path / "target" / "1.png", size=(40, 30))
+        write(tmp_path / "source" / "1.png", size=(10, 9))
+        pairs = [(tmp_path / "target" / "1.png", tmp_path / "source" / "1.png")]
+        target, source = PairedFiles(pairs, 8, 8)[0]
+        assert target.shape == source.shape == (3, 8, 8)
+        with pytest.raises(UsageError, match=r"same part, \(40, 30\), found \(10, 9\)"):
+            PairedFiles(pairs, 8, 8, fit="crop")[0]
+
+    def test_cropping_keeps_the_centre(self, tmp_path):
+        write_pairs(tmp_path, 1)
+        values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / "target" / "00.png")
+        pairs = [(tmp_path / "target" / "00.png", tmp_path / "source" / "00.png")]
+        target, _ = PairedFiles(pairs, 10, 20, fit="crop")[0]
+        assert np.array_equal(target.permute(1, 2, 0), values[10:20, 10:30])
+        with pytest.raises(UsageError, match=r"at least 20x31 pixels to crop, found 40x30"):
+            PairedFiles(pairs, 31, 20, fit="crop")[0]
+
+    @pytest.mark.parametrize("part", ["source", "target"])
+    def test_missing_partner(self, tmp_path, part):
+        write_pairs(tmp_path, 12)
+        (tmp_path / part / "04.png").unlink()
+        other = "target" if part == "source" else "source"
+        message = (
+            rf"expected a file in .*{part} for each .* found none for 1, such as .*{other}.*04"
+        )
+        with pytest.raises(UsageError, match=message):
+            find_pairs(tmp_path)
+
+    def test_two_files_of_a_name(self, tmp_path):
+        write_pairs(tmp_path, 12)
+        write(tmp_path / "source" / "03.jpg")
+        with pytest.raises(UsageError, match=r"one file of a name, found .*03"):
+            find_pairs(tmp_path)
+
+    def test_no_folder(self, tmp_path):
+        (tmp_path / "target").mkdir()
+        with pytest.raises(UsageError, match=r"source and target, found no .*source"):
+            find_pairs(tmp_path)
+
+    def test_train_alone(self, tmp_path):
+        write_pairs(tmp_path / "train", 3)
+        with pytest.raises(UsageError, match="neither test nor val"):
+            find_pairs(tmp_path)
+
+    @pytest.mark.parametrize("count", [0, 3])
+    def test_too_few(self, tmp_path, count):
+        write_pairs(tmp_path, count)
+        for part in ("source", "target"):
+            (tmp_path / part).mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match=f"found {count} and 0"):
+            find_pairs(tmp_path)
+
+
+def test_batches_by_worker_processes(tmp_path):
+    pairs = Pairs(
+        torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.zeros(4, 3, 2, 2).byte()
+    )
+    targets, sources = next(iter(batches(pairs, [[3, 1]], workers=1)))
+    assert targets.flatten().tolist() == [3, 1]
+    assert sources.shape == (2, 3, 2, 2)
