@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LPIPS"]
 
-NETWORKS = ("alex", "vgg", "squeeze")
+SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
+"""The networks, and the sides of the smallest images of which something is left in the last layer."""
 
 
 class LPIPS:
@@ -41,7 +42,8 @@ class LPIPS:
     """
 
     def __init__(self, network: str = "alex") -> None:
-        one_of("LPIPS", "network", network, NETWORKS)
+        one_of("LPIPS", "network", network, SMALLEST)
+        self._smallest = SMALLEST[network]
         # torchvision first: torchmetrics believes in one that is there but cannot be imported.
         require("LPIPS", "torchvision", f"{INSTALL} torchvision")
         metrics = require("LPIPS", "torchmetrics.image.lpip")
@@ -60,12 +62,15 @@ class LPIPS:
         """Distances of shape ``(B,)`` between images in [0, 1] of shape ``(B, 3, H, W)``.
 
         Raises:
-            ShapeError: no colour images in [0, 1], or different shapes.
+            ShapeError: no colour images in [0, 1], too small for the network, or different shapes.
             NonFiniteError: NaN or infinity in the images.
         """
         check_pair("LPIPS", images, targets)
-        if images.shape[1] != 3:
-            raise ShapeError(f"LPIPS: expected images of 3 channels, found {images.shape[1]}")
+        if images.shape[1] != 3 or min(images.shape[2:]) < self._smallest:
+            raise ShapeError(
+                f"LPIPS: expected images of 3 channels and at least {self._smallest} pixels in each "
+                f"direction, found {tuple(images.shape)}"
+            )
         metric = self._metric.to(images.device)
         distances = metric(images.float(), targets.float()).reshape(-1)
         # Else it collects the distances of all calls.

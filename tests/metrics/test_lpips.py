@@ -91,6 +91,10 @@ def test_images_are_scaled_as_the_network_expects(lpips):
     torch.testing.assert_close(lpips(images, targets), expected)
 
 
+def test_the_smallest_image(lpips):
+    assert lpips(torch.rand(1, 3, 31, 31), torch.rand(1, 3, 31, 31)) > 0
+
+
 def test_nothing_is_collected(lpips):
     for _ in range(3):
         lpips(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
@@ -111,6 +115,7 @@ def test_diversity(lpips):
     ("images", "error"),
     [
         (torch.rand(2, 1, 64, 64), ShapeError),
+        (torch.rand(2, 3, 64, 30), ShapeError),
         (torch.rand(2, 3, 64, 64) * 2 - 1, ShapeError),
         (torch.rand(2, 3, 64, 64) * torch.nan, NonFiniteError),
     ],
