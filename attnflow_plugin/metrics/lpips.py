@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["LPIPS"]
 
 SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
-"""The networks, and the sides of the smallest images of which something is left in the last layer."""
+"""The networks, and the sides of the smallest images of which something reaches the last layer."""
 
 
 class LPIPS:
@@ -68,8 +68,8 @@ class LPIPS:
         check_pair("LPIPS", images, targets)
         if images.shape[1] != 3 or min(images.shape[2:]) < self._smallest:
             raise ShapeError(
-                f"LPIPS: expected images of 3 channels and at least {self._smallest} pixels in each "
-                f"direction, found {tuple(images.shape)}"
+                f"LPIPS: expected images of 3 channels, at least {self._smallest} pixels high and "
+                f"wide, found {tuple(images.shape)}"
             )
         metric = self._metric.to(images.device)
         distances = metric(images.float(), targets.float()).reshape(-1)
