@@ -1,5 +1,6 @@
 """Host-free parts of the backbones."""
 
+from attnflow_plugin.backbones.condition_trunk import ConditionTrunk
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
 from attnflow_plugin.backbones.normalised_conv_net import NormalisedConvNet
@@ -8,10 +9,12 @@ from attnflow_plugin.backbones.srflow import encoder_of
 from attnflow_plugin.backbones.zero_conv import ZeroConv
 
 __all__ = [
+    "ConditionTrunk",
     "ConvNet",
     "GatedAttentionNet",
     "NormalisedConvNet",
     "RRDBEncoder",
     "ZeroConv",
+    "encoder_of",
     "pretraining_loss",
 ]

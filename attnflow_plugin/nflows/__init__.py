@@ -8,13 +8,20 @@ from attnflow_plugin.hosts import require_host
 
 require_host("nflows", "nflows.transforms")
 
-from attnflow_plugin.nflows.assembly import build_glow, build_srflow  # noqa: E402
+from attnflow_plugin.nflows.assembly import build_full_glow, build_glow, build_srflow  # noqa: E402
 from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402
+from attnflow_plugin.nflows.joint import (  # noqa: E402
+    JointNegativeLogLikelihood,
+    joint_log_prob,
+)
 from attnflow_plugin.nflows.layers import (  # noqa: E402
     AffineCoupling,
     AffineInjector,
+    ConditionalActNorm,
+    ConditionalConv1x1,
     IMap,
     ITrans,
+    TopPrior,
 )
 from attnflow_plugin.nflows.sampling import sample  # noqa: E402
 from attnflow_plugin.nflows.training import (  # noqa: E402
@@ -26,12 +33,18 @@ from attnflow_plugin.nflows.training import (  # noqa: E402
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "ConditionalActNorm",
+    "ConditionalConv1x1",
     "IMap",
     "ITrans",
+    "JointNegativeLogLikelihood",
     "NegativeLogLikelihood",
+    "TopPrior",
+    "build_full_glow",
     "build_glow",
     "build_srflow",
     "insert_attention",
+    "joint_log_prob",
     "log_prob",
     "prepare",
     "sample",

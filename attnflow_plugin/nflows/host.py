@@ -10,9 +10,18 @@ from nflows.transforms.linear import Linear
 from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
+from attnflow_plugin.backbones.source_tower import SourceTower
 from attnflow_plugin.insertion import Host, Role
 from attnflow_plugin.nflows.encoded import EncodedTransform
-from attnflow_plugin.nflows.layers import AffineCoupling, AffineInjector, IMap, ITrans
+from attnflow_plugin.nflows.layers import (
+    AffineCoupling,
+    AffineInjector,
+    ConditionalActNorm,
+    ConditionalConv1x1,
+    IMap,
+    ITrans,
+    TopPrior,
+)
 
 __all__ = ["NFLOWS", "Nflows"]
 
@@ -23,13 +32,14 @@ class Nflows(Host):
     name = "nflows"
     layer_type = transforms.Transform
     attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
-    iterating = (transforms.CompositeTransform,)
+    iterating = (transforms.CompositeTransform, SourceTower)
     roles = (
         (
             (
                 AffineInjector,
                 IMap,
                 ITrans,
+                TopPrior,
                 transforms.SqueezeTransform,
                 transforms.IdentityTransform,
                 transforms.PointwiseAffineTransform,
@@ -47,8 +57,11 @@ class Nflows(Host):
             ),
             "other",
         ),
-        ((transforms.ActNorm, transforms.BatchNorm), "actnorm"),
-        ((Linear, transforms.Permutation, transforms.HouseholderSequence), "permutation"),
+        ((ConditionalActNorm, transforms.ActNorm, transforms.BatchNorm), "actnorm"),
+        (
+            (ConditionalConv1x1, Linear, transforms.Permutation, transforms.HouseholderSequence),
+            "permutation",
+        ),
         ((AffineCoupling, CouplingTransform, AutoregressiveTransform), "coupling"),
         (
             (

@@ -6,7 +6,15 @@ from torch import Tensor
 from attnflow_plugin import layers
 from attnflow_plugin.layers.base import Context
 
-__all__ = ["AffineCoupling", "AffineInjector", "IMap", "ITrans"]
+__all__ = [
+    "AffineCoupling",
+    "AffineInjector",
+    "ConditionalActNorm",
+    "ConditionalConv1x1",
+    "IMap",
+    "ITrans",
+    "TopPrior",
+]
 
 
 class _Transform(layers.InvertibleLayer, Transform):
@@ -35,3 +43,15 @@ class AffineCoupling(layers.AffineCoupling, _Transform):  # noqa: D101
 
 class AffineInjector(layers.AffineInjector, _Transform):  # noqa: D101
     __doc__ = layers.AffineInjector.__doc__
+
+
+class ConditionalActNorm(layers.ConditionalActNorm, _Transform):  # noqa: D101
+    __doc__ = layers.ConditionalActNorm.__doc__
+
+
+class ConditionalConv1x1(layers.ConditionalConv1x1, _Transform):  # noqa: D101
+    __doc__ = layers.ConditionalConv1x1.__doc__
+
+
+class TopPrior(layers.TopPrior, _Transform):  # noqa: D101
+    __doc__ = layers.TopPrior.__doc__

@@ -8,15 +8,22 @@ from attnflow_plugin.hosts import require_host
 
 require_host("normflows", "normflows")
 
-from attnflow_plugin.normflows.assembly import build_glow, build_srflow  # noqa: E402
+from attnflow_plugin.normflows.assembly import build_full_glow, build_glow, build_srflow  # noqa: E402
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow  # noqa: E402
 from attnflow_plugin.normflows.containers import Chain, GlowStep  # noqa: E402
 from attnflow_plugin.normflows.insertion import insert_attention  # noqa: E402
+from attnflow_plugin.normflows.joint import (  # noqa: E402
+    JointNegativeLogLikelihood,
+    joint_log_prob,
+)
 from attnflow_plugin.normflows.layers import (  # noqa: E402
     AffineCoupling,
     AffineInjector,
+    ConditionalActNorm,
+    ConditionalConv1x1,
     IMap,
     ITrans,
+    TopPrior,
 )
 from attnflow_plugin.normflows.sampling import sample  # noqa: E402
 from attnflow_plugin.normflows.training import (  # noqa: E402
@@ -29,14 +36,20 @@ __all__ = [
     "AffineCoupling",
     "AffineInjector",
     "Chain",
+    "ConditionalActNorm",
+    "ConditionalConv1x1",
     "ConditionalMultiscaleFlow",
     "GlowStep",
     "IMap",
     "ITrans",
+    "JointNegativeLogLikelihood",
     "NegativeLogLikelihood",
+    "TopPrior",
+    "build_full_glow",
     "build_glow",
     "build_srflow",
     "insert_attention",
+    "joint_log_prob",
     "log_prob",
     "prepare",
     "sample",

@@ -47,16 +47,27 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of each row given its context, shape ``(B,)``."""
-        z, log_prob = self.inverse_and_log_det(x, context)
-        for base, latent in zip(self.q0, z, strict=True):
-            log_prob = log_prob + base.log_prob(latent)
-        return log_prob
+        return self._log_prob(x, self._embedded(context, x.shape[0]))
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Data to latents, with the log-det of shape ``(B,)``."""
-        embedded = self._embedded(context, x.shape[0])
+        return self._to_latent(x, self._embedded(context, x.shape[0]))
+
+    def forward_and_log_det(
+        self, z: list[Tensor], context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Latents to data, with the log-det of shape ``(B,)``."""
+        return self._to_data(z, self._embedded(context, z[0].shape[0]))
+
+    def _log_prob(self, x: Tensor, embedded: Context) -> Tensor:
+        z, log_prob = self._to_latent(x, embedded)
+        for base, latent in zip(self.q0, z, strict=True):
+            log_prob = log_prob + base.log_prob(latent)
+        return log_prob
+
+    def _to_latent(self, x: Tensor, embedded: Context) -> tuple[list[Tensor], Tensor]:
         log_det = x.new_zeros(x.shape[0])
         latents = []
         for level in range(len(self.q0) - 1, -1, -1):
@@ -68,12 +79,6 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
                 log_det = log_det + step
                 latents.append(factored)
         return [x, *latents[::-1]], log_det
-
-    def forward_and_log_det(
-        self, z: list[Tensor], context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Latents to data, with the log-det of shape ``(B,)``."""
-        return self._to_data(z, self._embedded(context, z[0].shape[0]))
 
     def _to_data(self, z: list[Tensor], embedded: Context) -> tuple[Tensor, Tensor]:
         x = z[0]

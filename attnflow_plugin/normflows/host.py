@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from attnflow_plugin.insertion import Host, Role
 from attnflow_plugin.normflows.containers import Chain, GlowStep
-from attnflow_plugin.normflows.layers import AffineCoupling, AffineInjector, IMap, ITrans
+from attnflow_plugin.normflows.layers import (
+    AffineCoupling,
+    AffineInjector,
+    ConditionalActNorm,
+    ConditionalConv1x1,
+    IMap,
+    ITrans,
+    TopPrior,
+)
 
 __all__ = ["NORMFLOWS", "Normflows"]
 
@@ -33,6 +41,7 @@ class Normflows(Host):
                 AffineInjector,
                 IMap,
                 ITrans,
+                TopPrior,
                 nf.flows.Split,
                 nf.flows.Squeeze,
                 nf.flows.PeriodicWrap,
@@ -44,9 +53,18 @@ class Normflows(Host):
             ),
             "other",
         ),
-        ((nf.flows.AffineConstFlow, nf.flows.CCAffineConst, nf.flows.BatchNorm), "actnorm"),
         (
             (
+                ConditionalActNorm,
+                nf.flows.AffineConstFlow,
+                nf.flows.CCAffineConst,
+                nf.flows.BatchNorm,
+            ),
+            "actnorm",
+        ),
+        (
+            (
+                ConditionalConv1x1,
                 nf.flows.Permute,
                 nf.flows.Invertible1x1Conv,
                 nf.flows.InvertibleAffine,

@@ -6,7 +6,15 @@ from torch import Tensor
 from attnflow_plugin import layers
 from attnflow_plugin.layers.base import Context
 
-__all__ = ["AffineCoupling", "AffineInjector", "IMap", "ITrans"]
+__all__ = [
+    "AffineCoupling",
+    "AffineInjector",
+    "ConditionalActNorm",
+    "ConditionalConv1x1",
+    "IMap",
+    "ITrans",
+    "TopPrior",
+]
 
 
 class _Flow(layers.InvertibleLayer, nf.flows.Flow):
@@ -37,3 +45,15 @@ class AffineCoupling(layers.AffineCoupling, _Flow):  # noqa: D101
 
 class AffineInjector(layers.AffineInjector, _Flow):  # noqa: D101
     __doc__ = layers.AffineInjector.__doc__
+
+
+class ConditionalActNorm(layers.ConditionalActNorm, _Flow):  # noqa: D101
+    __doc__ = layers.ConditionalActNorm.__doc__
+
+
+class ConditionalConv1x1(layers.ConditionalConv1x1, _Flow):  # noqa: D101
+    __doc__ = layers.ConditionalConv1x1.__doc__
+
+
+class TopPrior(layers.TopPrior, _Flow):  # noqa: D101
+    __doc__ = layers.TopPrior.__doc__

@@ -1,0 +1,257 @@
+"""Full-Glow: images given images, two Glows side by side, optionally with attention."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeVar
+
+from torch import nn
+
+from attnflow_plugin.backbones.assembly import Assembly, Model
+from attnflow_plugin.backbones.condition_trunk import ConditionTrunk
+from attnflow_plugin.backbones.full_glow_net import FullGlowNet
+from attnflow_plugin.backbones.multiscale import (
+    HostParts,
+    Level,
+    LevelAttention,
+    MultiscalePlan,
+    Recipe,
+    Step,
+    StepPosition,
+    attention_of_levels,
+)
+from attnflow_plugin.backbones.source_mean_net import SourceMeanNet
+from attnflow_plugin.backbones.source_tower import (
+    SourcePlan,
+    SourceTower,
+    latent_context,
+    level_context,
+    stage_context,
+)
+from attnflow_plugin.backbones.zero_conv import ZeroConv
+from attnflow_plugin.insertion.factories import LayerFactory
+from attnflow_plugin.layers.coupling_scales import ScaleMapName
+from attnflow_plugin.options import one_of, positive_int
+
+__all__ = ["Conditioning", "Trunk", "build_full_glow"]
+
+Conditioning = Literal["full", "coupling", "prior"]
+Trunk = Literal["pooling", "tied"]
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class SourceRecipe(Recipe):
+    """Steps without a condition.
+
+    Attributes:
+        hidden_channels: channels of the coupling nets.
+        scale_map: scale of the couplings.
+        learned_priors: the prior of what is factored out is computed from what is kept.
+        trunk: how conditions become parameters, in recipes that have conditions.
+    """
+
+    hidden_channels: int
+    scale_map: ScaleMapName
+    learned_priors: bool = True
+    trunk: Trunk = "pooling"
+
+    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+        """An affine coupling."""
+        net = partial(FullGlowNet, hidden_channels=self.hidden_channels)
+        return [parts.layers.AffineCoupling(level.event[0], net, scale_map=self.scale_map)]
+
+    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+        """A convolution of the kept half; at the last level, of zeros inside a border of ones."""
+        if not self.learned_priors:
+            return []
+        channels, net = level.event[0], partial(ZeroConv, border=1.0)
+        scale_map = "bounded" if self.scale_map == "bounded" else "exp"
+        if level.kept is None:
+            return [parts.layers.TopPrior(channels, net, scale_map=scale_map)]
+        return [
+            parts.layers.AffineCoupling(channels, net, flip=not keeps_first, scale_map=scale_map)
+        ]
+
+    def attend(self, make: LayerFactory, level: Level) -> nn.Module:
+        """An attention layer; one that takes a context sees the source after the same level."""
+        return _named(make(level.event[0]), level_context(level.index))
+
+
+class CouplingRecipe(SourceRecipe):
+    """Steps whose couplings see the source at the same step."""
+
+    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+        """An affine coupling, conditioned on the source after its coupling."""
+        channels = level.event[0]
+        net = partial(
+            FullGlowNet, hidden_channels=self.hidden_channels, condition_channels=channels
+        )
+        layer = parts.layers.AffineCoupling(
+            channels, net, context_channels=channels, scale_map=self.scale_map
+        )
+        return [_named(layer, stage_context(level.index, step, "coupling"))]
+
+
+class FullRecipe(CouplingRecipe):
+    """Steps of which every part sees the source after the same part of the same step."""
+
+    def step(self, parts: HostParts, level: Level, step: int) -> Step:
+        """Conditional ActNorm, 1x1 convolution and coupling."""
+        channels = level.event[0]
+        size = level.event[1:] if self.trunk == "tied" else None
+        trunk = partial(ConditionTrunk, size=size)
+        actnorm, permutation = (
+            layer(channels, trunk, context_channels=channels)
+            for layer in (parts.layers.ConditionalActNorm, parts.layers.ConditionalConv1x1)
+        )
+        return Step(
+            _named(actnorm, stage_context(level.index, step, "actnorm")),
+            _named(permutation, stage_context(level.index, step, "permutation")),
+            self.coupling(parts, level, step),
+        )
+
+
+class PriorRecipe(SourceRecipe):
+    """Steps without a condition, and priors whose means are computed from the source's latents."""
+
+    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+        """What the source factors out at this level, convolved, is the mean."""
+        channels = level.event[0]
+        if level.kept is None:
+            net = partial(SourceMeanNet, source_channels=channels, learned_scale=True)
+            layer = parts.layers.AffineInjector(channels, net, context_channels=channels)
+        else:
+            net = partial(SourceMeanNet, source_channels=channels // 2, learned_scale=False)
+            layer = parts.layers.AffineCoupling(
+                channels, net, context_channels=channels // 2, flip=not keeps_first
+            )
+        return [_named(layer, latent_context(level.index))]
+
+
+_RECIPES: dict[Conditioning, type[SourceRecipe]] = {
+    "full": FullRecipe,
+    "coupling": CouplingRecipe,
+    "prior": PriorRecipe,
+}
+
+
+def build_full_glow(  # noqa: D417
+    assembly: Assembly[Model],
+    image_shape: Sequence[int],
+    *,
+    levels: int,
+    steps: int,
+    hidden_channels: int = 512,
+    attention: LevelAttention | None = None,
+    position: StepPosition | Sequence[StepPosition] = "after_coupling",
+    both_masks: bool = True,
+    attention_options: Mapping[str, object] | None = None,
+    source_attention: bool = True,
+    context_in_attention: bool = False,
+    conditioning: Conditioning = "full",
+    trunk: Trunk = "pooling",
+    scale_map: ScaleMapName = "bounded",
+) -> Model:
+    r"""Build a Full-Glow, the density :math:`p(target | source)` of images, with attention.
+
+    A Glow of the source runs from data to latent and shows what it computes; each layer of a second
+    Glow, that of the target, is conditioned on the source after the same layer of the same step:
+    :class:`ConditionalActNorm`, :class:`ConditionalConv1x1` and :class:`AffineCoupling`. With
+    attention in the steps of both this is the backbone of cAttnFlow.
+
+    In normflows it is a :class:`~attnflow_plugin.normflows.ConditionalMultiscaleFlow`, in nflows a
+    ``Flow``; the source is the context of ``log_prob`` and ``sample``, and must have as many
+    channels as the target. Bits per dimension of the target given the source come from
+    ``log_prob``. ``joint_log_prob`` gives the density of the source as well, from the same run, and
+    :class:`JointNegativeLogLikelihood` is the loss that Full-Glow is trained with. Call
+    ``prepare(model, targets, sources)`` first, which initialises both Glows from data.
+
+    Where this differs from the published models: by default log-scales are bounded, log-dets belong
+    to samples rather than to the batch, and boundary maps of instances are not among the
+    conditions.
+    ``"coupling"`` and ``"prior"`` are the ideas of C-Glow and Dual-Glow in the same steps and nets,
+    for comparison, rather than copies: C-Glow itself has no Glow of the source, its couplings see
+    the raw image, and its conditional ActNorm and 1x1 convolution, which get no gradient in the
+    code that Full-Glow was compared with, are unconditional here; Dual-Glow itself has an ActNorm
+    in its nets and dense 1x1 convolutions.
+
+    Args:
+        image_shape: ``(C, H, W)`` of target and source; H and W divisible by ``2 ** levels``.
+        levels: number of levels; level 0 is the one next to the data.
+        steps: steps in each level.
+        hidden_channels: channels of the coupling nets.
+        attention: as in ``insert_attention``, or a mapping from levels to that; for both Glows.
+        position: where in a step the attention goes, one or several. The condition is taken behind
+            the attention that follows a layer of the source.
+        both_masks: two layers with complementary masks at each position.
+        attention_options: options of the attention layers.
+        source_attention: ``False`` for attention in the Glow of the target only.
+        context_in_attention: the attention weights of the target see the source after the same
+            level.
+        conditioning: ``"full"`` as above; ``"coupling"``, only the couplings see the source;
+            ``"prior"``, only the means of the priors do, of which each is computed from what the
+            source factors out at its level.
+        trunk: nets of the conditional ActNorm and 1x1 convolution. ``"pooling"`` works at every
+            size; ``"tied"`` is that of Full-Glow, for one size, see
+            :class:`~attnflow_plugin.backbones.ConditionTrunk`.
+        scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"`` as in Full-Glow, or
+            another one of :class:`AffineCoupling`. The scales of the priors are bounded with
+            ``"bounded"`` only.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        OptionError: an unknown option, or options that do not go together.
+        ShapeError: a size that the levels do not divide, or too small for ``trunk="tied"``.
+
+    Reference:
+        Sorkhei, Henter, Kjellström, *Full-Glow: Fully conditional Glow for more realistic image
+        generation*, DAGM GCPR 2021; Lu, Huang, *Structured Output Learning with Conditional
+        Generative Flows*, AAAI 2020 (C-Glow); Sun et al., *DUAL-GLOW*, ICCV 2019.
+    """
+    name = "build_full_glow"
+    positive_int(name, "hidden_channels", hidden_channels)
+    one_of(name, "trunk", trunk, ("pooling", "tied"))
+    recipe = _RECIPES[one_of(name, "conditioning", conditioning, _RECIPES)]
+    options = dict(attention_options or {})
+    factories, positions = attention_of_levels(
+        name, assembly.host, levels, attention, position, both_masks, options
+    )
+    source = SourcePlan(
+        name,
+        image_shape,
+        levels,
+        steps,
+        SourceRecipe(hidden_channels, scale_map, learned_priors=conditioning != "prior"),
+        attention=factories,
+        positions=positions,
+    )
+    if context_in_attention:
+        factories = {}
+        for level in source.shapes():
+            seen = {**options, "context_channels": level.event[0]}
+            found, _ = attention_of_levels(
+                name, assembly.host, levels, attention, position, both_masks, seen
+            )
+            factories[level.index] = found.get(level.index, [])
+    target = MultiscalePlan(
+        name,
+        image_shape,
+        levels,
+        steps,
+        recipe(hidden_channels, scale_map, trunk=trunk),
+        attention=factories,
+        positions=positions,
+    )
+    if not source_attention:
+        source = replace(source, attention={})
+    return assembly.flow(target, SourceTower(source, assembly))
+
+
+def _named(layer: Layer, context: str) -> Layer:
+    """A layer that takes the context of this name, if it takes any."""
+    if getattr(layer, "context_channels", 0):
+        layer.context_name = context  # type: ignore[assignment]
+    return layer

@@ -1,0 +1,34 @@
+"""Parameters of a layer that a net computes from the context, one set for each sample."""
+
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.layers.conditioner import context_at
+
+__all__ = ["sample_parameters"]
+
+
+def sample_parameters(
+    owner: str,
+    net: nn.Module,
+    context: Tensor | None,
+    context_channels: int,
+    event: Tensor,
+    outputs: int,
+) -> Tensor:
+    """What the net makes of the context at the size of the event, shape ``(B, outputs)``.
+
+    Raises:
+        MissingContextError: there is no context.
+        ShapeError: the context does not belong to the event, or the net returns another shape.
+    """
+    features = context_at(owner, context, context_channels, event)
+    assert features is not None
+    dtype = next((parameter.dtype for parameter in net.parameters()), features.dtype)
+    parameters = net(features.to(dtype)).to(event.dtype)
+    if parameters.shape != (event.shape[0], outputs):
+        raise ShapeError(
+            f"{owner}: expected the net to return shape {(event.shape[0], outputs)}, found "
+            f"{tuple(parameters.shape)}"
+        )
+    return parameters
