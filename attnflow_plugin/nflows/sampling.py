@@ -1,11 +1,15 @@
 """Sampling with a temperature that leaves no trace in the model."""
 
+from collections.abc import Mapping
+
 from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
 from nflows.flows import Flow
 from nflows.utils import torchutils
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnflow_plugin.errors import OptionError
+from attnflow_plugin.layers.base import Context
+from attnflow_plugin.nflows.encoded import EncodedTransform
 
 __all__ = ["sample"]
 
@@ -46,13 +50,27 @@ def sample(
         return x, base.log_prob(noise) - log_det
     noise = torchutils.merge_leading_dims(noise, num_dims=2)
     rows = torchutils.repeat_rows(embedded, num_reps=num_samples)
-    x, log_det = model._transform.inverse(noise, rows)
+    transform, seen = _encoded(model._transform, embedded)
+    x, log_det = transform.inverse(noise, _repeated(seen, num_samples))  # type: ignore[operator]
     log_prob = base.log_prob(noise, rows) - log_det
     shape = [-1, num_samples]
     return (
         torchutils.split_leading_dim(x, shape=shape),
         torchutils.split_leading_dim(log_prob, shape=shape),
     )
+
+
+def _encoded(transform: nn.Module, context: Tensor) -> tuple[nn.Module, Context]:
+    """What is behind an encoder, and its context: encoded once, not once for every sample."""
+    if isinstance(transform, EncodedTransform):
+        return transform.transform, transform.encoder(context)
+    return transform, context
+
+
+def _repeated(context: Context, times: int) -> Context:
+    if isinstance(context, Mapping):
+        return {name: torchutils.repeat_rows(entry, times) for name, entry in context.items()}
+    return torchutils.repeat_rows(context, times)
 
 
 def _mean(base: object, context: Tensor | None) -> Tensor | float:
