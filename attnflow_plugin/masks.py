@@ -5,6 +5,7 @@ attended, :math:`x_2 = (1 - M) x` (Figure 2 of the paper). The layers keep no ma
 spatial size of the input, so that one layer serves every resolution.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Literal, get_args
@@ -15,7 +16,7 @@ from torch import Tensor
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = ["MaskKind", "make_mask"]
+__all__ = ["MaskKind", "is_same_in_patches", "make_mask"]
 
 MaskKind = Literal["spatial-channel", "spatial", "channel", "random"]
 
@@ -68,6 +69,24 @@ def make_mask(
     shape = tuple(positive_int("make_mask", "every size", size) for size in (channels, *spatial))
     mask = _PATTERNS[kind](shape, device)
     return ~mask if flip else mask
+
+
+def is_same_in_patches(kind: MaskKind, shape: Sequence[int], patches: Sequence[int]) -> bool:
+    """Whether :func:`make_mask` surely gives every patch the same pattern, told by the sizes alone.
+
+    Args:
+        kind: the pattern.
+        shape: of the event, ``(C, *S)``.
+        patches: number of patches along every axis of S, or along C if there is no other.
+    """
+    if math.prod(patches) == 1:
+        return True
+    if len(shape) == 1:
+        even = shape[0] // patches[0] % 2 == 0
+        return {"spatial-channel": even, "spatial": True}.get(kind, False)
+    edges = [size // count for size, count in zip(shape[1:], patches, strict=True) if count > 1]
+    even = all(edge % 2 == 0 for edge in edges)
+    return {"spatial-channel": even, "spatial": even, "channel": True}.get(kind, False)
 
 
 def _parity(sizes: tuple[int, ...], device: torch.device | str | None) -> Tensor:

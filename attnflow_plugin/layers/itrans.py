@@ -12,11 +12,7 @@ from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, RawMixing
 from attnflow_plugin.layers.tokens import (
     TokenLayout,
-    from_groups,
-    from_tokens,
-    like_channels_last,
     patches_per_axis,
-    to_groups,
     to_tokens,
     token_layout,
 )
@@ -137,10 +133,9 @@ class ITrans(InvertibleLayer):
             context: needed with ``context_channels``.
         """
         event = self._checked(x)
-        patches, layout = self._layout(event)
-        x1, _ = _split(to_tokens(event, patches), layout)
-        scores, features = self._scores(x1, event, patches, context)
-        return self.mixing.attention(scores, features)
+        layout = self._layout(event)
+        x1 = layout.cut(event) * layout.passing
+        return self.mixing.attention(*self._scores(x1, event, context))
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -164,38 +159,29 @@ class ITrans(InvertibleLayer):
         operation: Callable[[AttentionMatrix, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Apply W or its inverse to the attended half; the log-det is that of W."""
-        patches, layout = self._layout(event)
-        tokens = to_tokens(event, patches)
-        x1, x2 = _split(tokens, layout)
-        matrix = self._matrix(x1, event, patches, layout, context)
-        mixed = operation(matrix, to_groups(x2, layout.counts.shape[0]))
+        layout = self._layout(event)
+        tokens = layout.cut(event)
+        x1 = tokens * layout.passing
+        x2 = tokens - x1
+        matrix = self._matrix(x1, event, layout, context)
+        mixed = layout.collect(operation(matrix, layout.deal(x2)))
         # Rows of passing features are zero in x2 and stay so: the sum puts the halves together.
-        tokens = x1 + from_groups(mixed, tokens.shape[-1])
-        result = from_tokens(tokens, patches, event.shape[1:])
-        return like_channels_last(result, event), matrix.log_abs_det()
+        return layout.join(x1 + mixed, event.shape[1:]), matrix.log_abs_det()
 
     def _matrix(
-        self,
-        x1: Tensor,
-        event: Tensor,
-        patches: list[int],
-        layout: TokenLayout,
-        context: Tensor | None,
+        self, x1: Tensor, event: Tensor, layout: TokenLayout, context: Tensor | None
     ) -> AttentionMatrix:
         """The matrices W of all groups, from the tokens of the passing half."""
-        scores, features = self._scores(x1, event, patches, context)
-        weights = self.mixing(scores, features)
+        weights = self.mixing(*self._scores(x1, event, context))
         groups = layout.counts.shape[0]
         if groups > weights.shape[1]:
             weights = weights.repeat_interleave(groups // weights.shape[1], dim=1)
-        matrix = AttentionMatrix(weights, layout.coupled, layout.counts.to(weights.dtype))
+        matrix = AttentionMatrix(weights, layout.coupled, layout.counts)
         if self.init == "paper":
             matrix.require_nonsingular(type(self).__name__)
         return matrix
 
-    def _scores(
-        self, x1: Tensor, event: Tensor, patches: list[int], context: Tensor | None
-    ) -> tuple[Tensor, int]:
+    def _scores(self, x1: Tensor, event: Tensor, context: Tensor | None) -> tuple[Tensor, int]:
         """Dot products of queries and keys, ``(B, H, N, N)``, and the features they sum over."""
         seen = context_at(type(self).__name__, context, self.context_channels, event)
         query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
@@ -208,26 +194,25 @@ class ITrans(InvertibleLayer):
                 for weight in (query, key)
             )
             return queries @ keys.mT, queries.shape[-1]
-        inputs = x1.unflatten(-1, (self.channels, -1))  # shape: (B, N, C, positions of a patch)
+        inputs = x1.unflatten(2, (-1, self.channels))  # shape: (B, N, positions of a patch, C)
         if seen is not None:
-            inside = to_tokens(seen, patches).unflatten(-1, (self.context_channels, -1))
-            inputs = torch.cat([inputs, inside], 2)
-        projected = (key.mT @ query).flatten(0, 1) @ inputs
-        queries = projected.unflatten(2, (self.heads, -1)).flatten(3).transpose(1, 2)
-        keys = inputs.flatten(2).unsqueeze(1)
-        return queries @ keys.mT, keys.shape[-1]
+            inside = to_tokens(seen, self._patches(event.shape[1:]))
+            inputs = torch.cat([inputs, inside.unflatten(2, (-1, self.context_channels))], 3)
+        # Q K^T = x1 (W_q^T W_k) x1^T for tokens as rows.
+        queries = inputs.flatten(1, 2).unsqueeze(1) @ (query.mT @ key)
+        keys = inputs.flatten(2)
+        tokens, features = keys.shape[1:]
+        scores = queries.reshape(-1, self.heads * tokens, features) @ keys.mT
+        return scores.unflatten(1, (self.heads, tokens)), features
 
-    def _layout(self, event: Tensor) -> tuple[list[int], TokenLayout]:
+    def _layout(self, event: Tensor) -> TokenLayout:
         shape = event.shape[1:]
-        patches = patches_per_axis(type(self).__name__, self.patches, shape)
+        patches = self._patches(shape)
         groups = self.heads if self.head_mode == "concat" else 1
         if self.mask == "random":
             # No two features need share a pattern, so each one has a group of its own.
             groups *= -(-(shape.numel() // math.prod(patches)) // groups)
-        return patches, token_layout(self.mask, shape, self.flip, patches, groups, event.device)
+        return token_layout(self.mask, event, self.flip, patches, groups)
 
-
-def _split(tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-    """The passing and the attended half, each with zeros in place of the other."""
-    x1 = torch.where(layout.passing, tokens, 0)
-    return x1, tokens - x1
+    def _patches(self, shape: torch.Size) -> list[int]:
+        return patches_per_axis(type(self).__name__, self.patches, shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.linalg import identity_like
 
 __all__ = ["BoundedMixing", "HeadMode", "RawMixing"]
 
@@ -38,7 +39,7 @@ class BoundedMixing(nn.Module):
     def attention(self, scores: Tensor, features: int) -> Tensor:
         """Attention weights A, each row of which sums to at most one."""
         log_temperature = soft_bound(_per_head(self.log_temperature, scores), LOG_SCALE_BOUND)
-        scores = scores * (-log_temperature).exp() / features**0.5
+        scores = scores * ((-log_temperature).exp() / features**0.5)
         if self.activation == "softmax":
             return torch.softmax(scores, dim=-1)
         return torch.sigmoid(scores) / scores.shape[-1]
@@ -49,7 +50,7 @@ class BoundedMixing(nn.Module):
         if self.sum_heads:
             mixed = mixed.sum(1, keepdim=True)
         scale = soft_bound(_per_head(self.log_scale, scores), LOG_SCALE_BOUND).exp()
-        return scale * (_identity_like(scores) + mixed)
+        return scale * (identity_like(scores) + mixed)
 
     def _gains(self, scores: Tensor) -> Tensor:
         gain = _per_head(self.gain, scores)
@@ -84,12 +85,8 @@ class RawMixing(nn.Module):
         attention = self.attention(scores, features)
         if self.sum_heads:
             attention = attention.sum(1, keepdim=True)
-        return attention + _per_head(self.offset, scores) * _identity_like(scores)
+        return attention + _per_head(self.offset, scores) * identity_like(scores)
 
 
 def _per_head(parameter: Tensor, scores: Tensor) -> Tensor:
     return parameter.to(scores.dtype).reshape(-1, 1, 1)
-
-
-def _identity_like(scores: Tensor) -> Tensor:
-    return torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device)

@@ -15,18 +15,9 @@ from torch import Tensor
 
 from attnflow_plugin.constants import cached_constant, in_transform
 from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.masks import MaskKind, make_mask
+from attnflow_plugin.masks import MaskKind, is_same_in_patches, make_mask
 
-__all__ = [
-    "TokenLayout",
-    "from_groups",
-    "from_tokens",
-    "like_channels_last",
-    "patches_per_axis",
-    "to_groups",
-    "to_tokens",
-    "token_layout",
-]
+__all__ = ["TokenLayout", "patches_per_axis", "to_tokens", "token_layout"]
 
 # The axes of an event, cut into patches, by the number of axes that are cut.
 _EVENT = {
@@ -39,11 +30,42 @@ _INSIDE = {1: "e1", 2: "e1 e2", 3: "e1 e2 e3"}
 
 
 class TokenLayout(NamedTuple):
-    """What follows from mask, event shape, patches and groups alone."""
+    """What follows from shape and memory layout of the event, mask, patches and groups alone.
 
-    passing: Tensor  # shape: (N, P), boolean
-    coupled: Tensor  # shape: (G, N, N), boolean: co-attended tokens
-    counts: Tensor  # shape: (G, N), float: attended features of each token
+    Cutting into patches is a permutation of the entries. Reading them through an index takes one
+    pass over memory, where a copy between the two orders of the axes has very short inner loops.
+    """
+
+    gather: Tensor  # shape: (N * P,): where each feature of each token lies in the event
+    scatter: Tensor  # the inverse permutation
+    passing: Tensor  # shape: (N, P): one where a feature passes and zero elsewhere
+    coupled: Tensor | None  # shape: (G, N, N), boolean: co-attended tokens; None for all
+    counts: Tensor  # shape: (G, N): attended features of each token
+    channels: int  # features of a token are ordered (e c); one "channel" in a vector
+    channels_last: bool
+
+    def cut(self, event: Tensor) -> Tensor:
+        """Rearrange ``(B, C, *S)`` to tokens and their features, ``(B, N, P)``."""
+        memory = event.movedim(1, -1) if self.channels_last else event
+        return memory.flatten(1).index_select(1, self.gather).unflatten(1, self.passing.shape)
+
+    def join(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        """Undo :meth:`cut` for events of shape ``(C, *S)``, in the memory layout of the event."""
+        memory = tokens.flatten(1).index_select(1, self.scatter)
+        if self.channels_last:
+            return memory.unflatten(1, (*shape[1:], shape[0])).movedim(-1, 1)
+        return memory.unflatten(1, shape)
+
+    def deal(self, tokens: Tensor) -> Tensor:
+        """Deal features to groups, ``(B, G, N, F)``; the last group is filled up with zeros."""
+        return _deal(tokens, self.counts.shape[0], self.channels)
+
+    def collect(self, grouped: Tensor) -> Tensor:
+        """Undo :meth:`deal`."""
+        if grouped.shape[1] == 1:
+            return grouped.squeeze(1)
+        features = grouped.transpose(1, 2).flatten(2)[..., : self.passing.shape[1]]
+        return features.unflatten(2, (self.channels, -1)).mT.flatten(2)
 
 
 def patches_per_axis(owner: str, patches: int | Sequence[int], shape: Sequence[int]) -> list[int]:
@@ -69,71 +91,77 @@ def patches_per_axis(owner: str, patches: int | Sequence[int], shape: Sequence[i
 
 def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:
     """Rearrange ``(B, C, *S)`` to tokens and their features, ``(B, N, P)``."""
-    axes = len(patches)
-    channel, inside = ("c ", "(c " + _INSIDE[axes] + ")") if event.ndim > 2 else ("", "e1")
-    pattern = f"b {channel}{_EVENT[axes]} -> b {_TOKEN[axes]} {inside}"
-    return rearrange(event, pattern, **_axis_sizes(patches))
-
-
-def from_tokens(tokens: Tensor, patches: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Undo :func:`to_tokens` for an event of shape ``(C, *S)``."""
-    axes = len(patches)
-    sizes = _axis_sizes(patches)
-    spatial = shape[1:] or shape
-    sizes |= {f"e{k + 1}": size // patches[k] for k, size in enumerate(spatial)}
-    channel, inside = ("c ", "(c " + _INSIDE[axes] + ")") if len(shape) > 1 else ("", "e1")
-    return rearrange(tokens, f"b {_TOKEN[axes]} {inside} -> b {channel}{_EVENT[axes]}", **sizes)
-
-
-def to_groups(tokens: Tensor, groups: int) -> Tensor:
-    """Deal features to groups, ``(B, G, N, F)``; the last group is filled up with zeros."""
-    missing = -tokens.shape[-1] % groups
-    if missing:
-        tokens = F.pad(tokens, (0, missing))
-    return tokens.unflatten(-1, (groups, -1)).transpose(1, 2)
-
-
-def from_groups(grouped: Tensor, features: int) -> Tensor:
-    """Undo :func:`to_groups` for tokens of P features."""
-    return grouped.transpose(1, 2).flatten(2)[..., :features]
-
-
-def like_channels_last(images: Tensor, event: Tensor) -> Tensor:
-    """Bring images to the memory layout of the event, in which the next convolution will run."""
-    if event.ndim != 4 or (not torch.compiler.is_compiling() and in_transform()):
-        return images
-    if event.is_contiguous(memory_format=torch.channels_last):
-        return images.contiguous(memory_format=torch.channels_last)
-    return images
+    event_side, token_side = _patterns(event.ndim - 1, len(patches))
+    return rearrange(event, f"b {event_side} -> b {token_side}", **_axis_sizes(patches))
 
 
 def token_layout(
-    mask: MaskKind,
-    shape: Sequence[int],
-    flip: bool,
-    patches: Sequence[int],
-    groups: int,
-    device: torch.device,
+    mask: MaskKind, event: Tensor, flip: bool, patches: Sequence[int], groups: int
 ) -> TokenLayout:
     """The layout of an event, from the cache where it was built before."""
     return cached_constant(
-        _build_layout, mask, tuple(shape), flip, tuple(patches), groups, device=device
+        _build_layout,
+        mask,
+        event.shape[1:],
+        flip,
+        tuple(patches),
+        groups,
+        _is_channels_last(event),
+        event.dtype,
+        device=event.device,
     )
 
 
 def _build_layout(
     mask: MaskKind,
-    shape: tuple[int, ...],
+    shape: torch.Size,
     flip: bool,
     patches: tuple[int, ...],
     groups: int,
+    channels_last: bool,
+    dtype: torch.dtype,
     device: torch.device,
 ) -> TokenLayout:
+    channels = shape[0] if len(shape) > 1 else 1
+    places = torch.arange(shape.numel(), device=device)
+    memory = places.reshape(*shape[1:], shape[0]).movedim(-1, 0) if channels_last else places
+    gather = to_tokens(memory.reshape(1, *shape), patches)[0]
+    scatter = torch.empty_like(places).index_copy(0, gather.flatten(), places)
     passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)
     # Features that fill up the last group count as passing: they are zero on the way in and out.
-    attended = to_groups((~passing).float(), groups)[0]
-    coupled = attended @ attended.mT > 0
-    return TokenLayout(passing[0], coupled, attended.sum(-1))
+    attended = _deal((~passing).to(dtype), groups, channels)[0]
+    alike = is_same_in_patches(mask, shape, patches)
+    return TokenLayout(
+        gather.flatten(),
+        scatter,
+        passing[0].to(dtype),
+        None if alike else attended @ attended.mT > 0,
+        attended.sum(-1),
+        channels,
+        channels_last,
+    )
+
+
+def _deal(tokens: Tensor, groups: int, channels: int) -> Tensor:
+    if groups == 1:
+        return tokens.unsqueeze(1)
+    # A group is a run of channels, as a head of ordinary attention is.
+    features = tokens.unflatten(2, (-1, channels)).mT.flatten(2)
+    features = F.pad(features, (0, -features.shape[2] % groups))
+    return features.unflatten(2, (groups, -1)).transpose(1, 2)
+
+
+def _patterns(event_axes: int, cut_axes: int) -> tuple[str, str]:
+    """Both sides of the rearrangement, without the batch; the channels of a vector are cut."""
+    if event_axes == 1:
+        return _EVENT[1], f"{_TOKEN[1]} {_INSIDE[1]}"
+    return f"c {_EVENT[cut_axes]}", f"{_TOKEN[cut_axes]} ({_INSIDE[cut_axes]} c)"
+
+
+def _is_channels_last(event: Tensor) -> bool:
+    if event.ndim != 4 or (not torch.compiler.is_compiling() and in_transform()):
+        return False
+    return event.is_contiguous(memory_format=torch.channels_last) and not event.is_contiguous()
 
 
 def _axis_sizes(patches: Sequence[int]) -> dict[str, int]:
