@@ -6,6 +6,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torchmetrics.functional.image import lpips as network
+from torchmetrics.image import lpip
 
 from attnflow_plugin.errors import MissingHostError, NonFiniteError, OptionError, ShapeError
 from attnflow_plugin.metrics import LPIPS, pairwise_diversity
@@ -32,8 +34,8 @@ def torchvision(monkeypatch):
         alexnet=alexnet, AlexNet_Weights=SimpleNamespace(DEFAULT="published")
     )
     monkeypatch.setitem(sys.modules, "torchvision", module)
-    monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", True)
-    monkeypatch.setattr("torchmetrics.functional.image.lpips._TORCHVISION_AVAILABLE", True)
+    monkeypatch.setattr(lpip, "_TORCHVISION_AVAILABLE", True)
+    monkeypatch.setattr(network, "_TORCHVISION_AVAILABLE", True)
     return module
 
 
