@@ -133,6 +133,10 @@ def build_srflow(  # noqa: D417
     :class:`~attnflow_plugin.backbones.RRDBEncoder` makes for the level. Call ``prepare`` with a
     batch of data before training; ``encoder_of(model)`` is the encoder, to freeze or pre-train.
 
+    Images take values in [0, 1] and are spread over their grey level by
+    :func:`~attnflow_plugin.metrics.dequantize`, low-resolution images are not; bits per dimension
+    are over the ``C * H * W`` dimensions of the former.
+
     With ``scale_map="sigmoid_floor"`` and ``with_unused_parameters=True`` it has the layers and, in
     normflows, the parameters of the released model, to the last one. The 1x1 convolutions of nflows
     are given by an LU decomposition and have a bias.
