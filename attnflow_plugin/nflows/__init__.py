@@ -8,7 +8,7 @@ from attnflow_plugin.hosts import require_host
 
 require_host("nflows", "nflows.transforms")
 
-from attnflow_plugin.nflows.assembly import build_full_glow, build_glow, build_srflow  # noqa: E402
+from attnflow_plugin.nflows.assembly import build_full_glow, build_glow, build_marflow, build_srflow  # noqa: E402
 from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402
 from attnflow_plugin.nflows.joint import (  # noqa: E402
     JointNegativeLogLikelihood,
@@ -17,10 +17,12 @@ from attnflow_plugin.nflows.joint import (  # noqa: E402
 from attnflow_plugin.nflows.layers import (  # noqa: E402
     AffineCoupling,
     AffineInjector,
+    ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
     IMap,
     ITrans,
+    MixtureLogisticCoupling,
     TopPrior,
 )
 from attnflow_plugin.nflows.sampling import sample  # noqa: E402
@@ -33,15 +35,18 @@ from attnflow_plugin.nflows.training import (  # noqa: E402
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
     "IMap",
     "ITrans",
     "JointNegativeLogLikelihood",
+    "MixtureLogisticCoupling",
     "NegativeLogLikelihood",
     "TopPrior",
     "build_full_glow",
     "build_glow",
+    "build_marflow",
     "build_srflow",
     "insert_attention",
     "joint_log_prob",

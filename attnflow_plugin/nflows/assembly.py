@@ -13,7 +13,7 @@ from nflows.transforms import (
 )
 from torch import Tensor, nn
 
-from attnflow_plugin.backbones import full_glow, glow, srflow
+from attnflow_plugin.backbones import full_glow, glow, marflow, srflow
 from attnflow_plugin.backbones.assembly import built_by
 from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
 from attnflow_plugin.layers.base import Context
@@ -21,7 +21,7 @@ from attnflow_plugin.nflows import layers
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.host import NFLOWS
 
-__all__ = ["build_full_glow", "build_glow", "build_srflow"]
+__all__ = ["build_full_glow", "build_glow", "build_marflow", "build_srflow"]
 
 
 def _permutation(channels: int, dense: bool) -> nn.Module:
@@ -84,4 +84,5 @@ _ASSEMBLY = NflowsAssembly()
 
 build_full_glow = built_by(_ASSEMBLY, full_glow.build_full_glow, __name__)
 build_glow = built_by(_ASSEMBLY, glow.build_glow, __name__)
+build_marflow = built_by(_ASSEMBLY, marflow.build_marflow, __name__)
 build_srflow = built_by(_ASSEMBLY, srflow.build_srflow, __name__)

@@ -16,10 +16,12 @@ from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.layers import (
     AffineCoupling,
     AffineInjector,
+    ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
     IMap,
     ITrans,
+    MixtureLogisticCoupling,
     TopPrior,
 )
 
@@ -37,6 +39,7 @@ class Nflows(Host):
         (
             (
                 AffineInjector,
+                ChannelAutoregression,
                 IMap,
                 ITrans,
                 TopPrior,
@@ -62,7 +65,10 @@ class Nflows(Host):
             (ConditionalConv1x1, Linear, transforms.Permutation, transforms.HouseholderSequence),
             "permutation",
         ),
-        ((AffineCoupling, CouplingTransform, AutoregressiveTransform), "coupling"),
+        (
+            (AffineCoupling, MixtureLogisticCoupling, CouplingTransform, AutoregressiveTransform),
+            "coupling",
+        ),
         (
             (
                 transforms.CompositeTransform,

@@ -9,10 +9,12 @@ from attnflow_plugin.layers.base import Context
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
     "IMap",
     "ITrans",
+    "MixtureLogisticCoupling",
     "TopPrior",
 ]
 
@@ -55,3 +57,11 @@ class ConditionalConv1x1(layers.ConditionalConv1x1, _Transform):  # noqa: D101
 
 class TopPrior(layers.TopPrior, _Transform):  # noqa: D101
     __doc__ = layers.TopPrior.__doc__
+
+
+class ChannelAutoregression(layers.ChannelAutoregression, _Transform):  # noqa: D101
+    __doc__ = layers.ChannelAutoregression.__doc__
+
+
+class MixtureLogisticCoupling(layers.MixtureLogisticCoupling, _Transform):  # noqa: D101
+    __doc__ = layers.MixtureLogisticCoupling.__doc__

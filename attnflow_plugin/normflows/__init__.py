@@ -8,7 +8,12 @@ from attnflow_plugin.hosts import require_host
 
 require_host("normflows", "normflows")
 
-from attnflow_plugin.normflows.assembly import build_full_glow, build_glow, build_srflow  # noqa: E402
+from attnflow_plugin.normflows.assembly import (  # noqa: E402
+    build_full_glow,
+    build_glow,
+    build_marflow,
+    build_srflow,
+)
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow  # noqa: E402
 from attnflow_plugin.normflows.containers import Chain, GlowStep  # noqa: E402
 from attnflow_plugin.normflows.insertion import insert_attention  # noqa: E402
@@ -19,10 +24,12 @@ from attnflow_plugin.normflows.joint import (  # noqa: E402
 from attnflow_plugin.normflows.layers import (  # noqa: E402
     AffineCoupling,
     AffineInjector,
+    ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
     IMap,
     ITrans,
+    MixtureLogisticCoupling,
     TopPrior,
 )
 from attnflow_plugin.normflows.sampling import sample  # noqa: E402
@@ -36,6 +43,7 @@ __all__ = [
     "AffineCoupling",
     "AffineInjector",
     "Chain",
+    "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
     "ConditionalMultiscaleFlow",
@@ -43,10 +51,12 @@ __all__ = [
     "IMap",
     "ITrans",
     "JointNegativeLogLikelihood",
+    "MixtureLogisticCoupling",
     "NegativeLogLikelihood",
     "TopPrior",
     "build_full_glow",
     "build_glow",
+    "build_marflow",
     "build_srflow",
     "insert_attention",
     "joint_log_prob",

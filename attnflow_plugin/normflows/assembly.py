@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import normflows as nf
 from torch import Tensor, nn
 
-from attnflow_plugin.backbones import full_glow, glow, srflow
+from attnflow_plugin.backbones import full_glow, glow, marflow, srflow
 from attnflow_plugin.backbones.assembly import built_by
 from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
 from attnflow_plugin.layers.base import Context
@@ -14,7 +14,7 @@ from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 from attnflow_plugin.normflows.containers import GlowStep, run_with_context
 from attnflow_plugin.normflows.host import NORMFLOWS
 
-__all__ = ["build_full_glow", "build_glow", "build_srflow"]
+__all__ = ["build_full_glow", "build_glow", "build_marflow", "build_srflow"]
 
 
 def _actnorm(channels: int) -> nn.Module:
@@ -78,4 +78,5 @@ _ASSEMBLY = NormflowsAssembly()
 
 build_full_glow = built_by(_ASSEMBLY, full_glow.build_full_glow, __name__)
 build_glow = built_by(_ASSEMBLY, glow.build_glow, __name__)
+build_marflow = built_by(_ASSEMBLY, marflow.build_marflow, __name__)
 build_srflow = built_by(_ASSEMBLY, srflow.build_srflow, __name__)

@@ -10,10 +10,12 @@ from attnflow_plugin.normflows.containers import Chain, GlowStep
 from attnflow_plugin.normflows.layers import (
     AffineCoupling,
     AffineInjector,
+    ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
     IMap,
     ITrans,
+    MixtureLogisticCoupling,
     TopPrior,
 )
 
@@ -39,6 +41,7 @@ class Normflows(Host):
         (
             (
                 AffineInjector,
+                ChannelAutoregression,
                 IMap,
                 ITrans,
                 TopPrior,
@@ -77,6 +80,7 @@ class Normflows(Host):
         (
             (
                 AffineCoupling,
+                MixtureLogisticCoupling,
                 nf.flows.AffineCouplingBlock,
                 nf.flows.AffineCoupling,
                 nf.flows.MaskedAffineFlow,

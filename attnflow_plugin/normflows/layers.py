@@ -9,10 +9,12 @@ from attnflow_plugin.layers.base import Context
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
     "IMap",
     "ITrans",
+    "MixtureLogisticCoupling",
     "TopPrior",
 ]
 
@@ -57,3 +59,11 @@ class ConditionalConv1x1(layers.ConditionalConv1x1, _Flow):  # noqa: D101
 
 class TopPrior(layers.TopPrior, _Flow):  # noqa: D101
     __doc__ = layers.TopPrior.__doc__
+
+
+class ChannelAutoregression(layers.ChannelAutoregression, _Flow):  # noqa: D101
+    __doc__ = layers.ChannelAutoregression.__doc__
+
+
+class MixtureLogisticCoupling(layers.MixtureLogisticCoupling, _Flow):  # noqa: D101
+    __doc__ = layers.MixtureLogisticCoupling.__doc__

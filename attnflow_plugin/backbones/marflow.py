@@ -1,0 +1,184 @@
+"""mARFlow: mixture couplings with gated attention nets, and an autoregressive prior per level."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from attnflow_plugin.backbones.assembly import Assembly, Model
+from attnflow_plugin.backbones.channel_lstm import ChannelLSTM, condition_net
+from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
+from attnflow_plugin.backbones.multiscale import (
+    HostParts,
+    Level,
+    LevelAttention,
+    MultiscalePlan,
+    Recipe,
+    StepPosition,
+    attention_of_levels,
+)
+from attnflow_plugin.backbones.zero_conv import ZeroConv
+from attnflow_plugin.insertion.factories import as_list
+from attnflow_plugin.options import one_of, positive_int
+
+__all__ = ["MARFlowRecipe", "build_marflow"]
+
+Prior = Literal["channel-autoregressive", "gaussian"]
+PRIORS: tuple[Prior, ...] = ("channel-autoregressive", "gaussian")
+
+#: Hidden channels of the prior's nets, at every size of the model.
+PRIOR_CHANNELS = 32
+
+
+@dataclass(frozen=True)
+class MARFlowRecipe(Recipe):
+    """Mixture couplings, and a prior for each level.
+
+    Attributes:
+        hidden_channels: channels of the coupling nets.
+        blocks: blocks of the coupling nets.
+        dropout: dropout of the coupling nets.
+        components: components of the mixtures.
+        prior_name: kind of prior.
+        with_unused_parameters: have parameters of the released model that do nothing.
+    """
+
+    hidden_channels: int
+    blocks: int
+    dropout: float
+    components: int
+    prior_name: Prior
+    with_unused_parameters: bool = False
+
+    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+        """The mixture coupling: the first half passes, and goes on to the next level."""
+        coupling = parts.layers.MixtureLogisticCoupling(
+            level.event[0],
+            partial(
+                GatedAttentionNet,
+                hidden_channels=self.hidden_channels,
+                blocks=self.blocks,
+                dropout=self.dropout,
+            ),
+            components=self.components,
+        )
+        if self.with_unused_parameters:
+            # The gain was the length of a vector with one entry, whose direction does nothing.
+            coupling.unused_direction = nn.Parameter(torch.ones_like(coupling.gain))
+        return [coupling]
+
+    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+        """The prior of what a level factors out, given what it keeps."""
+        kept_channels = 0 if level.kept is None else level.kept[0]
+        if self.prior_name == "gaussian":
+            if not kept_channels:
+                return []
+            return [parts.layers.AffineCoupling(level.event[0], ZeroConv, flip=not keeps_first)]
+        prior = parts.layers.ChannelAutoregression(
+            level.event[0],
+            partial(ChannelLSTM, hidden_channels=PRIOR_CHANNELS, **_kernel(level)),
+            kept_channels=kept_channels,
+            keeps_first=keeps_first,
+        )
+        if self.with_unused_parameters and not kept_channels:
+            prior.unused_condition = condition_net(level.event[0], PRIOR_CHANNELS)
+        return [prior]
+
+
+def _kernel(level: Level) -> dict[str, int]:
+    """Kernels see about the same part of the image at every level."""
+    if level.index == 0:
+        return {"kernel": 5, "dilation": 2}
+    return {"kernel": 5 if level.index == 1 else 3}
+
+
+def build_marflow(  # noqa: D417
+    assembly: Assembly[Model],
+    image_shape: Sequence[int],
+    *,
+    levels: int,
+    steps: int,
+    hidden_channels: int,
+    attention: LevelAttention | None = None,
+    position: StepPosition | Sequence[StepPosition] = "after_coupling",
+    both_masks: bool = True,
+    heads: int = 5,
+    attention_options: Mapping[str, object] | None = None,
+    prior: Prior = "channel-autoregressive",
+    components: int = 32,
+    blocks: int = 10,
+    dropout: float = 0.2,
+    with_unused_parameters: bool = False,
+) -> Model:
+    """Build mARFlow, with attention in its steps.
+
+    In normflows it is a ``MultiscaleFlow``, in nflows a ``Flow`` over a
+    ``MultiscaleCompositeTransform``. Steps consist of the host's ``ActNorm`` and 1x1 convolution
+    and of a :class:`MixtureLogisticCoupling` whose net is a
+    :class:`~attnflow_plugin.backbones.GatedAttentionNet`; the half that a level factors out has a
+    prior that sees the half it keeps. Call ``prepare`` with a batch of data before training, and
+    ``model.eval()`` before measuring likelihoods: the coupling nets drop units in training.
+
+    The released model passes the second half and swaps the halves after each coupling; here the
+    first half passes, which is the same with one layer less.
+
+    Args:
+        image_shape: ``(C, H, W)``; H and W divisible by ``2 ** levels``.
+        levels: number of levels; level 0 is the one next to the data.
+        steps: steps in each level.
+        hidden_channels: channels of the coupling nets, divisible by four.
+        attention: as in ``insert_attention``, or a mapping from levels to that.
+        position: where in a step the attention goes, one or several.
+        both_masks: two layers with complementary masks at each position.
+        heads: attention heads of ``"itrans"``.
+        attention_options: further options of the attention layers.
+        prior: ``"channel-autoregressive"``, every channel given the ones before it, with one step
+            of a network per channel in sampling; or ``"gaussian"``, all at once, by a convolution
+            of the kept half.
+        components: logistic components of each mixture.
+        blocks: blocks of each coupling net.
+        dropout: dropout in the coupling nets, in training only.
+        with_unused_parameters: have the parameters that the released model counts but that do
+            nothing: in normflows the number of parameters is then that of the paper.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        OptionError: an unknown option, or options that do not go together.
+        ShapeError: a size that the levels do not divide.
+
+    Reference:
+        Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
+        Autoregressive Priors*, CVPR 2020; Sukthanker, Huang, Kumar, Timofte, Van Gool, *Generative
+        Flows with Invertible Attentions*, CVPR 2022, tables 2 and 3.
+    """
+    name = "build_marflow"
+    one_of(name, "prior", prior, PRIORS)
+    for option, value in (
+        ("hidden_channels", hidden_channels),
+        ("components", components),
+        ("blocks", blocks),
+    ):
+        positive_int(name, option, value)
+    layer_options = dict(attention_options or {})
+    if _has_heads(attention):
+        layer_options.setdefault("heads", positive_int(name, "heads", heads))
+    factories, positions = attention_of_levels(
+        name, assembly.host, levels, attention, position, both_masks, layer_options
+    )
+    recipe = MARFlowRecipe(
+        hidden_channels, blocks, dropout, components, prior, with_unused_parameters
+    )
+    plan = MultiscalePlan(
+        name, image_shape, levels, steps, recipe, attention=factories, positions=positions
+    )
+    return assembly.flow(plan)
+
+
+def _has_heads(attention: LevelAttention | None) -> bool:
+    kinds = attention.values() if isinstance(attention, Mapping) else [attention]
+    return any("itrans" in as_list(kind) for kind in kinds)

@@ -1,0 +1,149 @@
+r"""Autoregression over channels, as a layer before a standard normal prior."""
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.scales import soft_bound
+from attnflow_plugin.options import non_negative_int
+
+__all__ = ["ChannelAutoregression", "ChannelPredictor"]
+
+#: Bound of the log-scales: constant channels of images need scales far below one.
+PRIOR_LOG_SCALE_BOUND = 8.0
+
+
+class ChannelPredictor(Protocol):
+    """A net that predicts each channel from the channels before it and a kept map.
+
+    Both methods return means and raw log-scales.
+    """
+
+    def __call__(self, channels: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All channels at once, from data: ``(B, N, H, W)`` to two of the same shape."""
+
+    def generator(
+        self, event: Tensor, kept: Tensor | None
+    ) -> Callable[[Tensor | None], tuple[Tensor, Tensor]]:
+        """Channel by channel: a function of the channel before, ``None`` for the first.
+
+        Args:
+            event: has the batch, size, dtype and device of what is generated.
+            kept: the kept map.
+        """
+
+
+class ChannelAutoregression(InvertibleLayer):
+    r"""Every channel is shifted and scaled by what the channels before it predict.
+
+    With :math:`x_1` the channels that are kept for the next level, :math:`x_2` the others and the
+    mean and log-scale of each channel from a net,
+
+    .. math::
+        \mu_i, s_i &= net(x_{2, <i}, x_1) \\
+        \text{to latent:}\quad & z_1 = x_1, \qquad z_{2,i} = (x_{2,i} - \mu_i) \exp(-s_i) \\
+        \text{to data:}\quad & x_1 = z_1, \qquad
+            x_{2,i} = z_{2,i} \exp(s_i) + \mu_i \quad (i = 0, 1, \dots) \\
+        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= -\sum s
+
+    and its negative for :math:`\partial x / \partial z`. Before a standard normal this is the prior
+    :math:`p(x_2 | x_1) = \prod_i \mathcal N(x_{2,i};\, \mu_i, e^{2 s_i})`, whose samples at a
+    temperature take their noise at that temperature. Log-scales are bounded by 8.
+
+    **Cost**: to latent one call of the net on all channels, to data one step of it per channel.
+
+    Shape:
+        ``x``, ``z``: ``(B, C, H, W)``.
+
+    Args:
+        channels: C.
+        make_net: called with the number of kept channels, returns a :class:`ChannelPredictor`.
+        kept_channels: channels of :math:`x_1`; zero if nothing is kept.
+        keeps_first: whether the kept channels come first, as in normflows, or last.
+
+    Raises:
+        OptionError: no channel is left to transform.
+        ShapeError: the event is not an image, or the net's output has the wrong shape.
+
+    Reference:
+        Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
+        Autoregressive Priors*, CVPR 2020.
+    """
+
+    autocast_inside = True
+
+    def __init__(
+        self,
+        channels: int,
+        make_net: Callable[[int], nn.Module],
+        *,
+        kept_channels: int = 0,
+        keeps_first: bool = True,
+    ) -> None:
+        super().__init__(channels)
+        name = type(self).__name__
+        self.kept_channels = non_negative_int(name, "kept_channels", kept_channels)
+        if kept_channels >= channels:
+            raise OptionError(
+                f"{name}: expected fewer than {channels} kept_channels, found {kept_channels}"
+            )
+        self.keeps_first = bool(keeps_first)
+        self.net = make_net(kept_channels)
+
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return (
+            f"{self.channels}, kept_channels={self.kept_channels}, keeps_first={self.keeps_first}"
+        )
+
+    def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        kept, x2 = self._split(x)
+        mean, raw = self._predictor(x2, kept)
+        if mean.shape != x2.shape or raw.shape != x2.shape:
+            raise ShapeError(
+                f"{type(self).__name__}: expected the net to return means and log-scales of shape "
+                f"{tuple(x2.shape)}, found {tuple(mean.shape)} and {tuple(raw.shape)}"
+            )
+        log_scale = soft_bound(raw.to(x2.dtype), PRIOR_LOG_SCALE_BOUND)
+        z2 = (x2 - mean.to(x2.dtype)) * (-log_scale).exp()
+        return self._join(kept, z2), -log_scale.flatten(1).sum(1)
+
+    def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        kept, z2 = self._split(z)
+        predict = self._predictor.generator(z2, kept)
+        channels: list[Tensor] = []
+        log_det = z.new_zeros(z.shape[0])
+        for noise in z2.split(1, 1):
+            mean, raw = predict(channels[-1] if channels else None)
+            log_scale = soft_bound(raw.to(z.dtype), PRIOR_LOG_SCALE_BOUND)
+            channels.append(noise * log_scale.exp() + mean.to(z.dtype))
+            log_det = log_det + log_scale.flatten(1).sum(1)
+        return self._join(kept, torch.cat(channels, 1)), log_det
+
+    @property
+    def _predictor(self) -> ChannelPredictor:
+        return cast(ChannelPredictor, self.net)
+
+    def _split(self, event: Tensor) -> tuple[Tensor | None, Tensor]:
+        if event.ndim != 4:
+            raise ShapeError(
+                f"{type(self).__name__}: expected an event of shape ({self.channels}, H, W), found "
+                f"{tuple(event.shape[1:])}"
+            )
+        if not self.kept_channels:
+            return None, event
+        rest = self.channels - self.kept_channels
+        if self.keeps_first:
+            kept, x2 = event.split([self.kept_channels, rest], 1)
+        else:
+            x2, kept = event.split([rest, self.kept_channels], 1)
+        return kept, x2
+
+    def _join(self, kept: Tensor | None, rest: Tensor) -> Tensor:
+        if kept is None:
+            return rest
+        return torch.cat((kept, rest) if self.keeps_first else (rest, kept), 1)
