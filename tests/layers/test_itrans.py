@@ -8,7 +8,9 @@ from scipy.linalg import block_diag
 
 from attnflow_plugin import ITrans
 from attnflow_plugin.errors import OptionError, ShapeError, SingularAttentionError
-from attnflow_plugin.masks import make_mask
+from attnflow_plugin.layers.tokens import to_tokens
+from attnflow_plugin.linalg import AttentionMatrix
+from attnflow_plugin.masks import is_same_in_patches, make_mask
 from tests.support import randomised
 
 PATCHES = "b c (n1 e1) (n2 e2) -> b (n1 n2) (c e1 e2)"
@@ -123,6 +125,59 @@ def test_condition_number_is_bounded_for_any_parameters(head_mode, activation, s
     z, log_det = layer.to_latent(x)
     assert log_det.isfinite().all()
     torch.testing.assert_close(layer.to_data(z)[0], x, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.5, 100.0])
+@pytest.mark.parametrize("patches", [2, 4])
+def test_float32_log_det_and_inverse_of_extreme_parameters(scale, patches):
+    layer = randomised(ITrans(3, patches=patches, heads=3), scale)
+    x = 30 * torch.randn(16, 3, 8, 8)
+    matrix = matrix_of(layer, x)[:, 0]
+    log_det = layer.to_latent(x)[1].double()
+    attended = 3 * 64 // patches**2 // 2
+    torch.testing.assert_close(
+        log_det, attended * torch.linalg.slogdet(matrix.double())[1], rtol=1e-5, atol=1e-3
+    )
+    identity = torch.eye(patches**2)
+    inverse = AttentionMatrix(matrix[:, None], None, identity[:1]).solve(identity)[:, 0]
+    error = (inverse.double() - torch.linalg.inv(matrix.double())).abs().amax((1, 2))
+    assert (error <= 1e-4 * inverse.abs().amax((1, 2))).all()
+
+
+def test_concatenated_heads_have_runs_of_channels():
+    layer = randomised(ITrans(4, heads=2, head_mode="concat")).double()
+    x = torch.randn(1, 4, 4, 4, dtype=torch.float64)
+    attended = x * ~make_mask("spatial-channel", 4, (4, 4))
+    matrices = matrix_of(layer, x)[0]
+    moved = layer.to_latent(x)[0] - (x - attended)
+    for channel in range(4):
+        expected = matrices[channel // 2] @ cut(attended[:, [channel]])[0]
+        torch.testing.assert_close(cut(moved[:, [channel]])[0], expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("kind", ["spatial-channel", "spatial", "channel", "random"])
+@pytest.mark.parametrize(
+    ("shape", "patches"),
+    [
+        ((6,), [1]),
+        ((6,), [3]),
+        ((6,), [2]),
+        ((3, 8), [4]),
+        ((3, 6), [2]),
+        ((3, 8, 4), [2, 2]),
+        ((2, 6, 4), [2, 2]),
+        ((1, 6, 4), [1, 2]),
+        ((3, 3, 3), [3, 1]),
+        ((2, 4, 4, 6), [2, 1, 2]),
+    ],
+)
+def test_masks_that_are_the_same_in_every_patch_are_known_by_their_sizes(
+    kind, shape, patches, flip
+):
+    tokens = to_tokens(make_mask(kind, shape[0], shape[1:], flip)[None], patches)[0]
+    alike = bool((tokens == tokens[:1]).all())
+    assert is_same_in_patches(kind, shape, patches) == alike
 
 
 def test_one_head_may_use_the_whole_bound():
