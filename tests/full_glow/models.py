@@ -13,6 +13,7 @@ __all__ = [
     "HOSTS",
     "VARIANTS",
     "build",
+    "fresh",
     "host_module",
     "latents",
     "pairs",
