@@ -1,7 +1,7 @@
 r"""From attention scores to the matrix W, bounded by default or raw as in the paper.
 
 Scores have shape ``(B, H, N, N)``. Matrices have shape ``(B, 1, N, N)`` when the heads are summed
-and ``(B, H, N, N)`` when they are concatenated.
+and ``(B, H, N, N)`` when they are concatenated; one head is the same in both.
 """
 
 from typing import Literal
@@ -31,7 +31,7 @@ class BoundedMixing(nn.Module):
     def __init__(self, heads: int, head_mode: HeadMode, activation: str) -> None:
         super().__init__()
         self.activation = activation
-        self.sum_heads = head_mode == "sum"
+        self.sum_heads = head_mode == "sum" and heads > 1
         self.gain = nn.Parameter(torch.zeros(heads))
         self.log_temperature = nn.Parameter(torch.zeros(heads))
         self.log_scale = nn.Parameter(torch.zeros(1 if self.sum_heads else heads))
@@ -68,7 +68,7 @@ class RawMixing(nn.Module):
     def __init__(self, heads: int, head_mode: HeadMode, activation: str) -> None:
         super().__init__()
         self.activation = activation
-        self.sum_heads = head_mode == "sum"
+        self.sum_heads = head_mode == "sum" and heads > 1
         self.temperature = nn.Parameter(torch.ones(heads))
         self.offset = nn.Parameter(torch.full((1 if self.sum_heads else heads,), 1.01))
 
