@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingContextError, ShapeError
 
-__all__ = ["affine_parameters", "context_at"]
+__all__ = ["affine_parameters", "context_at", "entry_parameters"]
 
 
 def context_at(
@@ -64,17 +64,24 @@ def resized(maps: Tensor, spatial: torch.Size) -> Tensor:
 def affine_parameters(
     owner: str, net: nn.Module, inputs: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Raw log-scale and shift for the attended entries, in their dtype.
+    """Raw log-scale and shift for the attended entries, in their dtype."""
+    log_scale, shift = entry_parameters(owner, net, inputs, attended, 2).chunk(2, 1)
+    return log_scale, shift
+
+
+def entry_parameters(
+    owner: str, net: nn.Module, inputs: Tensor, attended: Tensor, count: int
+) -> Tensor:
+    """What a net returns, ``count`` numbers for each attended entry, in their dtype.
 
     Raises:
         ShapeError: the net returns another shape; broadcasting it would falsify the log-det.
     """
     dtype = next((parameter.dtype for parameter in net.parameters()), inputs.dtype)
     raw = net(inputs.to(dtype)).to(attended.dtype)
-    expected = (attended.shape[0], 2 * attended.shape[1], *attended.shape[2:])
+    expected = (attended.shape[0], count * attended.shape[1], *attended.shape[2:])
     if raw.shape != expected:
         raise ShapeError(
             f"{owner}: expected the net to return shape {expected}, found {tuple(raw.shape)}"
         )
-    log_scale, shift = raw.chunk(2, 1)
-    return log_scale, shift
+    return raw

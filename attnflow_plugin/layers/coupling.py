@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import affine_parameters, context_at
 from attnflow_plugin.layers.coupling_scales import LOG_SCALES, ScaleMapName
+from attnflow_plugin.layers.halves import ChannelHalves
 from attnflow_plugin.options import one_of
 
 __all__ = ["AffineCoupling", "ScaleMapName"]
@@ -68,33 +68,28 @@ class AffineCoupling(InvertibleLayer):
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
-        if channels < 2:
-            raise OptionError(f"{name}: expected at least 2 channels to split, found {channels}")
         self.context_channels = context_channels
-        self.flip = bool(flip)
+        self.halves = ChannelHalves(name, channels, flip)
         self.scale_map = one_of(name, "scale_map", scale_map, LOG_SCALES)
-        larger, smaller = (channels + 1) // 2, channels // 2
-        self.sizes = (larger, smaller)
-        passing, attended = (smaller, larger) if flip else (larger, smaller)
-        self.net = make_net(passing + context_channels, 2 * attended)
+        self.net = make_net(self.halves.passing + context_channels, 2 * self.halves.attended)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
         return (
-            f"{self.channels}, context_channels={self.context_channels}, flip={self.flip}, "
-            f"scale_map={self.scale_map!r}"
+            f"{self.channels}, context_channels={self.context_channels}, "
+            f"flip={self.halves.flip}, scale_map={self.scale_map!r}"
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x1, x2 = self._split(x)
+        x1, x2 = self.halves.split(x)
         log_scale, shift = self._affine(x1, x2, context)
-        z = self._join(x1, (x2 - shift) * log_scale.exp())
+        z = self.halves.join(x1, (x2 - shift) * log_scale.exp())
         return z, log_scale.flatten(1).sum(1)
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        z1, z2 = self._split(z)
+        z1, z2 = self.halves.split(z)
         log_scale, shift = self._affine(z1, z2, context)
-        x = self._join(z1, z2 * (-log_scale).exp() + shift)
+        x = self.halves.join(z1, z2 * (-log_scale).exp() + shift)
         return x, -log_scale.flatten(1).sum(1)
 
     def _affine(self, x1: Tensor, x2: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -103,11 +98,3 @@ class AffineCoupling(InvertibleLayer):
         inputs = x1 if features is None else torch.cat([x1, features], 1)
         raw, shift = affine_parameters(name, self.net, inputs, x2)
         return LOG_SCALES[self.scale_map](raw), shift
-
-    def _split(self, event: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = event.split(self.sizes, 1)
-        return (second, first) if self.flip else (first, second)
-
-    def _join(self, passing: Tensor, attended: Tensor) -> Tensor:
-        parts = (attended, passing) if self.flip else (passing, attended)
-        return torch.cat(parts, 1)
