@@ -115,22 +115,22 @@ def test_the_joint_loss_runs_the_tower_once(host):
 def test_the_joint_loss_goes_down(host):
     module = host_module(host)
     model = module.build_full_glow(
-        (1, 4, 4), levels=1, steps=1, hidden_channels=8, attention="imap"
+        (1, 4, 4), levels=1, steps=2, hidden_channels=8, attention="imap"
     )
     source = torch.randn(64, 1, 4, 4)
     target = source.flip(3) + 0.1 * torch.randn(64, 1, 4, 4)
     module.prepare(model, target, source)
     loss = module.JointNegativeLogLikelihood(model)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
-    for _ in range(100):
+    for _ in range(50):
         optimizer.zero_grad()
         value = loss(target, source).mean()
         value.backward()
         optimizer.step()
         losses.append(value.item())
-    # A model that does not see the source cannot do better than the entropy of the target.
     assert losses[-1] < losses[0] - 6
+    # Only the right source tells where the target is.
     with torch.no_grad():
         shuffled = loss(target, source.roll(1, 0)).mean()
     assert shuffled > losses[-1] + 6
@@ -182,21 +182,6 @@ def test_insertion_reaches_both_towers_like_the_builder(host, position):
     towers, levels, steps, masks = 2, 2, 2, 2
     assert len(report.layers) == masks * (towers * levels * steps + priors)
     assert len(inside) == len(report.layers) // 2
-
-
-@each_host
-def test_identity_attention_changes_nothing(host):
-    models = []
-    for attention in (None, ["imap", "itrans"]):
-        torch.manual_seed(0)
-        model = fresh(host, "both-kinds", attention=attention)
-        generator = torch.Generator().manual_seed(1)
-        host_module(host).prepare(model, *torch.randn(2, 32, 1, 4, 4, generator=generator))
-        models.append(model)
-    batches = pairs("both-kinds", 4)
-    plain, attended = (host_module(host).joint_log_prob(model, *batches) for model in models)
-    assert torch.equal(plain[0], attended[0])
-    assert torch.equal(plain[1], attended[1])
 
 
 @each_host
