@@ -192,9 +192,9 @@ def build_full_glow(  # noqa: D417
         conditioning: ``"full"`` as above; ``"coupling"``, only the couplings see the source;
             ``"prior"``, only the means of the priors do, of which each is computed from what the
             source factors out at its level.
-        trunk: nets of the conditional ActNorm and 1x1 convolution. ``"pooling"`` works at every
-            size; ``"tied"`` is that of Full-Glow, for one size, see
-            :class:`~attnflow_plugin.backbones.ConditionTrunk`.
+        trunk: nets of the conditional ActNorm and 1x1 convolution. ``"pooling"`` has as many
+            parameters at every size; ``"tied"`` is that of Full-Glow, whose parameters are those of
+            one size, see :class:`~attnflow_plugin.backbones.ConditionTrunk`.
         scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"`` as in Full-Glow, or
             another one of :class:`AffineCoupling`. The scales of the priors are bounded with
             ``"bounded"`` only.
