@@ -1,5 +1,6 @@
 """Host-free parts of the backbones."""
 
+from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
 from attnflow_plugin.backbones.condition_trunk import ConditionTrunk
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
@@ -9,6 +10,7 @@ from attnflow_plugin.backbones.srflow import encoder_of
 from attnflow_plugin.backbones.zero_conv import ZeroConv
 
 __all__ = [
+    "ChannelLSTM",
     "ConditionTrunk",
     "ConvNet",
     "GatedAttentionNet",

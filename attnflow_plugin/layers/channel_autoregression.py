@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int
 
@@ -40,11 +41,11 @@ class ChannelPredictor(Protocol):
 class ChannelAutoregression(InvertibleLayer):
     r"""Every channel is shifted and scaled by what the channels before it predict.
 
-    With :math:`x_1` the channels that are kept for the next level, :math:`x_2` the others and the
-    mean and log-scale of each channel from a net,
+    With :math:`x_1` the channels that are kept for the next level, :math:`x_2` the others, the mean
+    and log-scale of each channel from a net, and a context c or none,
 
     .. math::
-        \mu_i, s_i &= net(x_{2, <i}, x_1) \\
+        \mu_i, s_i &= net(x_{2, <i}, x_1, c) \\
         \text{to latent:}\quad & z_1 = x_1, \qquad z_{2,i} = (x_{2,i} - \mu_i) \exp(-s_i) \\
         \text{to data:}\quad & x_1 = z_1, \qquad
             x_{2,i} = z_{2,i} \exp(s_i) + \mu_i \quad (i = 0, 1, \dots) \\
@@ -52,29 +53,31 @@ class ChannelAutoregression(InvertibleLayer):
 
     and its negative for :math:`\partial x / \partial z`. Before a standard normal this is the prior
     :math:`p(x_2 | x_1) = \prod_i \mathcal N(x_{2,i};\, \mu_i, e^{2 s_i})`, whose samples at a
-    temperature take their noise at that temperature. Log-scales are bounded by 8.
+    temperature take their noise at that temperature. Log-scales are bounded by 8. Under autocast
+    the net runs in float32, since its two ways of running would round differently.
 
     **Cost**: to latent one call of the net on all channels, to data one step of it per channel.
 
     Shape:
-        ``x``, ``z``: ``(B, C, H, W)``.
+        ``x``, ``z``: ``(B, C, H, W)``; context ``(B, K)`` or ``(B, K, H', W')``.
 
     Args:
         channels: C.
-        make_net: called with the number of kept channels, returns a :class:`ChannelPredictor`.
+        make_net: called with the number of kept and context channels, returns a
+            :class:`ChannelPredictor`.
         kept_channels: channels of :math:`x_1`; zero if nothing is kept.
         keeps_first: whether the kept channels come first, as in normflows, or last.
+        context_channels: K, zero for no context.
 
     Raises:
         OptionError: no channel is left to transform.
+        MissingContextError: conditional, and called without context.
         ShapeError: the event is not an image, or the net's output has the wrong shape.
 
     Reference:
         Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
         Autoregressive Priors*, CVPR 2020.
     """
-
-    autocast_inside = True
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class ChannelAutoregression(InvertibleLayer):
         *,
         kept_channels: int = 0,
         keeps_first: bool = True,
+        context_channels: int = 0,
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
@@ -92,17 +96,19 @@ class ChannelAutoregression(InvertibleLayer):
                 f"{name}: expected fewer than {channels} kept_channels, found {kept_channels}"
             )
         self.keeps_first = bool(keeps_first)
-        self.net = make_net(kept_channels)
+        self.context_channels = non_negative_int(name, "context_channels", context_channels)
+        self.net = make_net(kept_channels + context_channels)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
         return (
-            f"{self.channels}, kept_channels={self.kept_channels}, keeps_first={self.keeps_first}"
+            f"{self.channels}, kept_channels={self.kept_channels}, "
+            f"keeps_first={self.keeps_first}, context_channels={self.context_channels}"
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, x2 = self._split(x)
-        mean, raw = self._predictor(x2, kept)
+        mean, raw = self._predictor(x2, self._seen(kept, x2, context))
         if mean.shape != x2.shape or raw.shape != x2.shape:
             raise ShapeError(
                 f"{type(self).__name__}: expected the net to return means and log-scales of shape "
@@ -114,7 +120,7 @@ class ChannelAutoregression(InvertibleLayer):
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, z2 = self._split(z)
-        predict = self._predictor.generator(z2, kept)
+        predict = self._predictor.generator(z2, self._seen(kept, z2, context))
         channels: list[Tensor] = []
         log_det = z.new_zeros(z.shape[0])
         for noise in z2.split(1, 1):
@@ -127,6 +133,11 @@ class ChannelAutoregression(InvertibleLayer):
     @property
     def _predictor(self) -> ChannelPredictor:
         return cast(ChannelPredictor, self.net)
+
+    def _seen(self, kept: Tensor | None, rest: Tensor, context: Tensor | None) -> Tensor | None:
+        features = context_at(type(self).__name__, context, self.context_channels, rest)
+        seen = [part for part in (kept, features) if part is not None]
+        return torch.cat(seen, 1) if seen else None
 
     def _split(self, event: Tensor) -> tuple[Tensor | None, Tensor]:
         if event.ndim != 4:

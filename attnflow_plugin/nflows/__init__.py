@@ -25,6 +25,7 @@ from attnflow_plugin.nflows.layers import (  # noqa: E402
     MixtureLogisticCoupling,
     TopPrior,
 )
+from attnflow_plugin.nflows.priors import ChannelAutoregressivePrior  # noqa: E402
 from attnflow_plugin.nflows.sampling import sample  # noqa: E402
 from attnflow_plugin.nflows.training import (  # noqa: E402
     NegativeLogLikelihood,
@@ -36,6 +37,7 @@ __all__ = [
     "AffineCoupling",
     "AffineInjector",
     "ChannelAutoregression",
+    "ChannelAutoregressivePrior",
     "ConditionalActNorm",
     "ConditionalConv1x1",
     "IMap",

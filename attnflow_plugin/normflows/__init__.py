@@ -32,6 +32,7 @@ from attnflow_plugin.normflows.layers import (  # noqa: E402
     MixtureLogisticCoupling,
     TopPrior,
 )
+from attnflow_plugin.normflows.priors import ChannelAutoregressivePrior  # noqa: E402
 from attnflow_plugin.normflows.sampling import sample  # noqa: E402
 from attnflow_plugin.normflows.training import (  # noqa: E402
     NegativeLogLikelihood,
@@ -44,6 +45,7 @@ __all__ = [
     "AffineInjector",
     "Chain",
     "ChannelAutoregression",
+    "ChannelAutoregressivePrior",
     "ConditionalActNorm",
     "ConditionalConv1x1",
     "ConditionalMultiscaleFlow",
