@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import nn
 
 from attnflow_plugin.errors import OptionError, ShapeError
@@ -199,7 +200,10 @@ class MultiscalePlan:
     def _attention_at(self, position: str, level: Level) -> list[nn.Module]:
         if position not in self.positions:
             return []
-        return [self.recipe.attend(make, level) for make in self.attention.get(level.index, ())]
+        factories = self.attention.get(level.index, ())
+        # With one seed, models with and without attention share all other weights.
+        with torch.random.fork_rng(devices=[]):
+            return [self.recipe.attend(make, level) for make in factories]
 
 
 def attention_of_levels(

@@ -90,6 +90,22 @@ def test_every_parameter_learns(host):
 
 
 @each_host
+def test_identity_attention_changes_nothing(host):
+    """Also the weights of everything else are those of the model without attention."""
+    models = []
+    for attention in (None, ["imap", "itrans"]):
+        torch.manual_seed(0)
+        options = {"hidden_channels": 4, "blocks": 1, "attention": attention}
+        model = host_module(host).build_marflow((1, 4, 4), levels=1, steps=2, **options).eval()
+        torch.manual_seed(1)
+        host_module(host).prepare(model, torch.randn(32, 1, 4, 4))
+        models.append(model)
+    x = torch.randn(4, 1, 4, 4)
+    plain, attended = (host_module(host).log_prob(model, x) for model in models)
+    assert torch.equal(plain, attended)
+
+
+@each_host
 def test_attention_can_be_inserted_later(host):
     module, model = host_module(host), build(host, "plain")
     x = torch.randn(4, 1, 4, 4)
