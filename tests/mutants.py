@@ -54,7 +54,7 @@ class HalfTheChannels(IMap):
     def _to_latent(self, x, context):
         z, log_det = super()._to_latent(x, context)
         layout = self._layout(x)
-        _, log_scale = self._attend(torch.where(layout.passing, x, 0), context)
+        _, log_scale = self._attend(x, layout.passing, context)
         return z, log_det + log_scale @ (self.channels // 2 - layout.attended_counts).double()
 
     def _to_data(self, z, context):
@@ -65,16 +65,16 @@ class HalfTheChannels(IMap):
 class BatchMixed(IMap):
     """Attention that runs over the batch as well."""
 
-    def _attend(self, x1: Tensor, context):
-        return super()._attend(x1 + x1.mean(0, keepdim=True), context)
+    def _attend(self, event: Tensor, to_passing: Tensor, context):
+        return super()._attend(event + event.mean(0, keepdim=True), to_passing, context)
 
 
 class WrongClassForOddPatches(ITrans):
     """Every patch counts as coupled with every other, whatever the parity of its pattern."""
 
     def _layout(self, event):
-        patches, layout = super()._layout(event)
-        return patches, layout._replace(coupled=torch.ones_like(layout.coupled))
+        layout = super()._layout(event)
+        return layout._replace(coupled=torch.ones_like(layout.coupled))
 
 
 class TransposeLost(ITrans):
