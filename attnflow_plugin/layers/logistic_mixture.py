@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnflow_plugin.constants import in_plain_eager
+
 __all__ = ["LogisticMixture"]
 
 #: Steps of the inversion; 16 suffice for mixtures as they are learnt, the rest is for wild ones.
@@ -82,9 +84,12 @@ class LogisticMixture(NamedTuple):
     def _root(self, logit: Tensor) -> Tensor:
         """Chandrupatla's method: inverse quadratic interpolation where safe, else bisection.
 
-        A quantile of a mixture lies between those of its components. The number of steps is fixed:
-        asking whether all entries have converged would make the host wait for the device.
+        A quantile of a mixture lies between those of its components. On accelerators and in
+        compiled graphs the number of steps is fixed: asking whether all entries have converged
+        would make the host wait for the device.
         """
+        may_ask = logit.device.type == "cpu" and in_plain_eager()
+        tolerance = 4 * torch.finfo(logit.dtype).eps * (1 + logit.abs())
         quantiles = self.means + self.log_scales.exp() * logit.unsqueeze(1)
         x1, x2 = quantiles.amin(1), quantiles.amax(1)
         # The bracket is exact; the clamps keep it so where rounding would lose it.
@@ -99,6 +104,8 @@ class LogisticMixture(NamedTuple):
             x3, f3 = torch.where(same, x1, x2), torch.where(same, f1, f2)
             x2, f2 = torch.where(same, x2, x1), torch.where(same, f2, f1)
             x1, f1 = x, f
+            if may_ask and bool((torch.minimum(f1.abs(), f2.abs()) <= tolerance).all()):
+                break
             part = _interpolated(x1, x2, x3, f1, f2, f3)
         return torch.where(f1.abs() < f2.abs(), x1, x2)
 
