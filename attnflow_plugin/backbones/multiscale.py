@@ -197,6 +197,13 @@ class MultiscalePlan:
                 *self._attention_at("after_coupling", level),
             ]
 
+    def prior_layers(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+        """The learned prior of a level; attention that is inserted later leaves it alone."""
+        layers = self.recipe.prior(parts, level, keeps_first=keeps_first)
+        for layer in layers:
+            layer.is_prior = True  # type: ignore[assignment]
+        return layers
+
     def _attention_at(self, position: str, level: Level) -> list[nn.Module]:
         if position not in self.positions:
             return []

@@ -85,7 +85,7 @@ class SourceTower(nn.Module):
             for level in levels
         )
         self.priors = nn.ModuleList(
-            nn.ModuleList(plan.recipe.prior(parts, level, keeps_first=True)) for level in levels
+            nn.ModuleList(plan.prior_layers(parts, level, keeps_first=True)) for level in levels
         )
         self._to_latent = assembly.to_latent
 

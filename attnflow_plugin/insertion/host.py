@@ -40,6 +40,8 @@ class Host(ABC):
 
     def known_role(self, module: nn.Module) -> Role | None:
         """The role of a class of the host, or of a user's subclass of one."""
+        if getattr(module, "is_prior", False):
+            return "other"
         for types, role in self.roles:
             if isinstance(module, types):
                 return role

@@ -66,7 +66,7 @@ class NflowsAssembly:
             SqueezeTransform(),
             *plan.recipe.opening(self.parts, level),
             *(layer for step in plan.step_layers(self.parts, level) for layer in step),
-            *plan.recipe.prior(self.parts, level, keeps_first=False),
+            *plan.prior_layers(self.parts, level, keeps_first=False),
         ]
 
 

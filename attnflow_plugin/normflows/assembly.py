@@ -64,7 +64,7 @@ class NormflowsAssembly:
             nf.flows.Squeeze(),
             *plan.recipe.opening(self.parts, level),
             *(GlowStep(step[::-1]) for step in plan.step_layers(self.parts, level)),
-            *plan.recipe.prior(self.parts, level, keeps_first=True),
+            *plan.prior_layers(self.parts, level, keeps_first=True),
         ]
 
 
