@@ -1,9 +1,12 @@
-"""Train a Glow with attention, in either host, on one core or many GPUs.
+"""Train a flow with attention, in either host, on one core or many GPUs.
 
     python examples/train.py                                      # 8x8 digits, a few minutes
     python examples/train.py --data photographs --attention none --out outputs/plain
     python examples/train.py --data folder --data-dir ~/pictures --size 64 --levels 3 --bf16
     python examples/train.py --out outputs/plain --resume         # go on where it stopped
+    python examples/train.py --backbone srflow --data photographs --context source --scale 4
+    python examples/train.py --backbone full-glow --data segmentation --context source
+    python examples/train.py --preset cifar10-l3k4c96-imap --data-dir ~/data
     torchrun --nproc-per-node 4 examples/train.py --data cifar10 --batch 256
 
 The folder --out gets metrics.jsonl, progress.png and checkpoint.pt. Ctrl-C and SIGTERM finish the
@@ -53,16 +56,24 @@ def start_or_resume(given: dict[str, Any], resume: bool) -> tuple[Options, dict[
 
 def describe(trainer: Trainer) -> str:
     options, data = trainer.options, trainer.feed.data
-    parameters = sum(parameter.numel() for parameter in trainer.state.glow.flow.parameters())
-    return (
-        f"{options.host} Glow, attention: {options.attention}, {parameters} parameters, on "
-        f"{trainer.device}\n{options.data}: {len(data.train)} images to train on, "
-        f"{len(data.test)} to test on, of shape {data.image_shape}"
-    )
+    parameters = sum(parameter.numel() for parameter in trainer.state.model.flow.parameters())
+    lines = [
+        f"{options.backbone} in {options.host}, attention: {options.attention}, {parameters} "
+        f"parameters, on {trainer.device}",
+        f"{options.data}: {len(data.train)} images to train on, {len(data.test)} to test on, of "
+        f"shape {data.image_shape}; bits/dim are over these {data.dims} dimensions",
+    ]
+    if options.context == "source":
+        lines.append(f"from sources of shape {data.source_shape}: p(image | source)")
+    if data.remark:
+        lines.append(f"note: {data.remark}")
+    return "\n".join(lines)
 
 
 def outcome(trainer: Trainer) -> str:
-    done = f"step {trainer.state.step} of {trainer.options.steps}, saved in {trainer.options.out}"
+    done = (
+        f"step {trainer.state.step} of {trainer.options.all_steps}, saved in {trainer.options.out}"
+    )
     return done if trainer.finished else f"{done}; --resume goes on from here"
 
 

@@ -28,8 +28,9 @@ def disparity(size: int = 32) -> tuple[Pairs, Pairs]:
 
 
 def _disparity() -> Tensor:
-    """Shape ``(1, H, W)``, uint8, from one up where it was measured."""
+    """Three times the same, shape ``(3, H, W)``, uint8, from one up where it was measured."""
     values = import_module("skimage.data").stereo_motorcycle()[2]
     known = np.isfinite(values)
     grey = np.where(known, values, 0) / values[known].max()
-    return torch.from_numpy(np.where(known, np.rint(1 + 254 * grey), 0).astype(np.uint8))[None]
+    values = np.where(known, np.rint(1 + 254 * grey), 0).astype(np.uint8)
+    return torch.from_numpy(values).expand(3, -1, -1)

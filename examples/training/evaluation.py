@@ -16,7 +16,8 @@ def evaluate(objective: nn.Module, feed: Feed, limit: int | None = None) -> floa
     """Mean bits per dimension, in full precision; NaN if the model is not finite somewhere.
 
     Args:
-        objective: data and context to nats for each image.
+        objective: data and context to nats for each image; measured in evaluation mode, so without
+            dropout.
         feed: the images.
         limit: how many test images, or all.
     """
@@ -30,4 +31,4 @@ def evaluate(objective: nn.Module, feed: Feed, limit: int | None = None) -> floa
             total += torch.nan
     objective.train()
     nats = feed.world.sum(total) / images
-    return float(bits_per_dim(-nats, feed.data.image_shape, feed.data.levels))
+    return float(bits_per_dim(-nats, feed.data.dims, feed.data.levels))

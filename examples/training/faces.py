@@ -1,18 +1,18 @@
-"""Small grey faces that come with scikit-image, and the same at a fraction of their size."""
+"""Small grey faces that come with scikit-image."""
 
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
-from training.pairs import Pairs, to_enlarge
+from training.images import InMemory
 
 SIDE = 24
 COUNT = 100
 TRAIN = 80
 
 
-def faces(scale: int = 4) -> tuple[Pairs, Pairs]:
+def faces() -> tuple[InMemory, InMemory]:
     """Faces to train on, in all crops and mirrored, and others to test on, as they are.
 
     There are 100 of 25x25 pixels, from Labeled Faces in the Wild; without names, so that a person
@@ -23,7 +23,7 @@ def faces(scale: int = 4) -> tuple[Pairs, Pairs]:
     images = torch.from_numpy(values).mul(255).round().to(torch.uint8).unsqueeze(1)
     crops = torch.cat([crop(images[:TRAIN], top, left) for top in (0, 1) for left in (0, 1)])
     train = torch.cat([crops, crops.flip(-1)])
-    return to_enlarge(train, scale), to_enlarge(crop(images[TRAIN:], 0, 0), scale)
+    return InMemory(train), InMemory(crop(images[TRAIN:], 0, 0))
 
 
 def crop(images: Tensor, top: int, left: int) -> Tensor:

@@ -11,12 +11,14 @@ from tqdm import tqdm
 
 from attnflow_plugin.metrics import bits_per_dim
 from training import checkpoint
+from training.backbones import check_options
 from training.data import DataSet
 from training.distributed import World
 from training.evaluation import NOT_FINITE, evaluate
 from training.feed import Feed
 from training.interruption import Interruption
 from training.options import Options, UsageError
+from training.phases import Phase, Pretraining, phase_of, select_parameters
 from training.report import Report
 from training.schedule import learning_rate
 from training.state import State
@@ -44,22 +46,23 @@ class Trainer:
     def __init__(
         self, options: Options, data: DataSet, world: World, stored: dict[str, Any] | None = None
     ) -> None:
+        check_options(options)
         self.options, self.world = options, world
         self.device = choose_device(options, world)
         self.feed = Feed(options, data, world, self.device)
         self.state = State(options, self.feed)
         if stored is not None:
             self.state.restore(stored, world)
-        self.objective = self._wrapped(self.state.glow.objective(self.state.glow.flow))
+        self._enter(phase_of(self.state.step, options))
         self.report = Report(options, self.state.step) if world.leads else None
 
     @property
     def finished(self) -> bool:
-        return self.state.step >= self.options.steps
+        return self.state.step >= self.options.all_steps
 
     def run(self, interruption: Interruption) -> None:
         """Train to the last step, or until the interruption, and leave a checkpoint."""
-        steps = self.options.steps
+        steps = self.options.all_steps
         bar = tqdm(total=steps, initial=self.state.step, unit="step", disable=not self.world.leads)
         with closing(bar):
             for x, context in self.feed.training(self.state.step):
@@ -72,7 +75,7 @@ class Trainer:
                 bar.set_postfix(values, refresh=False)
                 if self.report is not None:
                     self.report.step(self.state.step, values)
-                if self._due(self.options.evaluate_every):
+                if self._due(self.options.evaluate_every) and self.phase is not Phase.ENCODER:
                     self.evaluate()
                 if self._due(self.options.checkpoint_every):
                     self.save()
@@ -83,28 +86,43 @@ class Trainer:
         Returns:
             Numbers for the report; without a loss if the step was skipped.
         """
+        phase = phase_of(self.state.step, self.options)
+        if phase is not self.phase:
+            self._enter(phase)
         rate = learning_rate(self.state.step, self.options)
         self.state.step += 1
-        bits, norm = self._gradients(x, context)
-        if not math.isfinite(bits) or not math.isfinite(norm):
+        loss, norm = self._gradients(x, context)
+        if not math.isfinite(loss) or not math.isfinite(norm):
             self._skip()
             return {"rate": rate, "skipped": self.state.skipped}
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
         self.state.optimizer.step()
         if self.state.average is not None:
-            self.state.average.update_parameters(self.state.glow.flow)
+            self.state.average.update_parameters(self.state.model.flow)
         self.state.skipped_in_a_row = 0
-        return {"train": bits, "rate": rate, "gradient": norm, "skipped": self.state.skipped}
+        name = "encoder" if self.phase is Phase.ENCODER else "train"
+        return {name: loss, "rate": rate, "gradient": norm, "skipped": self.state.skipped}
 
     def evaluate(self) -> float:
         """Bits per dimension of test images, into the report."""
         flow = self.state.best_flow
         limit = None if self.finished else ENOUGH_IMAGES
-        bits = evaluate(self.state.glow.objective(flow), self.feed, limit)
+        bits = evaluate(self.state.model.likelihood(flow), self.feed, limit)
         if self.report is not None:
             self.report.evaluation(self.state, self.feed, bits)
         return bits
+
+    def _enter(self, phase: Phase) -> None:
+        """Let what belongs to a phase learn."""
+        flow, before = self.state.model.flow, self.options.pretrain_steps
+        if self.state.step == before > 0:
+            self.state.start_flow()
+        select_parameters(flow, self.options, phase)
+        self.phase = phase
+        encoder_alone = phase is Phase.ENCODER
+        objective = Pretraining(flow) if encoder_alone else self.state.model.objective(flow)
+        self.objective = self._wrapped(objective)
 
     def save(self) -> None:
         """Write all that a continuation needs."""
@@ -116,7 +134,7 @@ class Trainer:
         return self.finished or self.state.step % period == 0
 
     def _gradients(self, x: Tensor, context: Tensor | None) -> tuple[float, float]:
-        """Mean bits per dimension and the norm of its gradient, equal in all processes."""
+        """Mean loss and the norm of its gradient, equal in all processes."""
         self.state.optimizer.zero_grad()
         loss = self._loss(x, context)
         # Before the backward pass, in which the processes would wait for each other.
@@ -125,18 +143,20 @@ class Trainer:
             return math.nan, math.nan
         loss.backward()
         norm = nn.utils.clip_grad_norm_(
-            self.state.glow.flow.parameters(), self.options.clip or math.inf
+            self.state.model.flow.parameters(), self.options.clip or math.inf
         )
         return self.world.sum(loss.detach()).item() / self.world.size, norm.item()
 
     def _loss(self, x: Tensor, context: Tensor | None) -> Tensor | None:
-        """Mean bits per dimension, or None where a layer refuses what is not finite."""
+        """Mean bits per dimension, or error of the encoder alone; None if it is not finite."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-                nats = self.objective(x, context)
+                values = self.objective(x, context)
         except NOT_FINITE:
             return None
-        return bits_per_dim(-nats, self.feed.data.image_shape, self.feed.data.levels).mean()
+        if self.phase is Phase.ENCODER:
+            return values.mean()
+        return bits_per_dim(-values, self.feed.data.dims, self.feed.data.levels).mean()
 
     def _skip(self) -> None:
         self.state.optimizer.zero_grad()

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from training.backbones import architecture, check_options
 from training.data import DataSet
 from training.feed import COARSE
 from training.options import Attention, Options
@@ -15,27 +17,30 @@ from training.options import Attention, Options
 warnings.filterwarnings("ignore", message="torch.(lu|triangular_solve) is deprecated")
 
 
-class Glow:
-    """A Glow with attention, and what training does with it.
+class Model:
+    """A flow with attention, and what training does with it.
 
     Attributes:
         flow: the model, of the host's own class.
     """
 
     def __init__(self, options: Options, data: DataSet) -> None:
+        check_options(options)
         self.host = import_module(f"attnflow_plugin.{options.host}")
         self.samples_have_an_axis = options.host == "nflows" and options.context != "none"
-        self.flow: nn.Module = self.host.build_glow(
+        self.is_joint = options.backbone == "full-glow"
+        build = getattr(self.host, f"build_{options.backbone.replace('-', '_')}")
+        self.flow: nn.Module = build(
             data.image_shape,
             levels=options.levels,
             steps=options.depth,
             hidden_channels=options.hidden,
             attention=_attention(options.attention),
-            attention_options={"activation": options.activation} if options.activation else None,
+            attention_options=_attention_options(options),
             position=options.position,
             both_masks=options.both_masks,
-            learned_priors=options.learned_priors,
-            **_conditioning(options, data),
+            **architecture(options),
+            **(_conditioning(options, data) if options.backbone == "glow" else {}),
         )
 
     def prepare(self, x: Tensor, context: Tensor | None) -> None:
@@ -44,22 +49,34 @@ class Glow:
 
     def objective(self, flow: nn.Module) -> nn.Module:
         """What training minimises, as a module: data and context to nats for each image."""
+        if self.is_joint:
+            return self.host.JointNegativeLogLikelihood(flow)
+        return self.likelihood(flow)
+
+    def likelihood(self, flow: nn.Module) -> nn.Module:
+        """Negative log-likelihood of the data given the context, in nats for each image."""
         return self.host.NegativeLogLikelihood(flow)
 
+    @torch.no_grad()
     def sample(
         self, flow: nn.Module, count: int, context: Tensor | None, temperature: float
     ) -> Tensor:
         """Images, one for each context if there is one."""
-        draw = self.host.sample
-        if self.samples_have_an_axis:
-            # nflows draws a number of samples for each context, and gives them an axis.
-            return draw(flow, 1, context=context, temperature=temperature)[0].flatten(0, 1)
-        return draw(flow, count, context=context, temperature=temperature)[0]
+        flow.eval()
+        # nflows draws a number of samples for each context, and gives them an axis.
+        number = 1 if self.samples_have_an_axis else count
+        samples, _ = self.host.sample(flow, number, context=context, temperature=temperature)
+        flow.train()
+        return samples.flatten(0, 1) if self.samples_have_an_axis else samples
 
 
 def _attention(name: Attention) -> Sequence[str] | None:
     kinds = {"none": None, "imap": ["imap"], "itrans": ["itrans"], "both": ["imap", "itrans"]}
     return kinds[name]
+
+
+def _attention_options(options: Options) -> dict[str, Any]:
+    return {k: v for k, v in options.given.items() if k in ("activation", "heads")}
 
 
 def _conditioning(options: Options, data: DataSet) -> dict[str, Any]:
@@ -68,4 +85,6 @@ def _conditioning(options: Options, data: DataSet) -> dict[str, Any]:
         return {"num_classes": data.classes, "context_shape": ()}
     if options.context == "coarse":
         return {"context_shape": (channels, height // COARSE, width // COARSE)}
+    if options.context == "source":
+        return {"context_shape": data.source_shape}
     return {}

@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from training.files import SUFFIXES, TEST_EVERY
+from training.files import SUFFIXES, TEST_EVERY, find_cityscapes
 from training.options import UsageError
 
 FilePair = tuple[Path, Path]
 Split = tuple[list[FilePair], list[FilePair]]
-Fit = Literal["resize", "crop"]
+Fit = Literal["resize", "stretch", "crop"]
 
 
 class PairedFiles:
@@ -24,8 +24,9 @@ class PairedFiles:
         pairs: files of target and source.
         height: height of what is returned.
         width: its width.
-        fit: "resize" the largest part of that shape around the centre, each file by itself, or
-            "crop" the centre as it is, for which both files of a pair must have one size.
+        fit: "resize" the largest part of that shape around the centre, "stretch" the whole to that
+            shape, each file by itself, or "crop" the centre as it is, for which both files of a
+            pair must have one size.
         labels: sources are maps of classes, in which resizing must not mix colours.
     """
 
@@ -47,7 +48,7 @@ class PairedFiles:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         target, source = (_read(path) for path in self.pairs[index])
-        if self.fit == "resize":
+        if self.fit != "crop":
             return (
                 self._resized(target, Image.Resampling.LANCZOS),
                 self._resized(source, self.resampling),
@@ -65,6 +66,8 @@ class PairedFiles:
 
     def _resized(self, image: Image.Image, resampling: Image.Resampling) -> Tensor:
         _, height, width = self.image_shape
+        if self.fit == "stretch":
+            return _tensor(image.resize((width, height), resampling))
         return _tensor(ImageOps.fit(image, (width, height), resampling))
 
     def _cropped(self, image: Image.Image, index: int) -> Tensor:
@@ -95,6 +98,23 @@ def find_pairs(folder: Path) -> Split:
             f"found {len(train)} and {len(test)}"
         )
     return train, test
+
+
+def find_cityscapes_pairs(folder: Path) -> Split:
+    """Photographs of Cityscapes to make, from the coloured maps of gtFine; ``val`` to test on."""
+    train, test = (
+        [(photograph, _map_of(photograph, folder)) for photograph in photographs]
+        for photographs in find_cityscapes(folder)
+    )
+    return train, test
+
+
+def _map_of(photograph: Path, folder: Path) -> Path:
+    name = photograph.name.replace("_leftImg8bit", "_gtFine_color")
+    path = folder.joinpath("gtFine", *photograph.parts[-3:-1], name)
+    if not path.is_file():
+        raise UsageError(f"--data-dir: expected the maps of Cityscapes as well, found no {path}")
+    return path
 
 
 def _matched(folder: Path) -> list[FilePair]:

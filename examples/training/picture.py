@@ -11,25 +11,25 @@ from torch import Tensor
 NAME = "progress.png"
 
 
-def draw(lines: list[dict[str, Any]], real: Tensor, made: Tensor | None, path: Path) -> None:
+def draw(lines: list[dict[str, Any]], panels: dict[str, Tensor | None], path: Path) -> None:
     """Write the picture.
 
     Args:
         lines: what is in metrics.jsonl.
-        real: images of the data in [0, 1], shape ``(B, C, H, W)``.
-        made: samples of the same shape, or None if there are none.
+        panels: images in [0, 1] by what they are, shape ``(B, C, H, W)``, or None if the model can
+            not make them.
         path: the file.
     """
     # A Figure of its own rather than pyplot, which would look for a screen.
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    curves, left, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(5 + 5 * len(panels), 5), layout="constrained")
+    curves, *others = figure.subplots(1, 1 + len(panels))
     _curves(curves, lines)
-    _grid(left, real, "data")
-    if made is None:
-        right.set_title("no samples: the model is not finite")
-        right.set_axis_off()
-    else:
-        _grid(right, made, "samples")
+    for ax, (title, images) in zip(others, panels.items(), strict=True):
+        if images is None:
+            ax.set_title(f"no {title}: the model is not finite")
+            ax.set_axis_off()
+        else:
+            _grid(ax, images, title)
     figure.savefig(path, dpi=100)
 
 

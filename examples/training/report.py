@@ -31,21 +31,27 @@ class Report:
 
     def step(self, number: int, values: dict[str, float]) -> None:
         """A line every now and then, and for every step that was skipped."""
-        if number % self.options.log_every == 0 or "train" not in values:
+        if number % self.options.log_every == 0 or "gradient" not in values:
             self.metrics.write(step=number, time=round(time.time(), 2), **values)
 
     def evaluation(self, state: State, feed: Feed, bits: float) -> None:
         """A line with the bits/dim of test images, and the picture."""
-        self.metrics.write(step=state.step, test=bits if math.isfinite(bits) else None)
-        real, _ = feed.shown(PICTURE_IMAGES)
+        self.metrics.write(
+            step=state.step,
+            test=bits if math.isfinite(bits) else None,
+            data=self.options.data,
+            dims=feed.data.dims,
+        )
+        real, context = feed.shown(PICTURE_IMAGES)
+        panels = {"data": real, "samples": self._samples(state, feed)}
+        if context is not None and context.dim() == 4:
+            panels["condition"] = context
         picture.draw(
             metrics_file.read(self.metrics.path),
-            real,
-            self._samples(state, feed),
+            panels,
             self.options.out / picture.NAME,
         )
 
-    @torch.no_grad()
     def _samples(self, state: State, feed: Feed) -> Tensor | None:
         """Samples from the same noise every time, or None where the model is not finite."""
         real, context = feed.shown(PICTURE_IMAGES)
@@ -53,7 +59,7 @@ class Report:
         with torch.random.fork_rng(gpus):
             torch.manual_seed(seed_of(self.options.seed, SAMPLES))
             try:
-                return state.glow.sample(
+                return state.model.sample(
                     state.best_flow, len(real), context, self.options.temperature
                 )
             except NOT_FINITE:

@@ -9,10 +9,17 @@ LOWEST = 0.01
 
 
 def learning_rate(step: int, options: Options) -> float:
-    """Linear growth over ``warmup`` steps, then a cosine or a constant; steps count from 0."""
+    """That of the encoder's training, then that of the flow's; steps count from 0."""
+    if step < options.pretrain_steps:
+        return _rate(step, options.pretrain_steps, options.highest_pretrain_lr, options)
+    return _rate(step - options.pretrain_steps, options.steps, options.lr, options)
+
+
+def _rate(step: int, steps: int, highest: float, options: Options) -> float:
+    """Linear growth over ``warmup`` steps, then a cosine or a constant."""
     if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
+        return highest * (step + 1) / options.warmup
     if options.schedule == "constant":
-        return options.lr
-    progress = (step - options.warmup) / max(1, options.steps - options.warmup)
-    return options.lr * (LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * progress)) / 2)
+        return highest
+    progress = (step - options.warmup) / max(1, steps - options.warmup)
+    return highest * (LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * progress)) / 2)

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training import randomness
 from training.distributed import World
 from training.feed import Feed
-from training.model import Glow
+from training.model import Model
 from training.options import Options
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
@@ -21,7 +21,7 @@ class State:
     What is not here (learning rate, order of the data, noise) is a function of the step.
 
     Attributes:
-        glow: the model.
+        model: the model.
         optimizer: its optimiser.
         average: exponential moving average of the model's weights, or None.
         step: steps done.
@@ -32,29 +32,35 @@ class State:
     def __init__(self, options: Options, feed: Feed) -> None:
         # Every process makes the same model and initialises it from the same images.
         randomness.seed_everything(options.seed, randomness.MODEL)
-        self.glow = Glow(options, feed.data)
-        self.glow.flow.to(feed.device)
-        self.glow.prepare(*feed.first())
-        # GPUs of different kinds differ in the last bits.
-        feed.world.copy_from_leader(self.glow.flow)
-        self.optimizer = OPTIMIZERS[options.optimizer](self.glow.flow.parameters(), options.lr)
-        self.average = _average(self.glow.flow, options.ema) if options.ema else None
+        self._options, self._feed = options, feed
+        self.model = Model(options, feed.data)
+        self.model.flow.to(feed.device)
+        if not options.pretrain_steps:
+            self._prepare()
+        self.optimizer = OPTIMIZERS[options.optimizer](self.model.flow.parameters(), options.lr)
+        self._start_average()
         self.step = self.skipped = self.skipped_in_a_row = 0
         randomness.seed_everything(options.seed, randomness.PROCESS, feed.world.rank)
 
     @property
     def best_flow(self) -> nn.Module:
         """The model with averaged weights, if they are averaged."""
-        return self.glow.flow if self.average is None else self.average.module
+        return self.model.flow if self.average is None else self.average.module
+
+    def start_flow(self) -> None:
+        """After the encoder's own training: initialise the flow from what the encoder finds now."""
+        self._prepare()
+        self._start_average()
+        self.optimizer.state.clear()  # It has seen the gradients of another loss.
 
     def as_dict(self, world: World) -> dict[str, Any]:
         """What a checkpoint holds. To be called by all processes."""
-        world.check_equal(self.glow.flow)
+        world.check_equal(self.model.flow)
         return {
             "step": self.step,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "model": self.glow.flow.state_dict(),
+            "model": self.model.flow.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "random": world.gather(randomness.random_state()),
@@ -62,15 +68,27 @@ class State:
 
     def restore(self, stored: dict[str, Any], world: World) -> None:
         """Go back to what :meth:`as_dict` returned, in the same number of processes or another."""
+        if stored["step"] > self._options.pretrain_steps > 0:
+            self._prepare()
+            self._start_average()
         self.step = stored["step"]
         self.skipped = stored["skipped"]
         self.skipped_in_a_row = stored["skipped_in_a_row"]
-        self.glow.flow.load_state_dict(stored["model"])
+        self.model.flow.load_state_dict(stored["model"])
         self.optimizer.load_state_dict(stored["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(stored["average"])
         if world.rank < len(stored["random"]):
             randomness.restore_random_state(stored["random"][world.rank])
+
+    def _prepare(self) -> None:
+        self.model.prepare(*self._feed.first())
+        # GPUs of different kinds differ in the last bits.
+        self._feed.world.copy_from_leader(self.model.flow)
+
+    def _start_average(self) -> None:
+        decay = self._options.ema
+        self.average = _average(self.model.flow, decay) if decay else None
 
 
 def _average(flow: nn.Module, decay: float) -> AveragedModel:

@@ -45,10 +45,10 @@ def test_a_uniform_model_has_8_bits(tmp_path):
 
 def test_a_uniform_model_has_8_bits_in_the_metrics(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, data="photographs", size=8)
-    monkeypatch.setattr(trainer.state.glow, "objective", lambda flow: Uniform())
+    monkeypatch.setattr(trainer.state.model, "likelihood", lambda flow: Uniform())
     assert trainer.evaluate() == 8.0
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"step": 0, "test": 8.0}
+    assert json.loads(line) == {"step": 0, "test": 8.0, "data": "photographs", "dims": 192}
     assert (tmp_path / "progress.png").stat().st_size > 0
 
 

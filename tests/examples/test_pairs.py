@@ -8,9 +8,10 @@ from PIL import Image
 from training.data import batches
 from training.disparity import disparity
 from training.faces import faces
+from training.images import InMemory
 from training.options import UsageError
 from training.paired_files import PairedFiles, find_pairs
-from training.pairs import Pairs, to_enlarge
+from training.pairs import LowResolution, Pairs
 from training.photographs import TEST, TRAIN, patches, picture
 from training.segmentation import CLASSES, COLOURS, segmented_photographs
 
@@ -33,21 +34,26 @@ def check_shapes(pairs, image_shape, source_shape):
     assert torch.equal(sources[1], pairs[3][1])
 
 
-def test_to_enlarge():
-    images = torch.randint(0, 256, (5, 3, 8, 12), dtype=torch.uint8)
-    pairs = to_enlarge(images, 4)
+@pytest.mark.parametrize("levels", [17, 256])
+def test_low_resolution(levels):
+    images = torch.randint(0, levels, (5, 3, 8, 12), dtype=torch.uint8)
+    pairs = LowResolution(InMemory(images), levels, 4)
     check_shapes(pairs, (3, 8, 12), (3, 2, 3))
-    assert torch.equal(pairs.images, images)
-    assert torch.equal(pairs.labels / 255.0, downscale(images / 255, 4).float())
-    with pytest.raises(UsageError, match="divisible by 5, found 8x12"):
-        to_enlarge(images, 5)
+    targets, sources = pairs.__getitems__([4, 2])
+    assert len(pairs) == 5
+    assert torch.equal(targets, images[[4, 2]])
+    small = downscale(images[[4, 2]].double() / (levels - 1), 4)
+    assert torch.equal(sources, (255 * small).round().to(torch.uint8))
+    for scale in (1, 5):
+        with pytest.raises(UsageError, match=f"of the size 8x12, found {scale}"):
+            LowResolution(InMemory(images), levels, scale)
 
 
 class TestFaces:
-    @pytest.mark.parametrize("scale", [2, 4, 8])
-    def test_shapes(self, scale):
-        for pairs in faces(scale):
-            check_shapes(pairs, (1, 24, 24), (1, 24 // scale, 24 // scale))
+    def test_shapes(self):
+        for images in faces():
+            assert images.image_shape == (1, 24, 24)
+            assert images.images.dtype == torch.uint8
 
     def test_all_faces_on_one_side_each(self):
         train, test = faces()
@@ -127,7 +133,7 @@ def explained(pairs, shift):
 class TestDisparity:
     def test_shapes(self):
         for pairs in disparity(32):
-            check_shapes(pairs, (3, 32, 32), (1, 32, 32))
+            check_shapes(pairs, (3, 32, 32), (3, 32, 32))
 
     def test_regions_are_disjoint(self):
         train, test = disparity(16)
@@ -142,9 +148,10 @@ class TestDisparity:
         train, _ = disparity(16)
         values = patches(values[None, :, : int(0.7 * values.shape[1])], 16, 8)
         known = values.isfinite()
-        assert torch.equal(train.labels > 0, known)
         assert not known.all()
-        grey, depth = train.labels[known].double(), values[known].double()
+        for channel in range(3):
+            assert torch.equal(train.labels[:, [channel]] > 0, known)
+        grey, depth = train.labels[:, :1][known].double(), values[known].double()
         expected = 1 + 254 * depth / nearest
         torch.testing.assert_close(grey, expected, atol=0.51, rtol=0)
 

@@ -111,7 +111,7 @@ def test_training_lowers_the_bits(tmp_path):
 def test_clipping(tmp_path, clip):
     trainer = tiny_trainer(tmp_path, clip=clip)
     trainer.step(*next(trainer.feed.training(0)))
-    gradients = [p.grad for p in trainer.state.glow.flow.parameters()]
+    gradients = [p.grad for p in trainer.state.model.flow.parameters()]
     norm = float(nn.utils.get_total_norm(gradients))
     assert (norm <= 1.001e-3) == (clip > 0)
 
@@ -120,10 +120,10 @@ def test_the_average_lags_behind(tmp_path):
     trainer = tiny_trainer(tmp_path, ema=0.5)
     batches = trainer.feed.training(0)
     trainer.step(*next(batches))
-    assert_same(trainer.state.average.module.state_dict(), trainer.state.glow.flow.state_dict())
-    before = copy.deepcopy(trainer.state.glow.flow.state_dict())
+    assert_same(trainer.state.average.module.state_dict(), trainer.state.model.flow.state_dict())
+    before = copy.deepcopy(trainer.state.model.flow.state_dict())
     trainer.step(*next(batches))
-    after = trainer.state.glow.flow.state_dict()
+    after = trainer.state.model.flow.state_dict()
     # Early on the decay is (1 + 1) / (10 + 1), one image having been averaged.
     for key, value in trainer.state.average.module.state_dict().items():
         expected = after[key] + (before[key].double() - after[key]) * 2 / 11
@@ -132,7 +132,7 @@ def test_the_average_lags_behind(tmp_path):
 
 def test_without_average(tmp_path):
     trainer = tiny_trainer(tmp_path, ema=0)
-    assert trainer.state.best_flow is trainer.state.glow.flow
+    assert trainer.state.best_flow is trainer.state.model.flow
 
 
 @pytest.mark.parametrize(
@@ -168,5 +168,5 @@ def test_every_kind_of_model_trains_and_draws(tmp_path, host, changes):
     values = trainer.step(*next(trainer.feed.training(0)))
     assert 0 < values["train"] < 10
     real, context = trainer.feed.shown(4)
-    samples = trainer.state.glow.sample(trainer.state.best_flow, 4, context, 0.7)
+    samples = trainer.state.model.sample(trainer.state.best_flow, 4, context, 0.7)
     assert samples.shape == real.shape

@@ -44,7 +44,7 @@ def main(out: str, images: str) -> None:
         trainer.run(interruption)
         torch.save(
             {
-                "model": trainer.state.glow.flow.state_dict(),
+                "model": trainer.state.model.flow.state_dict(),
                 "average": trainer.state.average.state_dict(),
                 "skipped": trainer.state.skipped,
                 "seen": watched.seen,

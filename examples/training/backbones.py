@@ -1,0 +1,68 @@
+"""What the backbones are built from, and which options each has a use for."""
+
+from typing import Any
+
+from training.options import Options, UsageError, flag
+
+# By the names that the builders give them, too.
+_ARCHITECTURE: dict[str, set[str]] = {
+    "glow": {"coupling_net", "learned_priors", "scale_map", "context_in_attention"},
+    "marflow": {"prior", "components", "blocks", "dropout"},
+    "srflow": {
+        *("rrdb_blocks", "rrdb_channels", "rrdb_growth_channels"),
+        *("splits", "scale_map", "context_in_attention"),
+    },
+    "full-glow": {
+        *("conditioning", "trunk", "source_attention"),
+        *("scale_map", "context_in_attention"),
+    },
+}
+_TRAINING = {"srflow": {"pretrain_steps", "pretrain_lr", "freeze_encoder_until"}}
+_CONTEXTS = {
+    "glow": ("none", "label", "coarse", "source"),
+    "marflow": ("none",),
+    "srflow": ("source",),
+    "full-glow": ("source",),
+}
+_OF_ATTENTION = {
+    *("activation", "heads", "position", "both_masks"),
+    *("context_in_attention", "source_attention"),
+}
+
+
+def check_options(options: Options) -> None:
+    """Raise where options do not go together, or nothing would come of one of them."""
+    useless = set().union(*_ARCHITECTURE.values(), *_TRAINING.values()) - _used(options.backbone)
+    _refuse(options, useless, f"--backbone {options.backbone}")
+    if options.attention == "none":
+        _refuse(options, _OF_ATTENTION, "--attention none")
+    if options.attention == "imap":
+        _refuse(options, {"heads"}, "--attention imap")
+    if options.context != "source":
+        _refuse(options, {"scale"}, f"--context {options.context}")
+    if options.context not in _CONTEXTS[options.backbone]:
+        expected = " or ".join(_CONTEXTS[options.backbone])
+        raise UsageError(
+            f"--backbone {options.backbone}: expected --context {expected}, found {options.context}"
+        )
+    if options.backbone == "srflow" and options.scale is None:
+        raise UsageError("--backbone srflow: expected --scale, how much to enlarge")
+
+
+def architecture(options: Options) -> dict[str, Any]:
+    """Arguments of the builder that only this backbone has."""
+    own = _ARCHITECTURE[options.backbone]
+    found = {name: value for name, value in options.given.items() if name in own}
+    if options.backbone == "srflow":
+        found |= {"scale": options.scale, "image_head": options.pretrain_steps > 0}
+    return found
+
+
+def _used(backbone: str) -> set[str]:
+    return _ARCHITECTURE[backbone] | _TRAINING.get(backbone, set())
+
+
+def _refuse(options: Options, names: set[str], user: str) -> None:
+    for name in options.given:
+        if name in names:
+            raise UsageError(f"{flag(name)}: {user} has no use for it")

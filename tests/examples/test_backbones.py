@@ -1,0 +1,286 @@
+"""Every backbone trains, goes on exactly, and refuses what it has no use for."""
+
+import copy
+
+import pytest
+import torch
+import train
+from training import backbones
+from training.data import load_data
+from training.distributed import World
+from training.loop import Trainer
+from training.options import Options, UsageError, parse
+from training.phases import Phase, phase_of
+from training.presets import PRESETS
+
+from attnflow_plugin.backbones import encoder_of
+from tests.examples.support import (
+    arguments,
+    assert_same,
+    metrics,
+    stored,
+    tiny_options,
+    tiny_trainer,
+)
+
+MARFLOW = {"backbone": "marflow", "blocks": 1, "components": 2, "hidden": 4}
+SRFLOW = {
+    **{"backbone": "srflow", "context": "source", "scale": 2, "data": "faces"},
+    **{"rrdb_blocks": 1, "rrdb_channels": 4, "rrdb_growth_channels": 2},
+}
+FULL_GLOW = {"backbone": "full-glow", "context": "source", "data": "disparity", "size": 8}
+MODELS = {
+    "marflow": MARFLOW,
+    "marflow-gaussian": MARFLOW | {"prior": "gaussian", "attention": "itrans", "heads": 2},
+    "srflow": SRFLOW,
+    "srflow-pretrained": SRFLOW | {"pretrain_steps": 1, "splits": "all"},
+    "full-glow": FULL_GLOW,
+    "full-glow-coupling": FULL_GLOW | {"conditioning": "coupling", "source_attention": False},
+    "glow-attention-net": {"coupling_net": "attention", "scale_map": "sigmoid"},
+    "glow-low-resolution": {"context": "source", "scale": 4, "context_in_attention": True},
+    "glow-of-pairs": {"context": "source", "data": "disparity", "size": 8},
+}
+
+
+@pytest.mark.parametrize("host", ["normflows", "nflows"])
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_trains_evaluates_and_draws(tmp_path, host, changes):
+    trainer = tiny_trainer(tmp_path, host=host, warmup=0, **changes)
+    batches = trainer.feed.training(0)
+    for _ in range(trainer.options.pretrain_steps + 2):
+        values = trainer.step(*next(batches))
+    assert 0 < values["train"] < 10
+    # What learns has a gradient: DistributedDataParallel waits for all of them.
+    parameters = trainer.state.model.flow.named_parameters()
+    assert [n for n, p in parameters if p.requires_grad and p.grad is None] == []
+    assert 0 < trainer.evaluate() < 10
+    real, context = trainer.feed.shown(4)
+    samples = trainer.state.model.sample(trainer.state.best_flow, 4, context, 0.5)
+    assert samples.shape == real.shape
+    assert (tmp_path / "progress.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("host", "changes"),
+    [
+        ("normflows", MARFLOW | {"dropout": 0.5}),
+        ("nflows", MARFLOW | {"dropout": 0.5}),
+        ("normflows", SRFLOW | {"pretrain_steps": 3, "freeze_encoder_until": 3}),
+        ("nflows", SRFLOW | {"pretrain_steps": 3, "freeze_encoder_until": 3}),
+        ("normflows", FULL_GLOW),
+        ("nflows", FULL_GLOW),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["backbone"],
+)
+def test_a_continued_run_is_the_same(tmp_path, host, changes):
+    """Stopped after every step in turn: in each phase, and where one ends."""
+    changes = changes | {"host": host, "steps": 5, "evaluate_every": 3, "ema": 0.5, "warmup": 2}
+    whole = tmp_path / "whole"
+    assert train.main(arguments(whole, **changes)) == 0
+
+    parts = tmp_path / "parts"
+    options = tiny_options(parts, **changes)
+    data = load_data(options)
+    Trainer(options, data, World()).save()
+    for step in range(options.all_steps):
+        torch.manual_seed(123)  # What the process before has drawn must not matter.
+        trainer = Trainer(options, data, World(), stored(parts))
+        trainer.run(Once())
+        assert trainer.state.step == step + 1
+
+    there = stored(whole)["options"] | {"out": str(parts)}
+    assert_same(stored(parts), stored(whole) | {"options": there})
+    assert metrics(parts) == metrics(whole)
+
+
+class Once:
+    """An interruption after one step."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __bool__(self):
+        self.asked += 1
+        return self.asked > 1
+
+
+class TestPhases:
+    OPTIONS = SRFLOW | {"pretrain_steps": 2, "freeze_encoder_until": 3, "lr": 0.01, "warmup": 0}
+
+    def test_by_step(self, tmp_path):
+        options = tiny_options(tmp_path, **self.OPTIONS)
+        phases = [phase_of(step, options) for step in range(7)]
+        assert phases == 2 * [Phase.ENCODER] + 3 * [Phase.FLOW] + 2 * [Phase.ALL]
+
+    @pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+    def test_what_changes_in_each(self, tmp_path, optimizer):
+        trainer = tiny_trainer(tmp_path, optimizer=optimizer, **self.OPTIONS)
+        flow = trainer.state.model.flow
+        parts = {
+            "head": lambda: set(map(id, encoder_of(flow).head.parameters())),
+            "encoder": lambda: set(map(id, encoder_of(flow).parameters())),
+        }
+        moved = []
+        before = copy.deepcopy(dict(flow.named_parameters()))
+        for example, _ in zip(trainer.feed.training(0), range(6), strict=False):
+            if trainer.state.step == 2:
+                # ActNorms are initialised at the end of the encoder's own training.
+                trainer._enter(Phase.FLOW)
+                before = copy.deepcopy(dict(flow.named_parameters()))
+            trainer.step(*example)
+            head, encoder = parts["head"](), parts["encoder"]() - parts["head"]()
+            changed = {id(p) for n, p in flow.named_parameters() if not torch.equal(p, before[n])}
+            moved.append(
+                (bool(changed & encoder), bool(changed & head), bool(changed - encoder - head))
+            )
+            before = copy.deepcopy(dict(flow.named_parameters()))
+        assert moved == 2 * [(True, True, False)] + 3 * [(False, False, True)] + [
+            (True, False, True)
+        ]
+
+    def test_the_encoder_learns_to_enlarge(self, tmp_path):
+        trainer = tiny_trainer(tmp_path, **self.OPTIONS | {"pretrain_steps": 40})
+        batches = trainer.feed.training(0)
+        errors = [trainer.step(*next(batches))["encoder"] for _ in range(40)]
+        assert errors[-1] < errors[0] / 2
+
+    def test_the_flow_is_initialised_from_the_trained_encoder(self, tmp_path):
+        trainer = tiny_trainer(tmp_path, **self.OPTIONS)
+        prepared = []
+        trainer.state.model.prepare = lambda *example: prepared.append(trainer.state.step)
+        batches = trainer.feed.training(0)
+        for _ in range(4):
+            trainer.step(*next(batches))
+        assert prepared == [2]
+
+
+def test_likelihood_without_dropout(tmp_path):
+    trainer = tiny_trainer(tmp_path, **MARFLOW, dropout=0.9)
+    trainer.step(*next(trainer.feed.training(0)))
+    trainer.step(*next(trainer.feed.training(1)))
+    assert trainer.evaluate() == trainer.evaluate()
+    x, context = next(trainer.feed.training(0))
+    objective = trainer.state.model.likelihood(trainer.state.best_flow)
+    assert not torch.equal(objective(x, context), objective(x, context))
+
+
+def test_joint_loss_in_training_and_bits_of_the_target_in_evaluation(tmp_path):
+    trainer = tiny_trainer(tmp_path, **FULL_GLOW, ema=0)
+    x, source = next(trainer.feed.training(0))
+    model = trainer.state.model
+    joint, of_target = model.objective(model.flow), model.likelihood(model.flow)
+    log_prob, of_source = model.host.joint_log_prob(model.flow, x, source)
+    torch.testing.assert_close(of_target(x, source), -log_prob)
+    torch.testing.assert_close(joint(x, source), -log_prob - 1e-4 * of_source)
+    assert trainer.objective(x, source).mean() != of_target(x, source).mean()
+
+
+class TestSources:
+    def test_full_glow_gets_them_with_noise_except_to_draw(self, tmp_path):
+        feed = tiny_trainer(tmp_path, **FULL_GLOW).feed
+        _, source = next(feed.training(0))
+        assert float(source.min()) >= 0
+        assert float(source.max()) < 1
+        assert not torch.equal(source * 255, (source * 255).round())
+        _, shown = feed.shown(4)
+        torch.testing.assert_close(shown * 255, (shown * 255).round())
+
+    def test_others_get_them_as_they_are(self, tmp_path):
+        feed = tiny_trainer(tmp_path, **SRFLOW).feed
+        x, source = next(feed.training(0))
+        indices = feed._order(World(), 0).indices(0)
+        values, low = feed.data.train.__getitems__(indices)
+        assert torch.equal(source, low / 255)
+        assert torch.equal((x * 256).floor(), values.float())
+
+
+WRONG = [
+    ({"dropout": 0.1}, "--dropout: --backbone glow has no use for it"),
+    ({"pretrain_steps": 5}, "--pretrain-steps: --backbone glow has no use"),
+    ({"pretrain_steps": -1}, "--pretrain-steps: expected at least 0"),
+    (MARFLOW | {"learned_priors": True}, "--learned-priors: --backbone marflow has no use"),
+    (MARFLOW | {"context": "label"}, "--backbone marflow: expected --context none, found label"),
+    (SRFLOW | {"scale": None}, "--backbone srflow: expected --scale"),
+    (SRFLOW | {"context": "coarse", "scale": None}, "expected --context source, found coarse"),
+    (SRFLOW | {"components": 4}, "--components: --backbone srflow has no use"),
+    (FULL_GLOW | {"splits": "all"}, "--splits: --backbone full-glow has no use"),
+    ({"scale": 2}, "--scale: --context none has no use"),
+    ({"attention": "none", "heads": 2}, "--heads: --attention none has no use"),
+    ({"attention": "none", "both_masks": False}, "--both-masks: --attention none has no use"),
+    ({"attention": "imap", "heads": 2}, "--heads: --attention imap has no use"),
+]
+WRONG_WITH_DATA = [
+    (["--context=source"], "--context source: digits has no sources; --scale makes them"),
+    (["--data=faces", "--size=8"], "--size: the images of faces"),
+    (["--data=disparity", "--context=source", "--scale=2"], "have sources already"),
+    (["--context=source", "--scale=3"], "of the size 8x8, found 3"),
+    (["--backbone=full-glow", "--context=source", "--scale=2"], "sources of the shape of the"),
+    (["--context-in-attention"], "context_in_attention"),
+    (["--backbone=marflow", "--hidden=6"], "hidden_channels"),
+    (["--data=cityscapes-pairs"], "leftImg8bit"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_useless_options_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        backbones.check_options(Options(**changes))
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_WITH_DATA, ids=lambda value: str(value)[:60])
+def test_useless_combinations_are_told_in_one_line(tmp_path, capsys, wrong, message):
+    out = ["--out", str(tmp_path / "out"), "--data-dir", str(tmp_path)]
+    assert train.main([*out, *wrong]) == 1
+    assert message in capsys.readouterr().err
+
+
+class TestPresets:
+    def test_every_row_of_the_tables(self):
+        assert len(PRESETS) == 27
+        for name in PRESETS:
+            options = Options(**parse([f"--preset={name}"], "")[0])
+            backbones.check_options(options)
+            levels, depth = f"l{options.levels}", f"k{options.depth}"
+            assert levels + depth in name
+            assert (options.attention == "none") == (not name.endswith(("imap", "itrans")))
+
+    def test_settings(self):
+        given, _ = parse(["--preset=cifar10-l3k4c256-itrans"], "")
+        options = Options(**given)
+        assert (options.data, options.backbone, options.hidden) == ("cifar10", "marflow", 256)
+        assert (options.attention, options.heads) == ("itrans", 5)
+        assert (options.batch, options.lr, options.optimizer) == (32, 8e-4, "adam")
+        assert (options.steps, options.clip, options.ema) == (90_000, 0, 0)
+
+    def test_given_options_come_first(self):
+        given, _ = parse(["--hidden=16", "--preset=mnist-l3k2c48-imap", "--data=digits"], "")
+        assert (given["hidden"], given["data"], given["depth"]) == (16, "digits", 2)
+
+    def test_the_size_belongs_to_the_data(self):
+        preset = "--preset=celeba-sr8-l1k1"
+        assert parse([preset], "")[0]["size"] == 160
+        assert "size" not in parse([preset, "--data=faces"], "")[0]
+        assert parse([preset, "--data=folder", "--size=80"], "")[0]["size"] == 80
+
+    @pytest.mark.parametrize(
+        ("preset", "changes", "kind"),
+        [
+            ("mnist-l3k2c48-imap", {"data": "digits", "levels": 2, "blocks": 1}, "IMap"),
+            (
+                "celeba-sr8-l1k1-itrans",
+                {"data": "faces", "rrdb_blocks": 1, "pretrain_steps": 1},
+                "ITrans",
+            ),
+            ("cityscapes-l2k8-imap", {"data": "segmentation", "size": 32}, "IMap"),
+        ],
+    )
+    def test_train_small(self, tmp_path, preset, changes, kind):
+        changes = {"hidden": 4, "depth": 1, "batch": 16, "steps": 1} | changes
+        given = [f"--{k.replace('_', '-')}={v}" for k, v in changes.items()]
+        options = Options(**parse([f"--preset={preset}", f"--out={tmp_path}", *given], "")[0])
+        trainer = Trainer(options, load_data(options), World())
+        kinds = {type(module).__name__ for module in trainer.state.model.flow.modules()}
+        assert kind in kinds
+        for example in trainer.feed.training(0):
+            trainer.step(*example)
+        assert trainer.finished
