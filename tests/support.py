@@ -1,9 +1,13 @@
 """Small helpers of the tests."""
 
 import copy
+import importlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+HOSTS = ("normflows", "nflows")
+POSITIONS = ["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 
 
 def randomise(module: nn.Module, scale: float = 0.5) -> nn.Module:
@@ -17,3 +21,28 @@ def randomise(module: nn.Module, scale: float = 0.5) -> nn.Module:
 def randomised(module: nn.Module, scale: float = 0.5) -> nn.Module:
     """A randomised copy."""
     return randomise(copy.deepcopy(module), scale)
+
+
+def host_module(host: str):
+    return importlib.import_module(f"attnflow_plugin.{host}")
+
+
+def latents(
+    host: str, model: nn.Module, x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """All latents of a batch in one row each, and the log-det, without the base distribution."""
+    if host == "nflows":
+        return model._transform(x, model._embedding_net(context))
+    takes_context = hasattr(model, "embedding")
+    z, log_det = model.inverse_and_log_det(*(x, context) if takes_context else (x,))
+    return torch.cat([part.flatten(1) for part in z], 1), log_det
+
+
+def brute_force_log_det(run, x):
+    jacobian = torch.autograd.functional.jacobian(run, x, vectorize=True)
+    rows, dims = x.shape[0], x[0].numel()
+    jacobian = jacobian.reshape(rows, dims, rows, dims)
+    own = torch.stack([jacobian[row, :, row] for row in range(rows)])
+    mixed = jacobian.abs().amax((1, 3)).fill_diagonal_(0)
+    assert mixed.max() == 0
+    return torch.linalg.slogdet(own)[1]

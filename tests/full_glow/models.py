@@ -6,20 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.source_tower import SourceTower, latent_context
-from tests.glow.models import HOSTS, POSITIONS, host_module
-from tests.support import randomise
-
-__all__ = [
-    "HOSTS",
-    "VARIANTS",
-    "build",
-    "fresh",
-    "host_module",
-    "latents",
-    "pairs",
-    "source_latents",
-    "tower",
-]
+from tests.support import POSITIONS, host_module, randomise
 
 
 class Variant(NamedTuple):

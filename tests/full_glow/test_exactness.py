@@ -6,17 +6,8 @@ import pytest
 import torch
 
 from attnflow_plugin.backbones.source_tower import SOURCE_LOG_PROB
-from tests.full_glow.models import (
-    HOSTS,
-    VARIANTS,
-    build,
-    host_module,
-    latents,
-    pairs,
-    source_latents,
-    tower,
-)
-from tests.glow.test_exactness import brute_force_log_det
+from tests.full_glow.models import VARIANTS, build, latents, pairs, source_latents, tower
+from tests.support import HOSTS, brute_force_log_det, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 each_variant = pytest.mark.parametrize("name", VARIANTS)

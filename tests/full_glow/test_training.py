@@ -8,7 +8,8 @@ from torch import nn
 
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers import ConditionalActNorm
-from tests.full_glow.models import HOSTS, VARIANTS, build, fresh, host_module, pairs, tower
+from tests.full_glow.models import VARIANTS, build, fresh, pairs, tower
+from tests.support import HOSTS, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 each_variant = pytest.mark.parametrize("name", VARIANTS)

@@ -1,15 +1,11 @@
 """Small Glows of both hosts, conditional and not, that the tests of this folder share."""
 
-import importlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tests.support import randomise
-
-HOSTS = ("normflows", "nflows")
-POSITIONS = ["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
+from tests.support import POSITIONS, host_module, randomise
 
 
 class Variant(NamedTuple):
@@ -53,10 +49,6 @@ VARIANTS = {
 }
 
 
-def host_module(host: str):
-    return importlib.import_module(f"attnflow_plugin.{host}")
-
-
 def context_for(variant: Variant, rows: int) -> Tensor | None:
     return {
         "none": lambda: None,
@@ -74,17 +66,6 @@ def build(host: str, name: str) -> nn.Module:
     )
     host_module(host).prepare(model, torch.randn(32, *variant.shape), context_for(variant, 32))
     return randomise(model, 0.1)
-
-
-def latents(
-    host: str, model: nn.Module, x: Tensor, context: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """All latents of a batch in one row each, and the log-det, without the base distribution."""
-    if host == "nflows":
-        return model._transform(x, model._embedding_net(context))
-    takes_context = hasattr(model, "embedding")
-    z, log_det = model.inverse_and_log_det(*(x, context) if takes_context else (x,))
-    return torch.cat([part.flatten(1) for part in z], 1), log_det
 
 
 def in_double(context: Tensor | None) -> Tensor | None:

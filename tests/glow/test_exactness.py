@@ -3,30 +3,18 @@
 import pytest
 import torch
 
-from tests.glow.models import (
+from tests.glow.models import VARIANTS, build, context_for, in_double
+from tests.support import (
     HOSTS,
     POSITIONS,
-    VARIANTS,
-    build,
-    context_for,
+    brute_force_log_det,
     host_module,
-    in_double,
     latents,
+    randomise,
 )
-from tests.support import randomise
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 each_variant = pytest.mark.parametrize("name", VARIANTS)
-
-
-def brute_force_log_det(run, x):
-    jacobian = torch.autograd.functional.jacobian(run, x, vectorize=True)
-    rows, dims = x.shape[0], x[0].numel()
-    jacobian = jacobian.reshape(rows, dims, rows, dims)
-    own = torch.stack([jacobian[row, :, row] for row in range(rows)])
-    mixed = jacobian.abs().amax((1, 3)).fill_diagonal_(0)
-    assert mixed.max() == 0
-    return torch.linalg.slogdet(own)[1]
 
 
 @each_host

@@ -8,7 +8,8 @@ import torch
 from nflows.transforms import ActNorm as NflowsActNorm
 
 from attnflow_plugin.errors import NonFiniteError, ShapeError
-from tests.glow.models import HOSTS, VARIANTS, build, context_for, host_module
+from tests.glow.models import VARIANTS, build, context_for
+from tests.support import HOSTS, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 ACTNORM = {"normflows": nf.flows.ActNorm, "nflows": NflowsActNorm}

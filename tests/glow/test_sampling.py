@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from tests.glow.models import HOSTS, VARIANTS, build, context_for, host_module
+from tests.glow.models import VARIANTS, build, context_for
+from tests.support import HOSTS, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 

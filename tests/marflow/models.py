@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tests.glow.models import host_module
-from tests.support import randomise
+from tests.support import host_module, randomise
 
 
 class Variant(NamedTuple):

@@ -9,10 +9,8 @@ from attnflow_plugin.backbones import GatedAttentionNet
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.mixing import BoundedMixing
 from attnflow_plugin.normflows import IMap, build_marflow, log_prob
-from tests.glow.models import HOSTS, host_module, latents
-from tests.glow.test_exactness import brute_force_log_det
 from tests.marflow.models import VARIANTS, build
-from tests.support import randomise
+from tests.support import HOSTS, brute_force_log_det, host_module, latents, randomise
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 each_variant = pytest.mark.parametrize("name", VARIANTS)

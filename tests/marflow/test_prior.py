@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from attnflow_plugin.backbones import ChannelLSTM
-from tests.glow.models import HOSTS, host_module
-from tests.support import randomise
+from tests.support import HOSTS, host_module, randomise
 
 CHANNELS, KEPT, SIZE = 5, 2, (4, 6)
 

@@ -5,12 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tests.glow.models import host_module, latents
-from tests.support import randomise
+from tests.support import POSITIONS, host_module, latents, randomise
 
 __all__ = ["VARIANTS", "Variant", "batch", "build", "fresh", "latents"]
-
-POSITIONS = ["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 
 
 class Variant(NamedTuple):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from attnflow_plugin.backbones import RRDBEncoder, encoder_of, pretraining_loss
 from attnflow_plugin.backbones.rrdb import level_name
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from tests.glow.models import HOSTS, host_module
 from tests.srflow.models import batch, build
+from tests.support import HOSTS, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 

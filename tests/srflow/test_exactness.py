@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from tests.glow.models import HOSTS, host_module
-from tests.glow.test_exactness import brute_force_log_det
 from tests.srflow.models import VARIANTS, batch, build, latents
+from tests.support import HOSTS, brute_force_log_det, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 each_variant = pytest.mark.parametrize("name", VARIANTS)

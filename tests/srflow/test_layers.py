@@ -10,7 +10,7 @@ from attnflow_plugin.backbones import NormalisedConvNet
 from attnflow_plugin.errors import MissingContextError, OptionError
 from attnflow_plugin.layers.coupling_scales import LOG_SCALES
 from attnflow_plugin.testing import check_layer
-from tests.glow.models import HOSTS, host_module
+from tests.support import HOSTS, host_module
 
 each_scale = pytest.mark.parametrize("scale_map", LOG_SCALES)
 each_layer = pytest.mark.parametrize("class_name", ["AffineInjector", "AffineCoupling"])

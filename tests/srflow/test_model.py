@@ -12,8 +12,8 @@ from attnflow_plugin.backbones import NormalisedConvNet
 from attnflow_plugin.backbones.rrdb import RRDBEncoder
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.initialisation import DataInitialised
-from tests.glow.models import HOSTS, host_module
 from tests.srflow.models import VARIANTS, batch, build, fresh
+from tests.support import HOSTS, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
 each_variant = pytest.mark.parametrize("name", VARIANTS)
