@@ -7,10 +7,13 @@ import struct
 import numpy as np
 import pytest
 import torch
+import train
 from PIL import Image
-from training import files, formats, photographs
+from training import files, formats, metrics_file, photographs
 from training.data import batches, load_data
 from training.options import Options, UsageError
+
+from tests.examples.support import arguments
 
 
 def load(name, folder, **changes):
@@ -69,14 +72,17 @@ class TestMnist:
             "t10k-labels-idx1-ubyte": random.integers(10, size=3, dtype=np.uint8),
         }
 
-    @pytest.mark.parametrize("below", ["", "MNIST/raw"])
-    @pytest.mark.parametrize("zipped", [False, True])
-    def test_files(self, tmp_path, arrays, below, zipped):
-        folder = tmp_path / below
+    @staticmethod
+    def write(folder, arrays, zipped=False):
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
             content = gzip.compress(idx(array)) if zipped else idx(array)
             (folder / (name + ".gz" * zipped)).write_bytes(content)
+
+    @pytest.mark.parametrize("below", ["", "MNIST/raw"])
+    @pytest.mark.parametrize("zipped", [False, True])
+    def test_files(self, tmp_path, arrays, below, zipped):
+        self.write(tmp_path / below, arrays, zipped)
         data = load("mnist", tmp_path)
         assert data.image_shape == (1, 28, 28)
         assert data.classes == 10
@@ -84,6 +90,29 @@ class TestMnist:
             expected = arrays[f"{part}-images-idx3-ubyte"]
             assert np.array_equal(images.images.squeeze(1), expected)
             assert np.array_equal(images.labels, arrays[f"{part}-labels-idx1-ubyte"])
+
+    def test_padded_and_copied(self, tmp_path, arrays):
+        self.write(tmp_path, arrays)
+        plain, padded = load("mnist", tmp_path), load("mnist-3x32x32", tmp_path)
+        assert padded.image_shape == (3, 32, 32)
+        images = padded.train.images
+        for channel in range(3):
+            assert torch.equal(images[:, channel, 2:30, 2:30], plain.train.images[:, 0])
+        assert int(images.sum()) == 3 * int(plain.train.images.sum())
+        assert torch.equal(padded.test.labels, plain.test.labels)
+
+    @pytest.mark.parametrize(
+        ("name", "dims", "other"), [("mnist", 784, "3072"), ("mnist-3x32x32", 3072, "784")]
+    )
+    def test_which_bits_per_dim(self, tmp_path, arrays, capsys, name, dims, other):
+        self.write(tmp_path, arrays)
+        assert train.main(arguments(tmp_path / "out", data=name, data_dir=tmp_path, steps=1)) == 0
+        said = capsys.readouterr().out
+        assert f"bits/dim are over these {dims} dimensions" in said
+        assert "note: not comparable with bits/dim of --data mnist" in said
+        assert f"which are over {other} dimensions" in said
+        *_, line = metrics_file.read(tmp_path / "out" / "metrics.jsonl")
+        assert (line["data"], line["dims"]) == (name, dims)
 
     @pytest.mark.parametrize(
         "content", [b"", b"PK\3\4....", idx(np.zeros(4, np.uint8))[:-1], b"\0\0\x0d\1\0\0\0\0"]

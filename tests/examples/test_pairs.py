@@ -1,15 +1,18 @@
 """Pairs of images: from the pictures of scikit-image, and from folders."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import skimage.data
 import torch
 from PIL import Image
-from training.data import batches
+from training.data import batches, load_data
 from training.disparity import disparity
 from training.faces import faces
 from training.images import InMemory
-from training.options import UsageError
+from training.options import Options, UsageError
 from training.paired_files import PairedFiles, find_pairs
 from training.pairs import LowResolution, Pairs
 from training.photographs import TEST, TRAIN, patches, picture
@@ -227,6 +230,17 @@ class TestFolders:
         with pytest.raises(UsageError, match=r"at least 20x31 pixels to crop, found 40x30"):
             PairedFiles(pairs, 31, 20, fit="crop")[0]
 
+    def test_stretching_keeps_the_whole(self, tmp_path):
+        write_pairs(tmp_path, 1)
+        wide = Image.new("RGB", (60, 20), (0, 0, 0))
+        wide.paste((255, 255, 255), (30, 0, 60, 20))
+        wide.save(tmp_path / "target" / "00.png")
+        pairs = [(tmp_path / "target" / "00.png", tmp_path / "source" / "00.png")]
+        target, _ = PairedFiles(pairs, 20, 20, fit="stretch")[0]
+        assert target[:, :, 0].max() == 0
+        assert target[:, :, -1].min() == 255
+        assert abs(float(target.double().mean()) - 127.5) < 1
+
     @pytest.mark.parametrize("part", ["source", "target"])
     def test_missing_partner(self, tmp_path, part):
         write_pairs(tmp_path, 12)
@@ -261,6 +275,30 @@ class TestFolders:
             (tmp_path / part).mkdir(exist_ok=True)
         with pytest.raises(UsageError, match=f"found {count} and 0"):
             find_pairs(tmp_path)
+
+
+class TestCityscapes:
+    def write(self, folder):
+        for part in ("train", "val"):
+            name = folder / "{kind}" / part / "bonn" / "bonn_000000_000019_{kind}{what}.png"
+            write(Path(str(name).format(kind="leftImg8bit", what="")), size=(64, 32))
+            colour = (128, 64, 128)
+            write(Path(str(name).format(kind="gtFine", what="_color")), (64, 32), colour)
+
+    def test_photographs_from_maps(self, tmp_path):
+        self.write(tmp_path)
+        data = load_data(Options(data="cityscapes-pairs", data_dir=tmp_path, size=16))
+        assert data.image_shape == data.source_shape == (3, 16, 16)
+        assert (len(data.train), len(data.test)) == (1, 1)
+        targets, sources = data.test.__getitems__([0])
+        assert targets[0, :, 0, 0].tolist() == [10, 20, 30]
+        assert sources[0, :, 0, 0].tolist() == [128, 64, 128]
+
+    def test_without_maps(self, tmp_path):
+        self.write(tmp_path)
+        shutil.rmtree(tmp_path / "gtFine")
+        with pytest.raises(UsageError, match=r"maps .* found no .*gtFine_color\.png"):
+            load_data(Options(data="cityscapes-pairs", data_dir=tmp_path))
 
 
 def test_batches_by_worker_processes(tmp_path):
