@@ -1,5 +1,6 @@
 """The invertible layers, host-free and written in density direction."""
 
+from attnflow_plugin.layers.attention_coupling import AttentionCoupling
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.channel_autoregression import ChannelAutoregression
 from attnflow_plugin.layers.conditional_actnorm import ConditionalActNorm
@@ -14,6 +15,7 @@ from attnflow_plugin.layers.top_prior import TopPrior
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "AttentionCoupling",
     "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",

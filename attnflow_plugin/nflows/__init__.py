@@ -17,6 +17,7 @@ from attnflow_plugin.nflows.joint import (  # noqa: E402
 from attnflow_plugin.nflows.layers import (  # noqa: E402
     AffineCoupling,
     AffineInjector,
+    AttentionCoupling,
     ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
@@ -36,6 +37,7 @@ from attnflow_plugin.nflows.training import (  # noqa: E402
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "AttentionCoupling",
     "ChannelAutoregression",
     "ChannelAutoregressivePrior",
     "ConditionalActNorm",

@@ -16,6 +16,7 @@ from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.layers import (
     AffineCoupling,
     AffineInjector,
+    AttentionCoupling,
     ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
@@ -33,12 +34,13 @@ class Nflows(Host):
 
     name = "nflows"
     layer_type = transforms.Transform
-    attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
+    attentions: ClassVar = {"imap": IMap, "itrans": ITrans, "coupling": AttentionCoupling}
     iterating = (transforms.CompositeTransform, SourceTower)
     roles = (
         (
             (
                 AffineInjector,
+                AttentionCoupling,
                 ChannelAutoregression,
                 IMap,
                 ITrans,

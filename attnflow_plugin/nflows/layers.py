@@ -9,6 +9,7 @@ from attnflow_plugin.layers.base import Context
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "AttentionCoupling",
     "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
@@ -37,6 +38,10 @@ class IMap(layers.IMap, _Transform):  # noqa: D101
 
 class ITrans(layers.ITrans, _Transform):  # noqa: D101
     __doc__ = layers.ITrans.__doc__
+
+
+class AttentionCoupling(layers.AttentionCoupling, _Transform):  # noqa: D101
+    __doc__ = layers.AttentionCoupling.__doc__
 
 
 class AffineCoupling(layers.AffineCoupling, _Transform):  # noqa: D101

@@ -24,6 +24,7 @@ from attnflow_plugin.normflows.joint import (  # noqa: E402
 from attnflow_plugin.normflows.layers import (  # noqa: E402
     AffineCoupling,
     AffineInjector,
+    AttentionCoupling,
     ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
@@ -43,6 +44,7 @@ from attnflow_plugin.normflows.training import (  # noqa: E402
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "AttentionCoupling",
     "Chain",
     "ChannelAutoregression",
     "ChannelAutoregressivePrior",

@@ -10,6 +10,7 @@ from attnflow_plugin.normflows.containers import Chain, GlowStep
 from attnflow_plugin.normflows.layers import (
     AffineCoupling,
     AffineInjector,
+    AttentionCoupling,
     ChannelAutoregression,
     ConditionalActNorm,
     ConditionalConv1x1,
@@ -27,7 +28,7 @@ class Normflows(Host):
 
     name = "normflows"
     layer_type = nf.flows.Flow
-    attentions: ClassVar = {"imap": IMap, "itrans": ITrans}
+    attentions: ClassVar = {"imap": IMap, "itrans": ITrans, "coupling": AttentionCoupling}
     iterating = (
         nf.NormalizingFlow,
         nf.ClassCondFlow,
@@ -41,6 +42,7 @@ class Normflows(Host):
         (
             (
                 AffineInjector,
+                AttentionCoupling,
                 ChannelAutoregression,
                 IMap,
                 ITrans,

@@ -9,6 +9,7 @@ from attnflow_plugin.layers.base import Context
 __all__ = [
     "AffineCoupling",
     "AffineInjector",
+    "AttentionCoupling",
     "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
@@ -39,6 +40,10 @@ class IMap(layers.IMap, _Flow):  # noqa: D101
 
 class ITrans(layers.ITrans, _Flow):  # noqa: D101
     __doc__ = layers.ITrans.__doc__
+
+
+class AttentionCoupling(layers.AttentionCoupling, _Flow):  # noqa: D101
+    __doc__ = layers.AttentionCoupling.__doc__
 
 
 class AffineCoupling(layers.AffineCoupling, _Flow):  # noqa: D101

@@ -1,0 +1,276 @@
+r"""Second-order attention as the net of a masked affine coupling."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.layers.token_attention import Patches, TokenAttention, patch_order
+from attnflow_plugin.layers.tokens import patches_per_axis
+from attnflow_plugin.layers.windows import Windows, token_windows
+from attnflow_plugin.masks import MaskKind, make_mask
+from attnflow_plugin.options import non_negative_int, one_of, positive_int
+
+__all__ = ["AttentionCoupling"]
+
+#: The default width is about twice the channels, within these bounds.
+LEAST_WIDTH, LARGEST_WIDTH = 16, 64
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class _Halves(NamedTuple):
+    """What follows from mask and event shape alone."""
+
+    passing: Tensor  # shape: (C, *S): M, one where the event passes and zero elsewhere
+    attended: Tensor  # shape: (C, *S): 1 - M
+    colours: Tensor  # shape: (1, C, *S): one where the event passes and minus one elsewhere
+
+
+def _build_halves(
+    mask: MaskKind, shape: torch.Size, flip: bool, dtype: torch.dtype, device: torch.device
+) -> _Halves:
+    passing = make_mask(mask, shape[0], shape[1:], flip, device=device).to(dtype)
+    return _Halves(passing, 1 - passing, (2 * passing - 1).unsqueeze(0))
+
+
+class AttentionCoupling(InvertibleLayer):
+    r"""Affine coupling by attention: one half scales and shifts the other, from everywhere.
+
+    With the mask :math:`M`, :math:`x_1 = M x`, :math:`x_2 = (1 - M) x`, multi-head attention over
+    the positions of :math:`x_1` and :math:`s = b \tanh(r / b)`,
+
+    .. math::
+        e &= \mathrm{elu}(E x_1 + P (2 M - 1) + c), \qquad
+            a = \mathrm{softmax}\Bigl(\frac{Q K^T}{\sqrt d} + B\Bigr) V, \qquad
+            (r, t) = O\, \mathrm{elu}(e + a) \\
+        \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = x_2\, e^{s} + t \\
+        \text{to data:}\quad & x_1 = z_1, \qquad x_2 = (z_2 - t)\, e^{-s} \\
+        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum_{M = 0} s
+
+    and its negative for :math:`\partial x / \partial z`. Q, K, V are linear in e; B is a
+    learned bias for every head and relative position, and P tells a position which of its channels
+    pass. O starts at zero, so that the layer starts as the identity.
+
+    :class:`~attnflow_plugin.ITrans` mixes the attended half with the attention matrix, which has to
+    be invertible for that. Here attention computes the parameters of a coupling and may be
+    anything: between any number of tokens, with values of its own, with knowledge of positions.
+
+    **Positions** are those of the event, or the coordinates of a vector, each with weights of its
+    own. With ``patches`` the tokens are patches: every position has its own embedding, and the
+    scores add up over the positions of a patch, as in :class:`~attnflow_plugin.ITrans`.
+
+    **Cost** per sample, the same in both directions, with N tokens, n positions, width w and the
+    kernel's k taps: O(n w (k C + w)) for the linear maps and O(N n w) for attention, or O(T n w)
+    with windows of T tokens. Parameters: :math:`w (2 k C + k K + 1) + 3 w (w + 1) + 2 C (w + 1) +
+    51 H`. Under autocast the net runs in the lower precision, scales and log-det in float32.
+
+    Shape:
+        ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
+        log-det: ``(B,)``, in nats.
+
+    Args:
+        channels: C.
+        patches: patches per axis, one number or one per axis; ``None`` for single positions.
+        heads: number of attention heads, H.
+        width: features w of a position, divisible by ``heads``; by default about 2 C, between 16
+            and 64.
+        kernel: 1, or the edges of the neighbourhood that E and P see, odd numbers, one per spatial
+            axis: ``(3, 3)`` adds what a convolution sees to what attention sees, on images only.
+        window: tokens along each axis of the windows inside of which tokens see each other, one
+            number or one per axis; ``None`` for all. With ``flip`` the windows are shifted by half.
+        mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
+        flip: swap the halves; two layers with both values attend to everything.
+        scale_bound: b; scales lie between :math:`e^{-b}` and :math:`e^b`.
+        context_channels: channels K of a context that joins the input of E, ``(B, K)`` or
+            ``(B, K, *S')``; with zero any context is ignored.
+
+    Raises:
+        OptionError: unknown option, or a width that the heads do not divide.
+        MissingContextError: ``context_channels`` without a context.
+        ShapeError: a size that ``patches`` does not divide, another number of axes than in
+            ``patches``, ``window`` or ``kernel``, and as in
+            :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
+
+    Reference:
+        Vaswani et al., *Attention Is All You Need*, NeurIPS 2017; Dinh, Sohl-Dickstein, Bengio,
+        *Density estimation using Real NVP*, ICLR 2017; the masks are those of Sukthanker et al.,
+        *Generative Flows with Invertible Attentions*, CVPR 2022.
+
+    Example:
+        >>> layer = AttentionCoupling(3, heads=4)
+        >>> z, log_det = layer.to_latent(torch.randn(2, 3, 8, 8))
+        >>> z.shape, log_det.tolist()
+        (torch.Size([2, 3, 8, 8]), [0.0, 0.0])
+    """
+
+    autocast_inside = True
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        patches: int | Sequence[int] | None = None,
+        heads: int = 4,
+        width: int | None = None,
+        kernel: int | Sequence[int] = 1,
+        window: int | Sequence[int] | None = None,
+        mask: MaskKind = "spatial-channel",
+        flip: bool = False,
+        scale_bound: float = LOG_SCALE_BOUND,
+        context_channels: int = 0,
+    ) -> None:
+        super().__init__(channels)
+        name = type(self).__name__
+        self.patches = _sizes(name, "patches", patches)
+        self.heads = positive_int(name, "heads", heads)
+        self.width = _width(name, channels, heads, width)
+        self.kernel = _kernel(name, kernel)
+        self.window = _sizes(name, "window", window)
+        self.mask = one_of(name, "mask", mask, get_args(MaskKind))
+        self.flip = bool(flip)
+        self.scale_bound = _bound(name, scale_bound)
+        self.context_channels = non_negative_int(name, "context_channels", context_channels)
+        self.embedding = nn.Parameter(torch.empty(self.width, channels, *self.kernel))
+        self.colour_embedding = nn.Parameter(torch.empty(self.width, channels, *self.kernel))
+        inputs = [self.embedding, self.colour_embedding]
+        if context_channels:
+            shape = (self.width, context_channels, *self.kernel)
+            self.context_embedding = nn.Parameter(torch.empty(shape))
+            inputs.append(self.context_embedding)
+        for weight in inputs:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        self.offset = nn.Parameter(torch.zeros(self.width))
+        self.attend = TokenAttention(self.width, heads)
+        self.output = nn.Parameter(torch.zeros(2, channels, self.width))
+        self.output_offset = nn.Parameter(torch.zeros(2, channels))
+
+    def attention(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries.
+
+        Args:
+            x: data, shape ``(B, C, *S)``.
+            context: needed with ``context_channels``.
+        """
+        event = self._checked(x)
+        with self._precision(x):
+            return self.attend.weights(self._embed(event, context), *self._tokens(event))
+
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return (
+            f"{self.channels}, patches={self.patches}, heads={self.heads}, width={self.width}, "
+            f"kernel={self.kernel or 1}, window={self.window}, mask={self.mask!r}, "
+            f"flip={self.flip}"
+        )
+
+    def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._affine(x, context)
+        return x * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+
+    def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._affine(z, context)
+        return (z - shift) * (-log_scale).exp(), -log_scale.flatten(1).sum(1)
+
+    def _affine(self, event: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-scale and shift of every entry, zero where it passes."""
+        features = self._embed(event, context)
+        features = F.elu(features + self.attend(features, *self._tokens(event)))
+        raw, shift = self._out(features, event).to(event.dtype).unbind(1)
+        attended = self._halves(event).attended
+        return soft_bound(raw, self.scale_bound) * attended, shift * attended
+
+    def _embed(self, event: Tensor, context: Tensor | None) -> Tensor:
+        """Features of all positions, from the passing half, ``(B, n, width)``."""
+        if self.kernel and len(self.kernel) != event.ndim - 2:
+            raise ShapeError(
+                f"{type(self).__name__}: expected {len(self.kernel)} spatial axes as in kernel="
+                f"{self.kernel}, found an event of shape {tuple(event.shape[1:])}"
+            )
+        halves = self._halves(event)
+        embedded = self._per_position(event * halves.passing, self.embedding)
+        embedded = embedded + self._per_position(halves.colours, self.colour_embedding)
+        seen = context_at(type(self).__name__, context, self.context_channels, event)
+        if seen is not None:
+            # The context of a vector is the same for all of its coordinates.
+            maps = seen.unsqueeze(-1) if event.ndim == 2 else seen
+            embedded = embedded + self._per_position(maps, self.context_embedding)
+        return F.elu(embedded + self.offset.to(event.dtype))
+
+    def _per_position(self, maps: Tensor, weight: Tensor) -> Tensor:
+        """Maps ``(B, inputs, *S)`` to features ``(B, n, width)``; a coordinate is an own input."""
+        weight = weight.to(maps.dtype)
+        if maps.ndim == 2:
+            return maps.unsqueeze(-1) * weight.mT
+        if not self.kernel:
+            return maps.flatten(2).mT @ weight.mT
+        convolution = _CONVOLUTIONS[len(self.kernel)]
+        return convolution(maps, weight, padding="same").flatten(2).mT
+
+    def _out(self, features: Tensor, event: Tensor) -> Tensor:
+        """Raw log-scale and shift, ``(B, 2, C, *S)``."""
+        weight, offset = self.output.to(event.dtype), self.output_offset.to(event.dtype)
+        if event.ndim == 2:
+            return torch.einsum("bcw,kcw->bkc", features, weight) + offset
+        raw = F.linear(features, weight.flatten(0, 1), offset.flatten())
+        return raw.mT.reshape(event.shape[0], 2, *event.shape[1:])
+
+    def _halves(self, event: Tensor) -> _Halves:
+        sizes = (self.mask, event.shape[1:], self.flip, event.dtype)
+        return cached_constant(_build_halves, *sizes, device=event.device)
+
+    def _tokens(self, event: Tensor) -> tuple[Windows, Patches | None]:
+        """How the positions make tokens, and those make windows."""
+        name, shape = type(self).__name__, event.shape[1:]
+        grid: Sequence[int] = shape[1:] or shape  # The coordinates of a vector are a sequence.
+        patches = None
+        if self.patches is not None:
+            counts = patches_per_axis(name, self.patches, shape)
+            patches = patch_order(grid, counts, event.device)
+            grid = counts
+        return token_windows(name, self.window, grid, self.flip, event.device), patches
+
+
+def _sizes(
+    owner: str, name: str, value: int | Sequence[int] | None
+) -> int | tuple[int, ...] | None:
+    """One size, one per axis, or none."""
+    if value is None or isinstance(value, int):
+        return value if value is None else positive_int(owner, name, value)
+    return tuple(positive_int(owner, name, size) for size in value)
+
+
+def _kernel(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
+    """The edges of a neighbourhood; none for a single position, whatever the number of axes."""
+    if kernel == 1:
+        return ()
+    edges = () if isinstance(kernel, int) else tuple(kernel)
+    odd = all(positive_int(owner, "kernel", edge) % 2 for edge in edges)
+    if not odd or not 1 <= len(edges) <= 3:
+        raise OptionError(
+            f"{owner}: expected kernel to be 1 or an odd number for each of 1 to 3 spatial axes, "
+            f"found {kernel!r}"
+        )
+    return edges
+
+
+def _width(owner: str, channels: int, heads: int, width: int | None) -> int:
+    if width is None:
+        about = min(max(2 * channels, LEAST_WIDTH), LARGEST_WIDTH)
+        return -(-about // heads) * heads
+    if positive_int(owner, "width", width) % heads:
+        raise OptionError(f"{owner}: expected a width that {heads} heads divide, found {width}")
+    return width
+
+
+def _bound(owner: str, bound: float) -> float:
+    if not 0 < bound < math.inf:
+        raise OptionError(f"{owner}: expected scale_bound to be positive, found {bound!r}")
+    return float(bound)
