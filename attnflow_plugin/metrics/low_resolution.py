@@ -22,7 +22,8 @@ def downscale(images: Tensor, scale: int) -> Tensor:
         scale: how many times smaller to make them.
 
     Returns:
-        In [0, 1], in steps of 1/255, shape ``(B, C, H / scale, W / scale)``; float64.
+        In [0, 1], in steps of 1/255, shape ``(B, C, H / scale, W / scale)``, dtype
+        of the images.
 
     Raises:
         ShapeError: no images in [0, 1], or sides that are not divisible.
@@ -36,7 +37,7 @@ def downscale(images: Tensor, scale: int) -> Tensor:
     # In double precision, so that weights which sum to a half of a level are rounded reproducibly.
     levels = to_levels(images).double() / LEVELS
     small = resize_bicubic(levels, (height // scale, width // scale)).clamp(0, 1)
-    return to_levels(small).double() / LEVELS
+    return (to_levels(small).double() / LEVELS).to(images.dtype)
 
 
 def lr_psnr(samples: Tensor, low_resolution: Tensor, scale: int) -> Tensor:
