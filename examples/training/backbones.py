@@ -6,18 +6,21 @@ from training.options import Options, UsageError, flag
 
 # By the names that the builders give them, too.
 _ARCHITECTURE: dict[str, set[str]] = {
-    "glow": {"coupling_net", "learned_priors", "scale_map", "context_in_attention"},
+    "glow": {"coupling_net", "learned_priors", "scale_map"},
     "marflow": {"prior", "components", "blocks", "dropout"},
     "srflow": {
         *("rrdb_blocks", "rrdb_channels", "rrdb_growth_channels"),
-        *("splits", "scale_map", "context_in_attention"),
+        *("splits", "scale_map"),
     },
-    "full-glow": {
-        *("conditioning", "trunk", "source_attention"),
-        *("scale_map", "context_in_attention"),
-    },
+    "full-glow": {"conditioning", "trunk", "scale_map"},
 }
-_TRAINING = {"srflow": {"pretrain_steps", "pretrain_lr", "freeze_encoder_until"}}
+_FURTHER = {
+    "glow": {"context_in_attention"},
+    "srflow": {
+        *("context_in_attention", "pretrain_steps", "pretrain_lr", "freeze_encoder_until"),
+    },
+    "full-glow": {"context_in_attention", "source_attention"},
+}
 _CONTEXTS = {
     "glow": ("none", "label", "coarse", "source"),
     "marflow": ("none",),
@@ -32,7 +35,7 @@ _OF_ATTENTION = {
 
 def check_options(options: Options) -> None:
     """Raise where options do not go together, or nothing would come of one of them."""
-    useless = set().union(*_ARCHITECTURE.values(), *_TRAINING.values()) - _used(options.backbone)
+    useless = set().union(*_ARCHITECTURE.values(), *_FURTHER.values()) - _used(options.backbone)
     _refuse(options, useless, f"--backbone {options.backbone}")
     if options.attention == "none":
         _refuse(options, _OF_ATTENTION, "--attention none")
@@ -50,7 +53,7 @@ def check_options(options: Options) -> None:
 
 
 def architecture(options: Options) -> dict[str, Any]:
-    """Arguments of the builder that only this backbone has."""
+    """Arguments of the builder that only this backbone has, without those of its attention."""
     own = _ARCHITECTURE[options.backbone]
     found = {name: value for name, value in options.given.items() if name in own}
     if options.backbone == "srflow":
@@ -59,7 +62,7 @@ def architecture(options: Options) -> dict[str, Any]:
 
 
 def _used(backbone: str) -> set[str]:
-    return _ARCHITECTURE[backbone] | _TRAINING.get(backbone, set())
+    return _ARCHITECTURE[backbone] | _FURTHER.get(backbone, set())
 
 
 def _refuse(options: Options, names: set[str], user: str) -> None:

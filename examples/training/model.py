@@ -1,17 +1,17 @@
 """The flow of either host behind one set of names."""
 
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.layers import IMap, ITrans
 from training.backbones import architecture, check_options
 from training.data import DataSet
 from training.feed import COARSE
-from training.options import Attention, Options
+from training.options import Options
 
 # Both hosts call these two inside their 1x1 convolutions; their users can do nothing about it.
 warnings.filterwarnings("ignore", message="torch.(lu|triangular_solve) is deprecated")
@@ -29,18 +29,25 @@ class Model:
         self.host = import_module(f"attnflow_plugin.{options.host}")
         self.samples_have_an_axis = options.host == "nflows" and options.context != "none"
         self.is_joint = options.backbone == "full-glow"
+        self.flow = self._build(options, data)
+        if options.attention != "none":
+            # The same seed is the same backbone, with any attention or none, so that runs can be
+            # compared in pairs.
+            backbone, self.flow = self.flow, self._build(options, data, _attention(options))
+            _copy_backbone(backbone, self.flow)
+
+    def _build(
+        self, options: Options, data: DataSet, attention: dict[str, Any] | None = None
+    ) -> nn.Module:
         build = getattr(self.host, f"build_{options.backbone.replace('-', '_')}")
-        self.flow: nn.Module = build(
+        return build(
             data.image_shape,
             levels=options.levels,
             steps=options.depth,
             hidden_channels=options.hidden,
-            attention=_attention(options.attention),
-            attention_options=_attention_options(options),
-            position=options.position,
-            both_masks=options.both_masks,
             **architecture(options),
             **(_conditioning(options, data) if options.backbone == "glow" else {}),
+            **(attention or {}),
         )
 
     def prepare(self, x: Tensor, context: Tensor | None) -> None:
@@ -70,13 +77,30 @@ class Model:
         return samples.flatten(0, 1) if self.samples_have_an_axis else samples
 
 
-def _attention(name: Attention) -> Sequence[str] | None:
-    kinds = {"none": None, "imap": ["imap"], "itrans": ["itrans"], "both": ["imap", "itrans"]}
-    return kinds[name]
+def _attention(options: Options) -> dict[str, Any]:
+    kinds = {"imap": ["imap"], "itrans": ["itrans"], "both": ["imap", "itrans"]}
+    return {
+        "attention": kinds[options.attention],
+        "attention_options": _given(options, "activation", "heads"),
+        "position": options.position,
+        "both_masks": options.both_masks,
+        **_given(options, "context_in_attention", "source_attention"),
+    }
 
 
-def _attention_options(options: Options) -> dict[str, Any]:
-    return {k: v for k, v in options.given.items() if k in ("activation", "heads")}
+def _given(options: Options, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in options.given.items() if name in names}
+
+
+def _copy_backbone(source: nn.Module, target: nn.Module) -> None:
+    """All parameters and buffers but those of attention, which come in the same order."""
+    of_attention = tuple(
+        f"{name}." for name, module in target.named_modules() if isinstance(module, IMap | ITrans)
+    )
+    state = target.state_dict()
+    shared = [value for name, value in state.items() if not name.startswith(of_attention)]
+    for there, here in zip(source.state_dict().values(), shared, strict=True):
+        here.copy_(there)
 
 
 def _conditioning(options: Options, data: DataSet) -> dict[str, Any]:

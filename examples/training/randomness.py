@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 # Names of streams; each is independent of the others.
-MODEL, PROCESS, ORDER, NOISE, FIRST_NOISE, TEST_NOISE, SAMPLES = range(7)
+MODEL, PROCESS, ORDER, NOISE, FIRST_NOISE, TEST_NOISE, SAMPLES, START = range(8)
 
 
 def seed_of(*numbers: int) -> int:

@@ -35,6 +35,7 @@ class State:
         self._options, self._feed = options, feed
         self.model = Model(options, feed.data)
         self.model.flow.to(feed.device)
+        randomness.seed_everything(options.seed, randomness.START)
         if not options.pretrain_steps:
             self._prepare()
         self.optimizer = OPTIMIZERS[options.optimizer](self.model.flow.parameters(), options.lr)

@@ -60,6 +60,21 @@ def test_trains_evaluates_and_draws(tmp_path, host, changes):
     assert (tmp_path / "progress.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("host", ["normflows", "nflows"])
+@pytest.mark.parametrize("changes", [{}, MARFLOW | {"dropout": 0.5}, SRFLOW, FULL_GLOW])
+def test_the_backbone_is_the_same_with_any_attention(tmp_path, host, changes):
+    changes = {"seed": 3, "host": host} | changes
+    arms = {
+        name: tiny_trainer(tmp_path, attention=name, **changes)
+        for name in ("none", "imap", "itrans", "both")
+    }
+    bits = {name: arm.evaluate() for name, arm in arms.items()}
+    assert bits == pytest.approx(dict.fromkeys(arms, bits["none"]), rel=1e-5)
+    assert arms["imap"].evaluate() != tiny_trainer(tmp_path, **changes | {"seed": 4}).evaluate()
+    sizes = {len(arm.state.model.flow.state_dict()) for arm in arms.values()}
+    assert len(sizes) == 4
+
+
 @pytest.mark.parametrize(
     ("host", "changes"),
     [
