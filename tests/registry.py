@@ -34,6 +34,10 @@ def itrans(*shape: int, **options) -> Case:
     return Case("ITrans", shape, options)
 
 
+def coupling(*shape: int, **options) -> Case:
+    return Case("AttentionCoupling", shape, options)
+
+
 CASES: dict[str, Case] = {
     # Event shapes
     "imap-vector": imap(6),
@@ -84,6 +88,35 @@ CASES: dict[str, Case] = {
     "itrans-paper-sigmoid": itrans(3, 4, 4, init="paper", activation="sigmoid"),
     "itrans-paper-five-heads": itrans(3, 4, 4, init="paper", heads=5),
     "itrans-paper-odd-edge": itrans(2, 6, 6, init="paper"),
+    # Event shapes
+    "coupling-vector": coupling(6),
+    "coupling-odd-vector": coupling(5),
+    "coupling-sequence": coupling(3, 7),
+    "coupling-image": coupling(3, 4, 4),
+    "coupling-one-channel": coupling(1, 4, 4),
+    "coupling-non-square": coupling(2, 3, 5),
+    "coupling-volume": coupling(2, 2, 3, 2),
+    # Options
+    "coupling-flip": coupling(3, 4, 3, flip=True),
+    "coupling-patches": coupling(3, 4, 4, patches=2),
+    "coupling-unequal-patches": coupling(2, 6, 2, patches=(3, 1)),
+    "coupling-patches-of-a-vector": coupling(6, patches=3),
+    "coupling-windows": coupling(2, 4, 4, window=2),
+    "coupling-windows-that-do-not-divide": coupling(2, 5, 3, window=2),
+    "coupling-shifted-windows": coupling(2, 4, 4, window=2, flip=True),
+    "coupling-shifted-windows-that-do-not-divide": coupling(2, 5, 3, window=(2, 3), flip=True),
+    "coupling-windows-of-patches": coupling(2, 8, 4, patches=(4, 2), window=(3, 2), flip=True),
+    "coupling-windows-of-a-vector": coupling(6, window=3),
+    "coupling-neighbours": coupling(3, 4, 4, kernel=(3, 3)),
+    "coupling-neighbours-in-a-volume": coupling(1, 3, 2, 2, kernel=(3, 1, 3)),
+    "coupling-one-narrow-head": coupling(3, 4, 4, heads=1, width=1),
+    "coupling-scale-bound": coupling(3, 4, 4, scale_bound=0.5),
+    "coupling-spatial-mask": coupling(3, 4, 4, mask="spatial"),
+    "coupling-channel-mask": coupling(3, 4, 4, mask="channel"),
+    "coupling-random-mask": coupling(3, 4, 4, mask="random"),
 }
 
 PAPER = {name for name, case in CASES.items() if case.options.get("init") == "paper"}
+
+# With a net inside that may use the lower precision of autocast.
+NETS = {name for name, case in CASES.items() if case.class_name == "AttentionCoupling"}

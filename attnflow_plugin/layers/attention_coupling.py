@@ -271,6 +271,6 @@ def _width(owner: str, channels: int, heads: int, width: int | None) -> int:
 
 
 def _bound(owner: str, bound: float) -> float:
-    if not 0 < bound < math.inf:
-        raise OptionError(f"{owner}: expected scale_bound to be positive, found {bound!r}")
+    if not isinstance(bound, (int, float)) or not 0 < bound < math.inf:
+        raise OptionError(f"{owner}: expected scale_bound to be a positive number, found {bound!r}")
     return float(bound)
