@@ -83,7 +83,8 @@ class TokenAttention(nn.Module):
         return places.permute(3, 0, 4, 1, 2, 5).flatten(4).unbind()
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, windows: Windows) -> Tensor:
-        bias = windows.mask(self.bias(windows.sizes, query.dtype))
+        # Fused kernels take a mask of four axes; with three, attention is several times slower.
+        bias = windows.mask(self.bias(windows.sizes, query.dtype)).unsqueeze(0)
         dealt = F.scaled_dot_product_attention(
             windows.cut(query), windows.cut(key), windows.cut(value), attn_mask=bias
         )

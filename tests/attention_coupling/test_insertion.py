@@ -44,7 +44,8 @@ def test_exact_inside_of_the_hosts_containers(name):
     x, context = one_event(subject)
     _, untouched = to_latent(subject, x, context)
     report = subject.insert("coupling", position=list(subject.counts), window=3)
-    randomize(report.parameters(), 0.2)
+    # Many layers in a row that amplify by much would leave few digits even in float64.
+    randomize(report.parameters(), 0.05)
     z, log_det = to_latent(subject, x, context)
     matrix = jacobian(lambda event: flat(to_latent(subject, event, context)[0]), x)
     expected = torch.linalg.slogdet(matrix.reshape(x.numel(), x.numel())).logabsdet
@@ -59,7 +60,7 @@ def test_exact_inside_of_the_hosts_containers(name):
 def test_training_the_inserted_layers_lowers_the_loss(name):
     subject = make(name, "trained")
     report = subject.insert("coupling", position=list(subject.counts))
-    optimizer = torch.optim.Adam(report.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(report.parameters(), 1e-3)
     losses = []
     for _ in range(6):
         optimizer.zero_grad()
@@ -110,9 +111,9 @@ def test_a_density_over_the_plane_integrates_to_one(density):
     for layer in report.layers:
         randomise(layer, 0.2)
     model = model.double().eval()
-    axis = torch.linspace(-30, 30, 1201, dtype=torch.float64)
+    axis = torch.linspace(-30, 30, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
-        log_prob = torch.cat([model.log_prob(part) for part in grid.split(200_000)])
+        log_prob = model.log_prob(grid)
     cell = (axis[1] - axis[0]) ** 2
     assert (log_prob.exp().sum() * cell).item() == pytest.approx(1.0, abs=2e-3)
