@@ -1,5 +1,6 @@
 """Glow: images, optionally with classes or a context, optionally with attention."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +87,7 @@ def build_glow(  # noqa: D417
     both_masks: bool = True,
     attention_options: Mapping[str, object] | None = None,
     coupling_net: CouplingNet = "conv",
+    coupling_net_options: Mapping[str, object] | None = None,
     scale_map: ScaleMapName = "bounded",
     learned_priors: bool = False,
     num_classes: int | None = None,
@@ -112,6 +114,7 @@ def build_glow(  # noqa: D417
         coupling_net: ``"conv"``, the net of Glow; ``"attention"``, a
             :class:`~attnflow_plugin.backbones.GatedAttentionNet`; or a function from input and
             output channels to a net.
+        coupling_net_options: further options of that net, such as ``blocks`` and ``dropout``.
         scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"``, ``"sigmoid_inv"``,
             ``"exp"`` as in the hosts.
         learned_priors: the half that a level passes on shifts and scales the half it factors out.
@@ -144,7 +147,7 @@ def build_glow(  # noqa: D417
     factories, positions = attention_of_levels(
         name, assembly.host, levels, attention, position, both_masks, layer_options
     )
-    make_net = coupling_net_factory(name, coupling_net, hidden_channels)
+    make_net = _coupling_net(name, coupling_net, hidden_channels, coupling_net_options or {})
     plan = MultiscalePlan(
         name,
         image_shape,
@@ -163,13 +166,19 @@ def build_glow(  # noqa: D417
     return assembly.flow(plan, nn.Embedding(num_classes, context_channels))
 
 
-def coupling_net_factory(owner: str, net: CouplingNet, hidden_channels: int) -> NetFactory:
+def _coupling_net(
+    owner: str, net: CouplingNet, hidden_channels: int, options: Mapping[str, object]
+) -> NetFactory:
     """What makes the coupling nets of a model."""
     positive_int(owner, "hidden_channels", hidden_channels)
     if callable(net):
-        return net
-    nets = {"conv": ConvNet, "attention": GatedAttentionNet}
-    return partial(nets[one_of(owner, "coupling_net", net, nets)], hidden_channels=hidden_channels)
+        return partial(net, **options)
+    nets: dict[str, Callable[..., nn.Module]] = {"conv": ConvNet, "attention": GatedAttentionNet}
+    chosen = nets[one_of(owner, "coupling_net", net, nets)]
+    unknown = set(options) - set(inspect.signature(chosen).parameters)
+    if unknown:
+        raise OptionError(f"{owner}: the coupling net {net!r} has no options {sorted(unknown)}")
+    return partial(chosen, hidden_channels=hidden_channels, **options)
 
 
 def _context_channels(

@@ -117,10 +117,24 @@ def test_attention_can_be_inserted_later(host):
 def test_attention_inside_the_coupling_of_glow(host):
     module = host_module(host)
     model = module.build_glow(
-        (1, 8, 8), levels=2, steps=1, hidden_channels=8, coupling_net="attention"
+        (1, 8, 8),
+        levels=2,
+        steps=1,
+        hidden_channels=8,
+        coupling_net="attention",
+        coupling_net_options={"blocks": 1, "dropout": 0.0},
     )
     nets = [m for m in model.modules() if isinstance(m, GatedAttentionNet)]
-    assert len(nets) == 2
+    assert [len(net.blocks) for net in nets] == [1, 1]
+    with pytest.raises(OptionError, match=r"'attention' has no options \['layers'\]"):
+        module.build_glow(
+            (1, 8, 8),
+            levels=1,
+            steps=1,
+            hidden_channels=8,
+            coupling_net="attention",
+            coupling_net_options={"layers": 1},
+        )
     x = torch.randn(32, 1, 8, 8)
     module.prepare(model, x)
     randomise(model, 0.05).eval()
