@@ -2,13 +2,15 @@ r"""Multi-head attention between tokens that are positions, or patches of them."
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, in_transform
 from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import to_tokens
 from attnflow_plugin.layers.windows import Windows
@@ -85,7 +87,15 @@ class TokenAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, windows: Windows) -> Tensor:
         # Fused kernels take a mask of four axes; with three, attention is several times slower.
         bias = windows.mask(self.bias(windows.sizes, query.dtype)).unsqueeze(0)
-        dealt = F.scaled_dot_product_attention(
-            windows.cut(query), windows.cut(key), windows.cut(value), attn_mask=bias
-        )
+        with _kernels():
+            dealt = F.scaled_dot_product_attention(
+                windows.cut(query), windows.cut(key), windows.cut(value), attn_mask=bias
+            )
         return windows.join(dealt, self.heads)
+
+
+def _kernels() -> AbstractContextManager[object]:
+    """Any kernel, but under ``torch.func`` transforms, for which the fused ones are not made."""
+    if torch.compiler.is_compiling() or not in_transform():
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)

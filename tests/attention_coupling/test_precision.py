@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attnflow_plugin import AttentionCoupling
+from attnflow_plugin.testing import check_layer
 from tests.layers.test_contract import DIRECTIONS, layer_and_batch
 from tests.registry import CASES, NETS
 
@@ -53,6 +54,11 @@ def test_vmap_and_per_sample_gradients(name):
     torch.func.vmap(torch.func.grad(lambda event: layer.to_latent(event[None])[1][0]))(x)
     # Nothing made inside the transform may have been kept.
     layer.to_latent(x)[1].sum().backward()
+
+
+def test_frozen_layers_are_exact_too():
+    """With no gradient for the bias, torch chooses another kernel."""
+    check_layer(AttentionCoupling(2).requires_grad_(False), (2, 3, 3))
 
 
 @each_direction

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from attnflow_plugin import IMap, ITrans
+from attnflow_plugin import AttentionCoupling, IMap, ITrans
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.layers.coupling import AffineCoupling
 from tests.benchmarks.interleaved import medians
@@ -22,6 +22,9 @@ KINDS = {
     "itrans, 16 tokens, 5 heads": partial(ITrans, patches=4, heads=5),
     "itrans, 64 tokens": partial(ITrans, patches=8),
     "itrans, 64 tokens, 5 heads": partial(ITrans, patches=8, heads=5),
+    "coupling": AttentionCoupling,
+    "coupling, windows of 4": partial(AttentionCoupling, window=4),
+    "coupling, 3x3": partial(AttentionCoupling, kernel=(3, 3)),
 }
 CASES = [
     (kind, shape) for shape in SHAPES for kind in KINDS if shape[1] >= 8 or "64 tokens" not in kind

@@ -19,7 +19,7 @@ def built(name, flavour):
     return randomised(CASES[name].build(flavour)), torch.randn(3, *CASES[name].shape)
 
 
-@pytest.mark.parametrize("class_name", ["IMap", "ITrans"])
+@pytest.mark.parametrize("class_name", ["AttentionCoupling", "IMap", "ITrans"])
 def test_subclasses_of_core_and_host(class_name):
     core = getattr(attnflow_plugin, class_name)
     for module, host in (
