@@ -60,10 +60,21 @@ class Trainer:
     def finished(self) -> bool:
         return self.state.step >= self.options.all_steps
 
-    def run(self, interruption: Interruption) -> None:
-        """Train to the last step, or until the interruption, and leave a checkpoint."""
+    def run(self, interruption: Interruption, **bar_options: Any) -> None:
+        """Train to the last step, or until the interruption, and leave a checkpoint.
+
+        Args:
+            interruption: becomes true when the run shall stop.
+            bar_options: further options of the progress bar.
+        """
         steps = self.options.all_steps
-        bar = tqdm(total=steps, initial=self.state.step, unit="step", disable=not self.world.leads)
+        bar = tqdm(
+            total=steps,
+            initial=self.state.step,
+            unit="step",
+            disable=not self.world.leads,
+            **bar_options,
+        )
         with closing(bar):
             for x, context in self.feed.training(self.state.step):
                 (stop,) = self.world.any(bool(interruption))

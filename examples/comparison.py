@@ -1,0 +1,233 @@
+"""Flows that differ in their attention alone: trained on the same batches, measured, compared.
+
+With one seed all arms start from the same backbone, because attention starts as the identity, and
+see the same batches and the same noise; so their differences mean more than their values.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import current_process, get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from training import checkpoint
+from training.data import DataSet, load_data
+from training.distributed import World
+from training.feed import Feed
+from training.interruption import Interruption
+from training.loop import NotFiniteError, Trainer
+from training.metrics_file import NAME, read
+from training.options import Options, UsageError, resumed
+
+from attnflow_plugin import AttnFlowError
+
+QUICK_STEPS = 20
+PLAIN = "plain"
+ARMS: dict[str, dict[str, Any]] = {
+    PLAIN: {"attention": "none"},
+    "imap": {"attention": "imap"},
+    "itrans": {"attention": "itrans"},
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What there is to say about one model: numbers, and arrays for pictures."""
+
+    values: dict[str, float]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm of one seed."""
+
+    arm: str
+    seed: int
+    parameters: int
+    measured: Measured
+
+
+Measure = Callable[[Trainer], Measured]
+
+
+def compare(
+    options: Options, arms: Sequence[str], seeds: int, measure: Measure, workers: int
+) -> list[Run]:
+    """Train and measure every arm with every seed, each in a folder of its own in ``options.out``.
+
+    What was stopped goes on from its checkpoint when it is called again.
+    """
+    jobs = [
+        (arm, replace(options, **ARMS[arm], seed=seed, out=options.out / f"{arm}-{seed}"), measure)
+        for seed in range(seeds)
+        for arm in arms
+    ]
+    if workers == 1:
+        return [_run(*job) for job in jobs]
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=_start_worker, initargs=(spawn.RLock(),)
+    ) as pool:
+        futures = [pool.submit(_run, *job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start_worker(lock: Any) -> None:
+    tqdm.set_lock(lock)
+    torch.set_num_threads(1)  # The other cores belong to the other workers.
+
+
+def _run(arm: str, options: Options, measure: Measure) -> Run:
+    trainer = trained(options, load_data(options), f"{arm}, seed {options.seed}")
+    flow = trainer.state.model.flow
+    with _evaluation_mode(trainer.state.best_flow), torch.no_grad():
+        measured = measure(trainer)
+    parameters = sum(parameter.numel() for parameter in flow.parameters())
+    return Run(arm, options.seed, parameters, measured)
+
+
+def trained(options: Options, data: DataSet, title: str) -> Trainer:
+    """A run to its end, from its checkpoint if there is one."""
+    stored = checkpoint.load(options.out / checkpoint.NAME)
+    if stored is not None:
+        options = resumed(stored["options"], vars(options))
+    trainer = Trainer(options, data, World(), stored)
+    # One line of bars for each worker.
+    line = int(current_process().name.rpartition("-")[2]) - 1 if _in_worker() else 0
+    with Interruption() as interruption:
+        trainer.run(interruption, desc=title, position=line, leave=False)
+    if not trainer.finished:
+        raise KeyboardInterrupt
+    return trainer
+
+
+def _in_worker() -> bool:
+    return current_process().name != "MainProcess"
+
+
+@contextmanager
+def _evaluation_mode(flow: torch.nn.Module) -> Iterator[None]:
+    flow.eval()
+    try:
+        yield
+    finally:
+        flow.train()
+
+
+def table(
+    runs: Sequence[Run], titles: dict[str, str], others: dict[str, dict[str, float]] | None = None
+) -> str:
+    """Means over the seeds in Markdown, and what each arm adds to the plain one of its seed.
+
+    Args:
+        runs: all of them.
+        titles: what to call the arms.
+        others: values of something else to compare with, by its name.
+    """
+    arms = by_arm(runs)
+    names = list(runs[0].measured.values)
+    lines = [["", "parameters", *names], ["---"] * (len(names) + 2)]
+    for title, row in (others or {}).items():
+        lines.append([title, "", *(_number(row.get(name)) for name in names)])
+    for arm, found in arms.items():
+        values = [mean(run.measured.values[name] for run in found) for name in names]
+        lines.append([titles[arm], f"{found[0].parameters:,}", *map(_number, values)])
+    for arm, found in arms.items():
+        if arm != PLAIN and PLAIN in arms:
+            changes = [_change(found, arms[PLAIN], name) for name in names]
+            lines.append([f"{titles[arm]} minus {titles[PLAIN]}", "", *changes])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def shown_images(options: Options, count: int) -> tuple[Tensor, Tensor]:
+    """Test images without noise, and what they are generated from."""
+    feed = Feed(options, load_data(options), World(), torch.device("cpu"))
+    targets, sources = feed.shown(count)
+    assert sources is not None
+    return targets, sources
+
+
+def draw_samples(trainer: Trainer, sources: Tensor, temperature: float) -> Tensor:
+    """An image in [0, 1] for each source; what is not finite counts as black."""
+    state = trainer.state
+    drawn = state.model.sample(state.best_flow, len(sources), sources, temperature)
+    return drawn.nan_to_num(0).clamp(0, 1)
+
+
+def script(name: str, out: Path, work: Callable[[], str]) -> int:
+    """Do the work of a script and print what it returns; mistakes of users take one line.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        print(f"\n{work()}\n\npictures and numbers in {out}")
+    except (UsageError, NotFiniteError, AttnFlowError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from what is in {out}")
+        return 130
+    return 0
+
+
+def add_options(parser: argparse.ArgumentParser, out: str, steps: int) -> None:
+    """What both scripts can be told."""
+    parser.add_argument("--host", choices=("normflows", "nflows"), default="normflows")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    parser.add_argument("--steps", type=int, default=steps, help="training steps of a flow")
+    parser.add_argument("--workers", type=int, default=2, help="models that train at a time")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps only")
+
+
+def test_bits(out: Path) -> float:
+    """Bits/dim of all test images at the end of the run in a folder."""
+    return read(out / NAME)[-1]["test"]
+
+
+def save(runs: Sequence[Run], path: Path) -> None:
+    """The numbers of all runs as JSON."""
+    rows = [
+        {"arm": run.arm, "seed": run.seed, "parameters": run.parameters, **run.measured.values}
+        for run in runs
+    ]
+    path.write_text(json.dumps(rows, indent=1))
+
+
+def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each arm in the order of their seeds."""
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return arms
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _change(arm: list[Run], plain: list[Run], name: str) -> str:
+    changes = [
+        run.measured.values[name] - reference.measured.values[name]
+        for run, reference in zip(arm, plain, strict=True)
+    ]
+    spread = f" ± {stdev(changes):.2g}" if len(changes) > 1 else ""
+    return f"{mean(changes):+.3g}{spread}"

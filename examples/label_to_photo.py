@@ -1,0 +1,143 @@
+"""Does attention help a flow to make photographs from maps? Full-Glow, and cAttnFlow.
+
+    python examples/label_to_photo.py                     # maps of segments, one seed
+    python examples/label_to_photo.py --seeds 3           # differences with their spread
+    python examples/label_to_photo.py --data disparity    # from how far things are
+    python examples/label_to_photo.py --data pairs --data-dir ~/pairs    # source/ and target/
+    python examples/label_to_photo.py --quick             # few steps: does everything run?
+
+All arms of a seed share the weights of the backbone, the batches and the noise. Photographs to test
+on are others than those to train on. Ctrl-C saves; the same command goes on.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from comparison import (
+    PLAIN,
+    QUICK_STEPS,
+    Measured,
+    Run,
+    add_options,
+    compare,
+    draw_samples,
+    save,
+    script,
+    shown_images,
+    table,
+    test_bits,
+)
+from matplotlib.figure import Figure
+from sample_pictures import draw_columns
+from training.loop import Trainer
+from training.options import Options
+from training.randomness import SAMPLES, seed_of
+
+from attnflow_plugin.metrics import bits_per_dim, pixel_diversity
+
+TITLES = {PLAIN: "Full-Glow", "imap": "cAttnFlow, iMap", "itrans": "cAttnFlow, iTrans"}
+TEMPERATURES = (0.5, 0.8)
+IMAGES = 64
+"""Test images for the diversity and for maps that do not belong to them."""
+SHOWN = 6
+DRAWS = 4
+"""Samples of one map, for the diversity."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parse(arguments)
+    options = options_of(given)
+    return script(
+        "label_to_photo.py",
+        given.out,
+        lambda: report(options, run(options, given.arms, given.seeds, given.workers)),
+    )
+
+
+def run(options: Options, arms: Sequence[str], seeds: int, workers: int) -> list[Run]:
+    """Train, measure, save numbers and the picture."""
+    runs = compare(options, arms, seeds, measure, workers)
+    save(runs, options.out / "results.json")
+    picture(options, runs, options.out / "samples.png")
+    return runs
+
+
+def measure(trainer: Trainer) -> Measured:
+    """All numbers of one model, on test images."""
+    options = trainer.options
+    _, maps = trainer.feed.shown(IMAGES)
+    torch.manual_seed(seed_of(options.seed, SAMPLES))  # The same latent noise for every arm.
+    drawn = torch.stack([draw_samples(trainer, maps, TEMPERATURES[-1]) for _ in range(DRAWS)])
+    values = {
+        "bits/dim": test_bits(options.out),
+        "with another map": bits_with_another_map(trainer),
+        "diversity": float(pixel_diversity(drawn).mean()),
+    }
+    shown = {str(t): draw_samples(trainer, maps[:SHOWN], t).numpy() for t in TEMPERATURES}
+    return Measured(values, shown)
+
+
+def bits_with_another_map(trainer: Trainer) -> float:
+    """Bits/dim of test images given the map of another; not higher, if maps are not used."""
+    feed = trainer.feed
+    likelihood = trainer.state.model.likelihood(trainer.state.best_flow)
+    images, examples = feed.testing(IMAGES)
+    nats = sum(float(likelihood(x, maps.roll(1, 0)).sum()) for x, maps in examples)
+    return float(bits_per_dim(torch.tensor(-nats / images), feed.data.dims, feed.data.levels))
+
+
+def report(options: Options, runs: Sequence[Run]) -> str:
+    """Conditional bits/dim, and what comes with them."""
+    return table(runs, TITLES)
+
+
+def picture(options: Options, runs: Sequence[Run], path: Path | None = None) -> Figure:
+    """Map, samples, truth."""
+    targets, maps = shown_images(options, SHOWN)
+    columns = {"map": maps.numpy()}
+    for each in runs:
+        if each.seed == 0:
+            for temperature, images in each.measured.arrays.items():
+                columns[f"{TITLES[each.arm]}\nT = {temperature}"] = images
+    columns["truth"] = targets.numpy()
+    return draw_columns(columns, f"test images of {options.data}", path)
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    """A small Full-Glow."""
+    return Options(
+        backbone="full-glow",
+        context="source",
+        data=given.data,
+        data_dir=given.data_dir,
+        size=given.size,
+        host=given.host,
+        out=given.out,
+        levels=2,
+        depth=4,
+        hidden=32,
+        batch=16,
+        steps=given.steps,
+        evaluate_every=given.steps,
+        checkpoint_every=250,
+    )
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    data = ("segmentation", "disparity", "pairs")
+    parser.add_argument("--data", choices=data, default="segmentation")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="with --data pairs")
+    parser.add_argument("--size", type=int, default=32, help="of the patches")
+    add_options(parser, "outputs/label_to_photo", steps=1500)
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.steps = QUICK_STEPS
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())
