@@ -77,10 +77,11 @@ def compare(
     if workers == 1:
         return [_run(*job) for job in jobs]
     spawn = get_context("spawn")
+    shared = spawn.RLock(), spawn.Event()
     with ProcessPoolExecutor(
-        workers, mp_context=spawn, initializer=_start_worker, initargs=(spawn.RLock(),)
+        workers, mp_context=spawn, initializer=_Worker.start, initargs=shared
     ) as pool:
-        futures = [pool.submit(_run, *job) for job in jobs]
+        futures = [pool.submit(_Worker.run, *job) for job in jobs]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -88,9 +89,27 @@ def compare(
             raise
 
 
-def _start_worker(lock: Any) -> None:
-    tqdm.set_lock(lock)
-    torch.set_num_threads(1)  # The other cores belong to the other workers.
+class _Worker:
+    """A process that takes one job after the other, until one of them is interrupted."""
+
+    stop: Any
+
+    @classmethod
+    def start(cls, lock: Any, stop: Any) -> None:
+        tqdm.set_lock(lock)
+        torch.set_num_threads(1)  # The other cores belong to the other workers.
+        cls.stop = stop
+
+    @classmethod
+    def run(cls, arm: str, options: Options, measure: Measure) -> Run:
+        # A job that already waits for its worker can no longer be cancelled.
+        if cls.stop.is_set():
+            raise KeyboardInterrupt
+        try:
+            return _run(arm, options, measure)
+        except BaseException:
+            cls.stop.set()
+            raise
 
 
 def _run(arm: str, options: Options, measure: Measure) -> Run:

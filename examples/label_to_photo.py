@@ -76,7 +76,8 @@ def measure(trainer: Trainer) -> Measured:
         "with another map": bits_with_another_map(trainer),
         "diversity": float(pixel_diversity(drawn).mean()),
     }
-    shown = {str(t): draw_samples(trainer, maps[:SHOWN], t).numpy() for t in TEMPERATURES}
+    _, maps = trainer.feed.shown(SHOWN)
+    shown = {str(t): draw_samples(trainer, maps, t).numpy() for t in TEMPERATURES}
     return Measured(values, shown)
 
 

@@ -92,7 +92,8 @@ def measure(trainer: Trainer) -> Measured:
     torch.manual_seed(seed_of(options.seed, SAMPLES))  # The same latent noise for every arm.
     found = over_temperatures(sample, [(targets, low)], metrics(options.scale), TEMPERATURES).rows
     every = TemperatureTable({t: {**row, "diversity": diversity(t)} for t, row in found.items()})
-    shown = {str(t): sample(low[:SHOWN], t).numpy() for t in SHOWN_TEMPERATURES}
+    _, low = trainer.feed.shown(SHOWN)
+    shown = {str(t): sample(low, t).numpy() for t in SHOWN_TEMPERATURES}
     return Measured({"bits/dim": test_bits(options.out), **every.average}, shown, str(every))
 
 
@@ -151,7 +152,7 @@ def options_of(given: argparse.Namespace) -> Options:
         rrdb_blocks=2,
         rrdb_channels=16,
         rrdb_growth_channels=8,
-        batch=8,
+        batch=16,
         steps=given.steps,
         pretrain_steps=given.pretrain_steps,
         freeze_encoder_until=given.steps // 4,
@@ -166,8 +167,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="with --data folder")
     parser.add_argument("--size", type=int, default=32, help="of the patches; faces have 24")
     parser.add_argument("--scale", type=int, choices=(2, 4, 8), default=4)
-    parser.add_argument("--pretrain-steps", type=int, default=3000, help="of the encoder, before")
-    add_options(parser, "outputs/super_resolution", steps=4000)
+    parser.add_argument("--pretrain-steps", type=int, default=2000, help="of the encoder, before")
+    add_options(parser, "outputs/super_resolution", steps=3000)
     given = parser.parse_args(arguments)
     if given.quick:
         given.steps = given.pretrain_steps = QUICK_STEPS
