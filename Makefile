@@ -7,7 +7,7 @@ DOCS_READY := $(VENV)/.docs-ready
 CONSTRAINTS := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format docs clean
+.PHONY: help demo ablation test bench lint format docs clean
 
 help:  ## Show what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,9 @@ $(DOCS_READY): $(READY)
 
 demo: $(READY)  ## Train Glows with and without attention on digits (3 minutes).
 	$(BIN)/python examples/digits.py $(ARGS)
+
+ablation: $(READY)  ## Compare all attentions and controls (a day; ARGS=--quick: 5 minutes).
+	$(BIN)/python examples/ablate.py $(ARGS)
 
 test: $(READY) lint  ## Lint, types, all tests, the notebooks.
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -1,0 +1,190 @@
+"""The arms: what is put into a plain Glow, or done to it, in groups that are compared."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from ablation.control_layers import ConstantScales, ConvCoupling, count_parameters
+from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
+from attnflow_plugin.backbones.multiscale import StepPosition
+from attnflow_plugin.normflows import AttentionCoupling, IMap, ITrans, insert_attention
+
+PLAIN = "plain"
+DEPTH, HIDDEN = 4, 64
+POSITIONS = get_args(StepPosition)  # The paper counts them from 1.
+KINDS: dict[str, Callable[..., nn.Module]] = {
+    "imap": IMap,
+    "itrans": ITrans,
+    "coupling": AttentionCoupling,
+    "scales": ConstantScales,
+    "conv": ConvCoupling,
+}
+# The scale of iMap that learns most here; the paper's is the sigmoid.
+IMAP = {"activation": "exp"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A Glow that differs from the plain one in one respect.
+
+    Attributes:
+        layers: kinds of layers, from data to latent, with their options.
+        at: where in every step they go, as the paper counts.
+        both_masks: two of each kind with complementary masks.
+        depth: steps in a level.
+        coupling_net: "conv", or "attention" with about as many parameters.
+    """
+
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    at: tuple[int, ...] = (4,)
+    both_masks: bool = True
+    depth: int = DEPTH
+    coupling_net: str = "conv"
+
+    @property
+    def starts_as_plain(self) -> bool:
+        """Whether it is the plain model of its seed before training."""
+        as_in_the_paper = any(options.get("init") == "paper" for options in self.layers.values())
+        return not as_in_the_paper and self.depth == DEPTH and self.coupling_net == "conv"
+
+    def glow_options(self) -> dict[str, Any]:
+        """Options of train.py for the Glow itself."""
+        nets = {} if self.coupling_net == "conv" else {"coupling_net": attention_net}
+        return {"attention": "none", "depth": self.depth, "hidden": HIDDEN, **nets}
+
+    def insert(self, flow: nn.Module, example: Tensor) -> None:
+        """Put the layers into a plain Glow."""
+        if not self.layers:
+            return
+        flips: list[dict[str, bool]] = [
+            {"flip": flip} for flip in (False, True)[: 1 + self.both_masks]
+        ]
+        insert_attention(
+            flow,
+            [
+                partial(
+                    _layer, kind=kind, options={**options, **flip}, image_shape=example.shape[1:]
+                )
+                for kind, options in self.layers.items()
+                for flip in flips
+            ],
+            example=example,
+            position=[POSITIONS[number - 1] for number in self.at],
+        )
+
+    def fits(self, size: int) -> bool:
+        """Whether there are as many patches as asked for in the first level of such images."""
+        return self.layers.get("itrans", {}).get("patches", 1) <= size // 2
+
+
+def _layer(
+    channels: int, *, kind: str, options: Mapping[str, Any], image_shape: tuple[int, ...]
+) -> nn.Module:
+    if "patches" in options:
+        # A level has twice the channels of the one before and half its edge.
+        edge = 2 * image_shape[0] * image_shape[1] // channels
+        options = {**options, "patches": min(options["patches"], edge)}
+    return KINDS[kind](channels, **options)
+
+
+def attention_net(inputs: int, outputs: int) -> nn.Module:
+    """A block of attention as coupling net, with about as many parameters as Glow's own net."""
+    goal = count_parameters(ConvNet(inputs, outputs, HIDDEN))
+    nets = [
+        GatedAttentionNet(inputs, outputs, hidden, blocks=1, dropout=0.0)
+        for hidden in range(4, HIDDEN + 1, 4)
+    ]
+    return min(nets, key=lambda net: abs(count_parameters(net) - goal))
+
+
+def _position() -> dict[str, Arm]:
+    chosen = [(1,), (2,), (3,), (1, 4), (2, 4), (3, 4), (1, 2, 3, 4)]
+    others = {f"imap-at-{'-'.join(map(str, at))}": Arm({"imap": IMAP}, at) for at in chosen}
+    return {"imap": Arm({"imap": IMAP}), **others}
+
+
+def _heads() -> dict[str, Arm]:
+    return {"itrans": Arm({"itrans": {}})} | {
+        f"itrans-{heads}-heads-{mode}": Arm({"itrans": {"heads": heads, "head_mode": mode}})
+        for heads in (3, 5, 7)
+        for mode in ("sum", "concat")
+    }
+
+
+def _masks() -> dict[str, Arm]:
+    arms = {}
+    for kind, options in {"imap": IMAP, "itrans": {}}.items():
+        arms[kind] = Arm({kind: options})
+        arms[f"{kind}-one-mask"] = Arm({kind: options}, both_masks=False)
+        for mask in ("spatial", "channel", "random"):
+            arms[f"{kind}-{mask}-mask"] = Arm({kind: {**options, "mask": mask}})
+    return arms
+
+
+def _maps() -> dict[str, Arm]:
+    spatial = {
+        f"imap-{activation}": Arm({"imap": {"activation": activation}})
+        for activation in ("sigmoid", "softmax")
+    }
+    channel = {
+        f"imap-channel-{activation}": Arm({"imap": {"activation": activation, "axis": "channel"}})
+        for activation in ("exp", "sigmoid", "softmax")
+    }
+    return {"imap": Arm({"imap": IMAP}), **spatial, **channel}
+
+
+def _patches() -> dict[str, Arm]:
+    others = {f"itrans-{n}-patches": Arm({"itrans": {"patches": n}}) for n in (4, 8)}
+    return {"itrans": Arm({"itrans": {}}), **others}
+
+
+def _kinds() -> dict[str, Arm]:
+    return {
+        "imap": Arm({"imap": IMAP}),
+        "itrans": Arm({"itrans": {}}),
+        "imap-itrans": Arm({"imap": IMAP, "itrans": {}}),
+        "coupling": Arm({"coupling": {}}),
+        "coupling-3x3": Arm({"coupling": {"kernel": (3, 3)}}),
+        "coupling-imap": Arm({"coupling": {}, "imap": IMAP}),
+    }
+
+
+def _init() -> dict[str, Arm]:
+    sigmoid = {"activation": "sigmoid"}
+    return {
+        "imap-sigmoid": Arm({"imap": sigmoid}),
+        "imap-paper": Arm({"imap": {**sigmoid, "init": "paper"}}),
+        "itrans": Arm({"itrans": {}}),
+        "itrans-paper": Arm({"itrans": {"init": "paper"}}),
+    }
+
+
+def _controls() -> dict[str, Arm]:
+    deeper = {f"depth-{depth}": Arm(depth=depth) for depth in (5, 6, 8, 12)}
+    return {
+        "scales": Arm({"scales": {}}),
+        "conv": Arm({"conv": {}}),
+        "attention-net": Arm(coupling_net="attention"),
+        **deeper,
+    }
+
+
+GROUPS: dict[str, dict[str, Arm]] = {
+    "kinds": _kinds(),
+    "controls": _controls(),
+    "position": _position(),
+    "heads": _heads(),
+    "masks": _masks(),
+    "maps": _maps(),
+    "patches": _patches(),
+    "init": _init(),
+}
+ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
+# What a quick look takes; in depth, the two next to the plain model.
+QUICK = (
+    *(PLAIN, "imap", "itrans", "coupling", "coupling-imap"),
+    *("scales", "conv", "depth-5", "depth-8"),
+)

@@ -1,0 +1,99 @@
+"""Layers without attention that take the place of attention, as flows of normflows."""
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.layers import AttentionCoupling, InvertibleLayer
+from attnflow_plugin.layers.base import Context
+from attnflow_plugin.layers.conditioner import affine_parameters
+from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.masks import make_mask
+
+
+class MaskedFlow(InvertibleLayer, nf.flows.Flow):
+    """A layer with the mask of the attention layers and the direction of normflows."""
+
+    takes_context = True
+
+    def __init__(self, channels: int, *, flip: bool = False) -> None:
+        super().__init__(channels)
+        self.flip = flip
+
+    def forward(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self.to_data(z, context)
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        return self.to_latent(z, context)
+
+    def passing(self, event: Tensor) -> Tensor:
+        """M, one where the event passes and zero elsewhere."""
+        key = (event.shape[1:], self.flip, event.dtype)
+        return cached_constant(_passing, *key, device=event.device)
+
+
+def _passing(shape: torch.Size, flip: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return make_mask("spatial-channel", shape[0], shape[1:], flip, device=device).to(dtype)
+
+
+class ConstantScales(MaskedFlow):
+    r"""Learned scales: :class:`IMap` without its attention.
+
+    One for the passing and one for the attended entries of every channel, :math:`z = x e^s`.
+    """
+
+    def __init__(self, channels: int, *, flip: bool = False) -> None:
+        super().__init__(channels, flip=flip)
+        self.raw = nn.Parameter(torch.zeros(2, channels))
+
+    def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_scale = self._log_scale(x)
+        return x * log_scale.exp(), log_scale.sum().repeat(len(x))
+
+    def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_scale = self._log_scale(z)
+        return z * (-log_scale).exp(), -log_scale.sum().repeat(len(z))
+
+    def _log_scale(self, event: Tensor) -> Tensor:
+        passing = self.passing(event)
+        of_passing, of_attended = soft_bound(self.raw, LOG_SCALE_BOUND).reshape(
+            2, -1, *[1] * (event.ndim - 2)
+        )
+        return passing * of_passing + (1 - passing) * of_attended
+
+
+class ConvCoupling(MaskedFlow):
+    r"""The coupling of :class:`AttentionCoupling`, computed by two 3x3 convolutions.
+
+    With :math:`x_1 = M x`, :math:`(r, t) = conv(relu(conv(x_1)))`, :math:`s = 2 \tanh(r / 2)`:
+    :math:`z_1 = x_1`, :math:`z_2 = x_2 e^s + t`. The number of hidden channels is the one that
+    comes nearest to the parameters of an :class:`AttentionCoupling`.
+    """
+
+    autocast_inside = True
+
+    def __init__(self, channels: int, *, flip: bool = False) -> None:
+        super().__init__(channels, flip=flip)
+        width = max(1, round(count_parameters(AttentionCoupling(channels)) / (27 * channels)))
+        last = nn.Conv2d(width, 2 * channels, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.net = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), last)
+
+    def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._affine(x)
+        return x * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+
+    def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._affine(z)
+        return (z - shift) * (-log_scale).exp(), -log_scale.flatten(1).sum(1)
+
+    def _affine(self, event: Tensor) -> tuple[Tensor, Tensor]:
+        passing = self.passing(event)
+        raw, shift = affine_parameters(type(self).__name__, self.net, event * passing, event)
+        return soft_bound(raw, LOG_SCALE_BOUND) * (1 - passing), shift * (1 - passing)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,85 @@
+"""The report: tables, pictures and all numbers, in a folder or in a page of the documentation."""
+
+import json
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ablation.forest import draw
+from ablation.jobs import LENGTHS, SIZES, write_json
+from ablation.outcomes import Result, outcomes, read_results
+from ablation.tables import group_tables
+
+START, END = "<!-- results -->", "<!-- end of results -->"
+RAW = "ablation.json"
+
+
+def write_report(folder: Path) -> str:
+    """Write report.md, a picture for each data set and length, and the numbers of all runs.
+
+    Returns:
+        The text of report.md.
+    """
+    text = _write(folder, folder)
+    (folder / "report.md").write_text(text)
+    return text
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Put the report between the marks in a page, and its files into a folder of the same name."""
+    before, _, rest = page.read_text().partition(START)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"{page}: expected {START} and {END}")
+    text = _write(folder, page.with_suffix(""), f"{page.stem}/")
+    page.write_text(f"{before}{START}\n\n{text}\n{END}{after}")
+
+
+def _write(folder: Path, out: Path, link: str = "") -> str:
+    out.mkdir(parents=True, exist_ok=True)
+    results = read_results(folder)
+    times = {data: _times(folder, data) for data in SIZES}
+    parts = []
+    for length, data in product(LENGTHS, SIZES):
+        chosen = [result for result in results if _is_from(result, data, length)]
+        if chosen:
+            title = f"{data.capitalize()}, {LENGTHS[length][data]} steps"
+            picture = f"{data}-{length}.png"
+            found = outcomes(chosen, times[data])
+            draw(found, title, out / picture)
+            parts += [f"## {title}", f"![{title}]({link}{picture})", group_tables(found)]
+    parts.append(f"{_made_with(results)} The numbers of all runs: [{RAW}]({link}{RAW}).")
+    write_json({"runs": [_compact(result) for result in results], "times": times}, out / RAW)
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_from(result: Result, data: str, length: str) -> bool:
+    config = result["config"]
+    return (config["data"], config["length"]) == (data, length)
+
+
+def _times(folder: Path, data: str) -> dict[str, float]:
+    path = folder / f"timing-{data}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _compact(result: Result) -> dict[str, Any]:
+    """Without what is the same in all runs of an arm or of a machine."""
+    names = ("arm", "seed", "data", "length", "steps")
+    outcome = ("final", "curve", "skipped", "parameters", "seconds")
+    return {n: result["config"][n] for n in names} | {n: result[n] for n in outcome}
+
+
+def _made_with(results: Iterable[Result]) -> str:
+    kinds = {json.dumps([result["versions"], result["hardware"]]) for result in results}
+    machines = "; ".join(_machine(*json.loads(kind)) for kind in sorted(kinds))
+    return f"Made with {machines}."
+
+
+def _machine(versions: dict[str, str], hardware: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return (
+        f"{packages}, every run on one of {hardware['cores']} {hardware['machine']} cores with "
+        f"{hardware['instructions']}"
+    )

@@ -1,0 +1,92 @@
+"""Doing jobs, several at a time."""
+
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from training.evaluation import NOT_FINITE
+from training.loop import NotFiniteError
+
+from ablation.arm_trainer import ArmTrainer
+from ablation.control_layers import count_parameters
+from ablation.jobs import Job, write_json
+
+EVALUATIONS = 10
+
+
+def run_all(jobs: Sequence[Job], folder: Path, workers: int) -> None:
+    """Do what is not done yet; what was stopped in the middle starts again."""
+    pending = [job for job in jobs if not job.is_done(folder)]
+    with (
+        tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="run") as bar,
+        ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool,
+    ):
+        futures = [pool.submit(run, job, folder) for job in pending]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)  # The other cores belong to the other workers.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends them; their jobs start again.
+
+
+def run(job: Job, folder: Path) -> None:
+    """Train one model and write what came out."""
+    started = time.perf_counter()
+    outcome = train(ArmTrainer(job.arm, job.data, job.seed, job.steps))
+    seconds = round(time.perf_counter() - started, 1)
+    result = {"config": job.config, **outcome, "seconds": seconds, **environment()}
+    write_json(result, job.path(folder))
+
+
+def train(trainer: ArmTrainer) -> dict[str, Any]:
+    """Test bits/dim on the way and at the end, by the average of the weights.
+
+    ``final`` is None if the model was not finite somewhere: at the end, or so often that the
+    training gave up.
+    """
+    period = max(1, trainer.options.steps // EVALUATIONS)
+    curve: list[tuple[int, float | None]] = []
+    try:
+        for x, context in trainer.feed.training(0):
+            trainer.step(x, context)
+            if trainer.state.step % period == 0 or trainer.finished:
+                bits = trainer.evaluate()
+                curve.append((trainer.state.step, round(bits, 6) if math.isfinite(bits) else None))
+    except (NotFiniteError, *NOT_FINITE):
+        curve.append((trainer.state.step, None))
+    return {
+        "final": curve[-1][1],
+        "curve": curve,
+        "skipped": trainer.state.skipped,
+        "parameters": count_parameters(trainer.state.model.flow),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were made with."""
+    packages = ("torch", "normflows", "attnflow-plugin")
+    return {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "hardware": {
+            "machine": platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+        },
+    }

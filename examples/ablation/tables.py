@@ -1,0 +1,72 @@
+"""Outcomes as Markdown."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+from ablation.arms import GROUPS, PLAIN
+from ablation.differences import Difference
+from ablation.outcomes import Outcome
+
+_HEAD = [
+    *("", "seeds", "parameters", "time of a step", "bits/dim", "against plain"),
+    *("against a Glow of as many parameters", "of as much time"),
+]
+
+
+def in_groups(found: Mapping[str, Outcome]) -> dict[str, list[Outcome]]:
+    """The arms of each group, the largest gain first; groups only that show something new."""
+    groups: dict[str, list[Outcome]] = {}
+    shown: set[str] = set()
+    for name, group in GROUPS.items():
+        present = group.keys() & found.keys()
+        if present - shown:
+            groups[name] = sorted((found[arm] for arm in present), key=_rank)
+        shown |= present
+    return groups
+
+
+def _rank(outcome: Outcome) -> tuple[bool, float, str]:
+    """What was not finite comes last."""
+    gain = outcome.gain.mean
+    return math.isnan(gain), 0.0 if math.isnan(gain) else gain, outcome.arm
+
+
+def group_tables(found: Mapping[str, Outcome]) -> str:
+    """A table for every group, with the plain model on top."""
+    plain = [_start(found[PLAIN]) + [""] * 3] if PLAIN in found else []
+    tables = []
+    for name, members in in_groups(found).items():
+        lines = [_HEAD, ["---"] * len(_HEAD), *plain, *map(_row, members)]
+        tables.append(f"**{name}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables)
+
+
+def _row(outcome: Outcome) -> list[str]:
+    differences: Sequence[Difference | None] = (
+        outcome.gain,
+        outcome.at_parameters,
+        outcome.at_time,
+    )
+    return [*_start(outcome), *map(_difference, differences)]
+
+
+def _start(outcome: Outcome) -> list[str]:
+    values = [value for value in outcome.scores.values() if value is not None]
+    return [
+        outcome.arm,
+        str(len(outcome.scores)),
+        f"{outcome.parameters:,}".replace(",", " "),
+        "" if outcome.time is None else f"{outcome.time:.2f}",
+        f"{mean(values):.3f}" if len(values) == len(outcome.scores) else "",
+    ]
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None or not difference.seeds:
+        return ""
+    if difference.not_finite:
+        return f"not finite in {difference.not_finite} of {difference.seeds}"
+    if math.isnan(difference.half_width):
+        return f"{difference.mean:+.3f} (one seed)"
+    return f"{difference.mean:+.3f} ± {difference.half_width:.3f}"

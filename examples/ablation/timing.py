@@ -1,0 +1,46 @@
+"""Seconds per training step, relative to the plain Glow."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ablation.arm_trainer import ArmTrainer
+from ablation.arms import ARMS, PLAIN
+from ablation.jobs import SIZES, write_json
+
+WARM_UP = 2
+
+
+def step_times(arms: Sequence[str], data: str, folder: Path, rounds: int) -> dict[str, float]:
+    """What a step of each arm takes in steps of the plain model; measured once, then read.
+
+    All arms take turns in this process, on one thread: a noisy machine is as noisy for each.
+    """
+    path = folder / f"timing-{data}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    missing = [arm for arm in arms if arm not in found and ARMS[arm].fits(SIZES[data])]
+    if missing:
+        found |= _measure(list(dict.fromkeys([PLAIN, *missing])), data, rounds)
+        write_json(found, path)
+    return found
+
+
+def _measure(arms: Sequence[str], data: str, rounds: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    trainers = {arm: ArmTrainer(arm, data, 0, rounds + WARM_UP) for arm in arms}
+    x, context = trainers[PLAIN].feed.first()
+    ratios: dict[str, list[float]] = {arm: [] for arm in arms}
+    for turn in range(rounds + WARM_UP):
+        seconds = {}
+        for arm, trainer in trainers.items():
+            started = time.perf_counter()
+            trainer.step(x, context)
+            seconds[arm] = time.perf_counter() - started
+        if turn >= WARM_UP:
+            for arm in arms:
+                ratios[arm].append(seconds[arm] / seconds[PLAIN])
+    return {arm: round(median(values), 3) for arm, values in ratios.items()}

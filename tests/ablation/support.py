@@ -1,0 +1,30 @@
+"""Runs that were never made, and runs that are short enough for tests."""
+
+import pytest
+from ablation import jobs
+from ablation.jobs import Job, write_json
+
+VERSIONS = {"python": "3.11", "torch": "2.9"}
+HARDWARE = {"machine": "abacus", "instructions": "beads", "cores": 3}
+
+
+def write_result(folder, arm, seed, final, *, data="digits", length="short", parameters=100):
+    """The file of a run."""
+    job = Job(arm, seed, data, length)
+    result = {
+        "config": job.config,
+        "final": final,
+        "curve": [[job.steps, final]],
+        "skipped": 0,
+        "parameters": parameters,
+        "seconds": 1.0,
+        "versions": VERSIONS,
+        "hardware": HARDWARE,
+    }
+    write_json(result, job.path(folder))
+    return job
+
+
+@pytest.fixture
+def three_steps(monkeypatch):
+    monkeypatch.setitem(jobs.LENGTHS, "quick", {"digits": 3, "photographs": 3})

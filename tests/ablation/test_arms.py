@@ -1,0 +1,105 @@
+"""What the arms are, and that they start where they say."""
+
+from functools import cache
+
+import pytest
+import torch
+from ablation.arms import ARMS, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
+from ablation.control_layers import ConvCoupling, MaskedFlow, count_parameters
+
+from attnflow_plugin.backbones import ConvNet
+from attnflow_plugin.layers import AttentionCoupling, IMap, ITrans
+from attnflow_plugin.normflows import build_glow, log_prob, prepare
+
+PHOTOGRAPHS, DIGITS = (3, 16, 16), (1, 8, 8)
+CHANNELS = (4, 8, 12, 24)  # of the levels of both
+LEVELS = 2
+# The deeper arms are the plain one with more steps.
+ARMS_OF_ONE_DEPTH = [arm for arm in ARMS if "depth" not in arm]
+
+
+def glow(arm, shape):
+    """An arm with a quarter of its steps and narrow couplings, and data."""
+    x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(1))
+    options = ARMS[arm].glow_options()
+    torch.manual_seed(0)
+    flow = build_glow(
+        shape,
+        levels=LEVELS,
+        steps=options["depth"] // 4,
+        hidden_channels=8,
+        coupling_net=options.get("coupling_net", "conv"),
+    )
+    ARMS[arm].insert(flow, x)
+    prepare(flow, x)
+    return flow, x
+
+
+@cache
+def plain_log_prob(shape):
+    flow, x = glow(PLAIN, shape)
+    return log_prob(flow, x)
+
+
+@pytest.mark.parametrize("arm", ARMS_OF_ONE_DEPTH)
+def test_arms_start_as_the_plain_model_where_they_say_so(arm):
+    flow, x = glow(arm, PHOTOGRAPHS)
+    before = log_prob(flow, x)
+    same = torch.equal(before, plain_log_prob(PHOTOGRAPHS))
+    assert same == ARMS[arm].starts_as_plain
+
+    layers = inserted(flow)
+    definition = ARMS[arm]
+    flips = {False, True} if definition.both_masks else {False}
+    places = LEVELS * len(definition.at)
+    assert len(layers) == places * len(definition.layers) * len(flips)
+    for layer in layers:
+        assert layer.flip in flips
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    # And they are really in there.
+    assert torch.allclose(log_prob(flow, x), before) == (not layers)
+
+
+def inserted(flow):
+    types = (IMap, ITrans, AttentionCoupling, MaskedFlow)
+    return [layer for layer in flow.modules() if isinstance(layer, types)]
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS_OF_ONE_DEPTH if arm.startswith("itrans")])
+def test_attention_between_patches_fits_small_images_too(arm):
+    if not ARMS[arm].fits(8):
+        pytest.skip("more patches than positions")
+    flow, x = glow(arm, DIGITS)
+    same = torch.equal(log_prob(flow, x), plain_log_prob(DIGITS))
+    assert same == ARMS[arm].starts_as_plain
+
+
+def test_deeper_glows_are_deeper():
+    sizes = [count_parameters(glow(arm, DIGITS)[0]) for arm in (PLAIN, "depth-8", "depth-12")]
+    assert sizes == sorted(set(sizes))
+
+
+def test_patches_are_as_many_as_a_level_has_room_for():
+    flow, _ = glow("itrans-8-patches", PHOTOGRAPHS)
+    patches = [(m.channels, m.patches) for m in flow.modules() if isinstance(m, ITrans)]
+    assert set(patches) == {(12, 8), (24, 4)}
+    assert not ARMS["itrans-8-patches"].fits(8)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_controls_have_about_as_many_parameters(channels):
+    conv, attention = ConvCoupling(channels), AttentionCoupling(channels)
+    assert count_parameters(conv) == pytest.approx(count_parameters(attention), rel=0.06)
+    half, outputs = channels // 2, channels
+    net = attention_net(half, outputs)
+    glows = count_parameters(ConvNet(half, outputs, HIDDEN))
+    assert count_parameters(net) == pytest.approx(glows, rel=0.2)
+
+
+def test_an_arm_is_the_same_in_all_groups():
+    for group in GROUPS.values():
+        for name, arm in group.items():
+            assert arm == ARMS[name]
+    assert set(QUICK) <= ARMS.keys()

@@ -1,0 +1,107 @@
+"""The report of results that are made up."""
+
+import json
+import sys
+
+import ablate
+import pytest
+from ablation.arms import ARMS, Arm
+from ablation.jobs import write_json
+from ablation.report import END, START, write_page, write_report
+
+from tests.ablation.support import write_result
+
+RUNS = {
+    "plain": (100, [3.0, 4.0]),
+    "depth-5": (200, [2.0, 3.0]),
+    "imap": (150, [2.7, 3.6]),
+    "itrans": (110, [3.2, 4.1]),
+    "coupling": (300, [2.5, None]),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    out = tmp_path / "out"
+    for arm, (parameters, finals) in RUNS.items():
+        for seed, final in enumerate(finals):
+            write_result(out, arm, seed, final, parameters=parameters)
+    write_json(
+        {"plain": 1.0, "depth-5": 1.5, "imap": 1.1, "coupling": 2.0}, out / "timing-digits.json"
+    )
+    return out
+
+
+def rows(text, arm):
+    found = [line for line in text.splitlines() if line.startswith(f"| {arm} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found]
+
+
+def test_rows(folder):
+    text = write_report(folder)
+    assert "## Digits, 500 steps" in text
+    assert rows(text, "plain")[0] == ["plain", "2", "100", "1.00", "3.500", "", "", ""]
+    # Differences -0.3 and -0.4; half way to depth-5 in parameters +0.2 and +0.1, and a fifth of the
+    # way in time -0.1 and -0.2. With one degree of freedom t is 12.706, the standard error 0.05.
+    interval = "± 0.635"
+    assert rows(text, "imap")[0] == [
+        *("imap", "2", "150", "1.10", "3.150"),
+        *(f"-0.350 {interval}", f"+0.150 {interval}", f"-0.150 {interval}"),
+    ]
+    assert rows(text, "coupling")[0] == [
+        *("coupling", "2", "300", "2.00", "", "not finite in 1 of 2", "", ""),
+    ]
+    assert rows(text, "itrans")[0][3] == ""
+    assert rows(text, "depth-5")[0][6:] == ["", ""]
+
+
+def test_order_is_by_effect_and_groups_are_not_repeated(folder):
+    text = write_report(folder)
+    assert "**kinds**" in text
+    assert "**controls**" in text
+    assert "**position**" not in text  # It would show imap again, and nothing else.
+    kinds = text[text.index("**kinds**") : text.index("**controls**")]
+    arms = [line.split("|")[1].strip() for line in kinds.splitlines() if line.startswith("| ")]
+    assert arms[1:] == ["---", "plain", "imap", "itrans", "coupling"]
+
+
+def test_files(folder):
+    write_report(folder)
+    raw = json.loads((folder / "ablation.json").read_text())
+    assert len(raw["runs"]) == 10
+    imap = next(r for r in raw["runs"] if (r["arm"], r["seed"]) == ("imap", 1))
+    assert (imap["final"], imap["curve"], imap["steps"]) == (3.6, [[500, 3.6]], 500)
+    assert raw["times"]["digits"]["imap"] == 1.1
+    assert (folder / "digits-short.png").read_bytes().startswith(b"\x89PNG")
+    assert "torch 2.9, every run on one of 3 abacus cores" in (folder / "report.md").read_text()
+
+
+def test_a_page_gets_the_report_between_its_marks(folder, tmp_path):
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text(f"# Title\n\n{START}\nnothing yet\n{END}\n\nThe end.\n")
+    for _ in range(2):
+        write_page(folder, page)
+        text = page.read_text()
+        assert text.startswith(f"# Title\n\n{START}")
+        assert text.endswith(f"{END}\n\nThe end.\n")
+        assert "nothing yet" not in text
+        assert text.count("**kinds**") == 1
+        assert "](page/digits-short.png)" in text
+    assert {path.name for path in (page.parent / "page").iterdir()} == {
+        *("ablation.json", "digits-short.png"),
+    }
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="expected <!-- results -->"):
+        write_page(folder, page)
+
+
+def test_results_of_another_definition_do_not_count(folder, monkeypatch):
+    monkeypatch.setitem(ARMS, "imap", Arm({"imap": {"activation": "sigmoid"}}))
+    assert rows(write_report(folder), "imap") == []
+
+
+def test_the_command_reports_what_there_is(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--report", "--out", str(folder)])
+    ablate.main()
+    assert "| imap | 2 |" in capsys.readouterr().out

@@ -1,0 +1,151 @@
+"""Runs: paired, repeatable, recorded whatever comes out."""
+
+import json
+import math
+
+import pytest
+import torch
+from ablation import arm_trainer, jobs, running
+from ablation.arm_trainer import ArmTrainer
+from ablation.arms import ARMS, Arm
+from ablation.jobs import Job, all_jobs
+from ablation.running import run, run_all, train
+from ablation.timing import step_times
+from training.loop import NotFiniteError
+
+from attnflow_plugin.layers import IMap
+from tests.ablation.support import three_steps, write_result
+
+__all__ = ["three_steps"]
+
+IMAP = Job("imap", 1, "digits", "quick")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the steps and the evaluations of a training see."""
+    batches = []
+    step, evaluate = ArmTrainer.step, ArmTrainer.evaluate
+
+    def recorded_step(self, x, context):
+        batches.append(x.clone())
+        return step(self, x, context)
+
+    def recorded_evaluation(self):
+        batches.extend(x for x, _ in self.feed.testing(None)[1])
+        return evaluate(self)
+
+    monkeypatch.setattr(ArmTrainer, "step", recorded_step)
+    monkeypatch.setattr(ArmTrainer, "evaluate", recorded_evaluation)
+    return batches
+
+
+def test_arms_of_a_seed_see_the_same_batches_and_noise(seen):
+    def batches(arm, seed):
+        seen.clear()
+        train(ArmTrainer(arm, "digits", seed, 2))
+        return list(seen)
+
+    plain = batches("plain", 0)
+    assert len(plain) > 10
+    for arm in ("coupling-imap", "depth-5"):
+        found = batches(arm, 0)
+        assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    other = batches("plain", 1)
+    assert not torch.equal(plain[0], other[0])
+    assert torch.equal(plain[-1], other[-1])  # The test noise is always the same.
+
+
+def test_arms_of_a_seed_have_the_same_backbone():
+    plain, imap = (ArmTrainer(arm, "digits", 3, 1).state.model.flow for arm in ("plain", "imap"))
+    inserted = tuple(n for n, module in imap.named_modules() if isinstance(module, IMap))
+    shared = [v for k, v in imap.state_dict().items() if not k.startswith(inserted)]
+    assert inserted
+    for ours, theirs in zip(plain.state_dict().values(), shared, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_all_parameters_learn_and_are_averaged():
+    trainer = ArmTrainer("imap", "digits", 0, 2)
+    flow = trainer.state.model.flow
+    before = [parameter.detach().clone() for parameter in flow.parameters()]
+    for x, context in trainer.feed.training(0):
+        trainer.step(x, context)
+    pairs = zip(before, flow.parameters(), strict=True)
+    changed = sum(not torch.equal(old, new) for old, new in pairs)
+    assert changed > 0.9 * len(before)
+    assert len(list(trainer.state.best_flow.parameters())) == len(before)
+
+
+@pytest.mark.usefixtures("three_steps")
+def test_a_job_repeats_exactly_and_is_done_once(tmp_path):
+    assert not IMAP.is_done(tmp_path)
+    run(IMAP, tmp_path)
+    first = json.loads(IMAP.path(tmp_path).read_text())
+    assert IMAP.is_done(tmp_path)
+    written = IMAP.path(tmp_path).stat().st_mtime_ns
+    run_all([IMAP], tmp_path, 1)
+    assert IMAP.path(tmp_path).stat().st_mtime_ns == written
+
+    # A run that was killed leaves nothing, or half of a file under another name.
+    path = IMAP.path(tmp_path)
+    path.rename(path.with_name(path.name + ".part"))
+    assert not IMAP.is_done(tmp_path)
+    torch.manual_seed(5)
+    run(IMAP, tmp_path)
+    again = json.loads(path.read_text())
+    assert first.pop("seconds") > 0
+    assert again.pop("seconds") > 0
+    assert first == again
+    assert [step for step, _ in again["curve"]] == [1, 2, 3]
+
+
+def test_what_was_redefined_is_done_again(tmp_path, monkeypatch):
+    job = write_result(tmp_path, "imap", 0, 2.0)
+    assert job.is_done(tmp_path)
+    with monkeypatch.context() as changed:
+        changed.setitem(ARMS, "imap", Arm({"imap": {"activation": "sigmoid"}}))
+        assert not job.is_done(tmp_path)
+    with monkeypatch.context() as changed:
+        changed.setitem(jobs.LENGTHS, "short", {"digits": 7, "photographs": 7})
+        assert not job.is_done(tmp_path)
+    assert job.is_done(tmp_path)
+
+
+@pytest.mark.usefixtures("three_steps")
+def test_what_is_not_finite_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(ArmTrainer, "evaluate", lambda self: math.nan)
+    run(IMAP, tmp_path)
+    found = json.loads(IMAP.path(tmp_path).read_text())
+    assert found["final"] is None
+    assert found["curve"] == [[1, None], [2, None], [3, None]]
+
+    def give_up(self, x, context):
+        raise NotFiniteError("too often")
+
+    monkeypatch.setattr(ArmTrainer, "step", give_up)
+    run(IMAP, tmp_path)
+    assert json.loads(IMAP.path(tmp_path).read_text())["final"] is None
+    assert IMAP.is_done(tmp_path)
+
+
+def test_jobs_are_complete_seeds_with_the_plain_model():
+    found = all_jobs(["itrans-8-patches", "imap"], ["digits", "photographs"], ["short"], 2)
+    first = [(job.seed, job.data, job.arm) for job in found[:5]]
+    assert first == [
+        (0, "digits", "plain"),
+        (0, "digits", "imap"),
+        (0, "photographs", "plain"),
+        (0, "photographs", "itrans-8-patches"),
+        (0, "photographs", "imap"),
+    ]
+    assert len(found) == 10
+    assert len({job.path(arm_trainer.Path()) for job in found}) == 10
+
+
+def test_times_are_relative_and_measured_once(tmp_path):
+    times = step_times(["depth-12"], "digits", tmp_path, rounds=3)
+    assert times["plain"] == 1
+    assert times["depth-12"] > 1.2
+    assert step_times(["depth-12"], "digits", tmp_path, rounds=3) == times
+    assert running.environment()["hardware"]["cores"] > 0
