@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from ablation.arms import ARMS, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
+from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
 from ablation.control_layers import ConvCoupling, MaskedFlow, count_parameters
 
 from attnflow_plugin.backbones import ConvNet
@@ -19,14 +19,14 @@ ARMS_OF_ONE_DEPTH = [arm for arm in ARMS if "depth" not in arm]
 
 
 def glow(arm, shape):
-    """An arm with a quarter of its steps and narrow couplings, and data."""
+    """An arm with half of its steps and narrow couplings, and data."""
     x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(1))
     options = ARMS[arm].glow_options()
     torch.manual_seed(0)
     flow = build_glow(
         shape,
         levels=LEVELS,
-        steps=options["depth"] // 4,
+        steps=options["depth"] // 2,
         hidden_channels=8,
         coupling_net=options.get("coupling_net", "conv"),
     )
@@ -51,7 +51,7 @@ def test_arms_start_as_the_plain_model_where_they_say_so(arm):
     layers = inserted(flow)
     definition = ARMS[arm]
     flips = {False, True} if definition.both_masks else {False}
-    places = LEVELS * len(definition.at)
+    places = LEVELS * (DEPTH // 2) * len(definition.at)
     assert len(layers) == places * len(definition.layers) * len(flips)
     for layer in layers:
         assert layer.flip in flips
