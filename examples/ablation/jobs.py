@@ -11,7 +11,7 @@ from training.checkpoint import write_atomically
 from ablation.arms import ARMS, PLAIN
 
 SIZES = {"digits": 8, "photographs": 16}
-# Steps. On the digits the plain Glow gets worse again after about 2000.
+# Steps. On the digits the plain Glow overfits after about 2000.
 LENGTHS = {
     "quick": {"digits": 200, "photographs": 100},
     "short": {"digits": 500, "photographs": 1500},
