@@ -7,9 +7,8 @@ see the same batches and the same noise; so their differences mean more than the
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import current_process, get_context
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from training import checkpoint
 from training.data import DataSet, load_data
 from training.distributed import World
+from training.evaluation import evaluation_mode
 from training.feed import Feed
 from training.interruption import Interruption
 from training.loop import NotFiniteError, Trainer
@@ -115,7 +115,7 @@ class _Worker:
 def _run(arm: str, options: Options, measure: Measure) -> Run:
     trainer = trained(options, load_data(options), f"{arm}, seed {options.seed}")
     flow = trainer.state.model.flow
-    with _evaluation_mode(trainer.state.best_flow), torch.no_grad():
+    with evaluation_mode(trainer.state.best_flow), torch.no_grad():
         measured = measure(trainer)
     parameters = sum(parameter.numel() for parameter in flow.parameters())
     return Run(arm, options.seed, parameters, measured)
@@ -138,15 +138,6 @@ def trained(options: Options, data: DataSet, title: str) -> Trainer:
 
 def _in_worker() -> bool:
     return current_process().name != "MainProcess"
-
-
-@contextmanager
-def _evaluation_mode(flow: torch.nn.Module) -> Iterator[None]:
-    flow.eval()
-    try:
-        yield
-    finally:
-        flow.train()
 
 
 def table(

@@ -1,5 +1,8 @@
 """Bits per dimension of the test images under a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -9,6 +12,18 @@ from training.feed import Feed
 
 # On the CPU the layers refuse what on a GPU would come out as NaN.
 NOT_FINITE = (NonFiniteError, SingularAttentionError)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
 
 
 @torch.no_grad()
@@ -23,12 +38,11 @@ def evaluate(objective: nn.Module, feed: Feed, limit: int | None = None) -> floa
     """
     total = torch.zeros((), dtype=torch.float64)
     images, examples = feed.testing(limit)
-    objective.eval()
-    for x, context in examples:
-        try:
-            total += objective(x, context).double().sum().cpu()
-        except NOT_FINITE:
-            total += torch.nan
-    objective.train()
+    with evaluation_mode(objective):
+        for x, context in examples:
+            try:
+                total += objective(x, context).double().sum().cpu()
+            except NOT_FINITE:
+                total += torch.nan
     nats = feed.world.sum(total) / images
     return float(bits_per_dim(-nats, feed.data.dims, feed.data.levels))

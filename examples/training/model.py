@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from attnflow_plugin.layers import IMap, ITrans
 from training.backbones import architecture, check_options
 from training.data import DataSet
+from training.evaluation import evaluation_mode
 from training.feed import COARSE
 from training.options import Options
 
@@ -69,11 +70,10 @@ class Model:
         self, flow: nn.Module, count: int, context: Tensor | None, temperature: float
     ) -> Tensor:
         """Images, one for each context if there is one."""
-        flow.eval()
         # nflows draws a number of samples for each context, and gives them an axis.
         number = 1 if self.samples_have_an_axis else count
-        samples, _ = self.host.sample(flow, number, context=context, temperature=temperature)
-        flow.train()
+        with evaluation_mode(flow):
+            samples, _ = self.host.sample(flow, number, context=context, temperature=temperature)
         return samples.flatten(0, 1) if self.samples_have_an_axis else samples
 
 

@@ -1,6 +1,8 @@
 """Every backbone trains, goes on exactly, and refuses what it has no use for."""
 
 import copy
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from training.phases import Phase, phase_of
 from training.presets import PRESETS
 
 from attnflow_plugin.backbones import encoder_of
+from attnflow_plugin.errors import NonFiniteError
 from tests.examples.support import (
     arguments,
     assert_same,
@@ -181,8 +184,16 @@ def test_likelihood_without_dropout(tmp_path):
     trainer.step(*next(trainer.feed.training(1)))
     assert trainer.evaluate() == trainer.evaluate()
     x, context = next(trainer.feed.training(0))
-    objective = trainer.state.model.likelihood(trainer.state.best_flow)
+    model, flow = trainer.state.model, trainer.state.model.flow
+    objective = model.likelihood(flow)
     assert not torch.equal(objective(x, context), objective(x, context))
+    # Nor are samples, and training goes on with it, even where nothing could be drawn.
+    noise = [torch.manual_seed(0) and model.sample(flow, 2, None, 1.0) for _ in range(2)]
+    assert torch.equal(*noise)
+    model.host = SimpleNamespace(sample=Mock(side_effect=NonFiniteError("no")))
+    with pytest.raises(NonFiniteError):
+        model.sample(flow, 2, None, 1.0)
+    assert all(module.training for module in flow.modules())
 
 
 def test_joint_loss_in_training_and_bits_of_the_target_in_evaluation(tmp_path):
