@@ -22,6 +22,8 @@ from ablation.control_layers import count_parameters
 from ablation.jobs import Job, write_json
 
 EVALUATIONS = 10
+AT_LEAST = 50
+"""Steps between evaluations, which take as long as a few steps each."""
 
 
 def run_all(jobs: Sequence[Job], folder: Path, workers: int) -> None:
@@ -61,7 +63,7 @@ def train(trainer: ArmTrainer) -> dict[str, Any]:
     ``final`` is None if the model was not finite somewhere: at the end, or so often that the
     training gave up.
     """
-    period = max(1, trainer.options.steps // EVALUATIONS)
+    period = max(AT_LEAST, trainer.options.steps // EVALUATIONS)
     curve: list[tuple[int, float | None]] = []
     try:
         for x, context in trainer.feed.training(0):

@@ -37,7 +37,6 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(ArmTrainer, "step", recorded_step)
     monkeypatch.setattr(ArmTrainer, "evaluate", recorded_evaluation)
-    monkeypatch.setattr(running, "EVALUATIONS", 1)
     return batches
 
 
@@ -98,7 +97,7 @@ def test_a_job_repeats_exactly_and_is_done_once(tmp_path):
     assert first.pop("seconds") > 0
     assert again.pop("seconds") > 0
     assert first == again
-    assert [step for step, _ in again["curve"]] == [1, 2, 3]
+    assert again["curve"] == [[3, again["final"]]]
 
 
 def test_what_was_redefined_is_done_again(tmp_path, monkeypatch):
@@ -113,13 +112,21 @@ def test_what_was_redefined_is_done_again(tmp_path, monkeypatch):
     assert job.is_done(tmp_path)
 
 
+def test_the_curve_is_evaluated_on_the_way_and_at_the_end(monkeypatch):
+    monkeypatch.setattr(ArmTrainer, "evaluate", lambda self: 2.0)
+    monkeypatch.setattr(running, "AT_LEAST", 1)
+    monkeypatch.setattr(running, "EVALUATIONS", 2)
+    curve = train(ArmTrainer("plain", "digits", 0, 5))["curve"]
+    assert curve == [(2, 2.0), (4, 2.0), (5, 2.0)]
+
+
 @pytest.mark.usefixtures("three_steps")
 def test_what_is_not_finite_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(ArmTrainer, "evaluate", lambda self: math.nan)
     run(IMAP, tmp_path)
     found = json.loads(IMAP.path(tmp_path).read_text())
     assert found["final"] is None
-    assert found["curve"] == [[1, None], [2, None], [3, None]]
+    assert found["curve"] == [[3, None]]
 
     def give_up(self, x, context):
         raise NotFiniteError("too often")
