@@ -13,6 +13,7 @@ of the Glow too, which the layers leave as it is when they start. Each run leave
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ ROUNDS = 15
 
 def main() -> None:
     options = parse_options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # As Ctrl-C.
     if not options.report:
         jobs = all_jobs(options.arms, options.data, options.lengths, options.seeds)
         run_all(jobs, options.out, options.workers)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,15 @@ def run_all(jobs: Sequence[Job], folder: Path, workers: int) -> None:
                 future.result()
                 bar.update()
         except BaseException:
+            for worker in active_children():
+                worker.terminate()  # Their jobs start again.
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _start_worker() -> None:
     torch.set_num_threads(1)  # The other cores belong to the other workers.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends them; their jobs start again.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends them.
 
 
 def run(job: Job, folder: Path) -> None:
