@@ -30,7 +30,6 @@ from comparison import (
     table,
     test_bits,
 )
-from matplotlib.figure import Figure
 from sample_pictures import draw_columns
 from training.loop import Trainer
 from training.options import Options
@@ -95,7 +94,7 @@ def report(options: Options, runs: Sequence[Run]) -> str:
     return table(runs, TITLES)
 
 
-def picture(options: Options, runs: Sequence[Run], path: Path | None = None) -> Figure:
+def picture(options: Options, runs: Sequence[Run], path: Path) -> None:
     """Map, samples, truth."""
     targets, maps = shown_images(options, SHOWN)
     columns = {"map": maps.numpy()}
@@ -104,7 +103,7 @@ def picture(options: Options, runs: Sequence[Run], path: Path | None = None) -> 
             for temperature, images in each.measured.arrays.items():
                 columns[f"{TITLES[each.arm]}\nT = {temperature}"] = images
     columns["truth"] = targets.numpy()
-    return draw_columns(columns, f"test images of {options.data}", path)
+    draw_columns(columns, f"test images of {options.data}", path)
 
 
 def options_of(given: argparse.Namespace) -> Options:

@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def draw_columns(columns: Mapping[str, np.ndarray], title: str, path: Path | None) -> Figure:
-    """Images side by side.
+def draw_columns(columns: Mapping[str, np.ndarray], title: str, path: Path) -> None:
+    """Write images side by side.
 
     Args:
         columns: images in [0, 1] by what they are, shape ``(rows, C, H, W)``; sizes may differ.
         title: of the whole.
-        path: where to save it, or None.
+        path: the file.
     """
     rows = min(len(images) for images in columns.values())
     # A Figure of its own rather than pyplot, which would look for a screen.
@@ -28,6 +28,4 @@ def draw_columns(columns: Mapping[str, np.ndarray], title: str, path: Path | Non
             )
             ax.set_axis_off()
     figure.suptitle(title, fontsize=11)
-    if path is not None:
-        figure.savefig(path, dpi=100)
-    return figure
+    figure.savefig(path, dpi=100)

@@ -30,7 +30,6 @@ from comparison import (
     table,
     test_bits,
 )
-from matplotlib.figure import Figure
 from sample_pictures import draw_columns
 from torch import Tensor
 from training.loop import Trainer
@@ -119,7 +118,7 @@ def report(options: Options, runs: Sequence[Run]) -> str:
     return "\n\n".join([*parts, table(runs, TITLES, {"bicubic": row})])
 
 
-def picture(options: Options, runs: Sequence[Run], path: Path | None = None) -> Figure:
+def picture(options: Options, runs: Sequence[Run], path: Path) -> None:
     """Low resolution, enlargements, truth."""
     targets, low = shown_images(options, SHOWN)
     columns = {"low resolution": low.numpy(), "bicubic": bicubic(low, targets).numpy()}
@@ -128,7 +127,7 @@ def picture(options: Options, runs: Sequence[Run], path: Path | None = None) -> 
             for temperature, images in each.measured.arrays.items():
                 columns[f"{TITLES[each.arm]}\nT = {temperature}"] = images
     columns["truth"] = targets.numpy()
-    return draw_columns(columns, f"{options.scale}x, test images of {options.data}", path)
+    draw_columns(columns, f"{options.scale}x, test images of {options.data}", path)
 
 
 def bicubic(low: Tensor, targets: Tensor) -> Tensor:
