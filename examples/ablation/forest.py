@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 from ablation.outcomes import Outcome
 from ablation.tables import in_groups
 
+NEAR, FAR = 0.1, 1.0
+"""Bits/dim up to which the axis is linear, and beyond which it has to be logarithmic outside."""
+
 
 def draw(found: Mapping[str, Outcome], title: str, path: Path) -> None:
     """Groups below each other, in each the largest gain on top."""
@@ -23,6 +26,9 @@ def draw(found: Mapping[str, Outcome], title: str, path: Path) -> None:
             half_width = outcome.gain.half_width
             error = None if math.isnan(half_width) else half_width
             axes.errorbar(outcome.gain.mean, height, xerr=error, fmt="o", color="C0", markersize=4)
+    left, right = axes.get_xlim()
+    if max(-left, right) > FAR:  # Some arms fail; the others shall not be squeezed for that.
+        axes.set_xscale("symlog", linthresh=NEAR, linscale=2)
     labels = [name if outcome else f"{name}:" for name, outcome in lines]
     axes.set_yticks(range(len(lines)), labels)
     for label, (_, outcome) in zip(axes.get_yticklabels(), lines, strict=True):
