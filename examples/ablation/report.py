@@ -44,7 +44,7 @@ def _write(folder: Path, out: Path, link: str = "") -> str:
     for length, data in product(LENGTHS, SIZES):
         chosen = [result for result in results if _is_from(result, data, length)]
         if chosen:
-            title = f"{data.capitalize()}, {LENGTHS[length][data]} steps"
+            title = f"{data.capitalize()}, {length}: {LENGTHS[length][data]} steps"
             picture = f"{data}-{length}.png"
             found = outcomes(chosen, times[data])
             draw(found, title, out / picture)

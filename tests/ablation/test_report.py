@@ -39,7 +39,7 @@ def rows(text, arm):
 
 def test_rows(folder):
     text = write_report(folder)
-    assert "## Digits, 500 steps" in text
+    assert "## Digits, short: 500 steps" in text
     assert rows(text, "plain")[0] == ["plain", "2", "100", "1.00", "3.500", "", "", ""]
     # Differences -0.3 and -0.4; half way to depth-5 in parameters +0.2 and +0.1, and a fifth of the
     # way in time -0.1 and -0.2. With one degree of freedom t is 12.706, the standard error 0.05.
