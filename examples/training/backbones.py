@@ -14,8 +14,10 @@ _ARCHITECTURE: dict[str, set[str]] = {
     },
     "full-glow": {"conditioning", "trunk", "scale_map"},
 }
+# With --coupling-net attention, whose defaults are those of mARFlow.
+_OF_ATTENTION_NETS = {"blocks", "dropout"}
 _FURTHER = {
-    "glow": {"context_in_attention"},
+    "glow": {"context_in_attention", *_OF_ATTENTION_NETS},
     "srflow": {
         *("context_in_attention", "pretrain_steps", "pretrain_lr", "freeze_encoder_until"),
     },
@@ -37,6 +39,8 @@ def check_options(options: Options) -> None:
     """Raise where options do not go together, or nothing would come of one of them."""
     useless = set().union(*_ARCHITECTURE.values(), *_FURTHER.values()) - _used(options.backbone)
     _refuse(options, useless, f"--backbone {options.backbone}")
+    if options.backbone == "glow" and options.coupling_net != "attention":
+        _refuse(options, _OF_ATTENTION_NETS, "--coupling-net conv")
     if options.attention == "none":
         _refuse(options, _OF_ATTENTION, "--attention none")
     if options.attention == "imap":
@@ -56,6 +60,9 @@ def architecture(options: Options) -> dict[str, Any]:
     """Arguments of the builder that only this backbone has, without those of its attention."""
     own = _ARCHITECTURE[options.backbone]
     found = {name: value for name, value in options.given.items() if name in own}
+    if options.backbone == "glow" and options.coupling_net == "attention":
+        nets = {name: options.given[name] for name in _OF_ATTENTION_NETS & options.given.keys()}
+        found["coupling_net_options"] = nets
     if options.backbone == "srflow":
         found |= {"scale": options.scale, "image_head": options.pretrain_steps > 0}
     return found

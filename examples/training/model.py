@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.layers import IMap, ITrans
 from training.backbones import architecture, check_options
 from training.data import DataSet
 from training.evaluation import evaluation_mode
@@ -30,25 +29,17 @@ class Model:
         self.host = import_module(f"attnflow_plugin.{options.host}")
         self.samples_have_an_axis = options.host == "nflows" and options.context != "none"
         self.is_joint = options.backbone == "full-glow"
-        self.flow = self._build(options, data)
-        if options.attention != "none":
-            # The same seed is the same backbone, with any attention or none, so that runs can be
-            # compared in pairs.
-            backbone, self.flow = self.flow, self._build(options, data, _attention(options))
-            _copy_backbone(backbone, self.flow)
-
-    def _build(
-        self, options: Options, data: DataSet, attention: dict[str, Any] | None = None
-    ) -> nn.Module:
         build = getattr(self.host, f"build_{options.backbone.replace('-', '_')}")
-        return build(
+        # The same seed is the same backbone, with any attention or none, so that runs can be
+        # compared in pairs.
+        self.flow: nn.Module = build(
             data.image_shape,
             levels=options.levels,
             steps=options.depth,
             hidden_channels=options.hidden,
             **architecture(options),
             **(_conditioning(options, data) if options.backbone == "glow" else {}),
-            **(attention or {}),
+            **_attention(options),
         )
 
     def prepare(self, x: Tensor, context: Tensor | None) -> None:
@@ -79,6 +70,8 @@ class Model:
 
 def _attention(options: Options) -> dict[str, Any]:
     kinds = {"imap": ["imap"], "itrans": ["itrans"], "both": ["imap", "itrans"]}
+    if options.attention == "none":
+        return {}
     return {
         "attention": kinds[options.attention],
         "attention_options": _given(options, "activation", "heads"),
@@ -90,17 +83,6 @@ def _attention(options: Options) -> dict[str, Any]:
 
 def _given(options: Options, *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.given.items() if name in names}
-
-
-def _copy_backbone(source: nn.Module, target: nn.Module) -> None:
-    """All parameters and buffers but those of attention, which come in the same order."""
-    of_attention = tuple(
-        f"{name}." for name, module in target.named_modules() if isinstance(module, IMap | ITrans)
-    )
-    state = target.state_dict()
-    shared = [value for name, value in state.items() if not name.startswith(of_attention)]
-    for there, here in zip(source.state_dict().values(), shared, strict=True):
-        here.copy_(there)
 
 
 def _conditioning(options: Options, data: DataSet) -> dict[str, Any]:

@@ -74,8 +74,8 @@ class Options:
     coupling_net: Annotated[CouplingNet | None, "glow: nets of the couplings"] = None
     prior: Annotated[Prior | None, "marflow: what predicts what a level splits off"] = None
     components: Annotated[int | None, "marflow: components of the mixtures"] = None
-    blocks: Annotated[int | None, "marflow: blocks of the nets"] = None
-    dropout: Annotated[float | None, "marflow: dropout of the nets, in training only"] = None
+    blocks: Annotated[int | None, "marflow, --coupling-net attention: blocks of the nets"] = None
+    dropout: Annotated[float | None, "the same: dropout of the nets, in training only"] = None
     rrdb_blocks: Annotated[int | None, "srflow: blocks of the encoder"] = None
     rrdb_channels: Annotated[int | None, "srflow: channels of the encoder"] = None
     rrdb_growth_channels: Annotated[int | None, "srflow: channels its dense blocks add"] = None

@@ -227,7 +227,7 @@ class TestSources:
 
 
 WRONG = [
-    ({"dropout": 0.1}, "--dropout: --backbone glow has no use for it"),
+    ({"dropout": 0.1}, "--dropout: --coupling-net conv has no use for it"),
     ({"pretrain_steps": 5}, "--pretrain-steps: --backbone glow has no use"),
     ({"pretrain_steps": -1}, "--pretrain-steps: expected at least 0"),
     (MARFLOW | {"learned_priors": True}, "--learned-priors: --backbone marflow has no use"),
