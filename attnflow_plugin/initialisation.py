@@ -1,6 +1,6 @@
 """Modules of this package that take their starting values from the first batch of data."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 __all__ = ["DataInitialised", "learning_from_data"]
 
 
-class DataInitialised(nn.Module):
+class DataInitialised(nn.Module, ABC):
     """A module that ``prepare`` initialises from data, and nothing else does.
 
     The hosts' ActNorm learns from whatever comes first, a sample or a batch of one. A module of

@@ -180,14 +180,49 @@ def draw_samples(trainer: Trainer, sources: Tensor, temperature: float) -> Tenso
     return drawn.nan_to_num(0).clamp(0, 1)
 
 
-def script(name: str, out: Path, work: Callable[[], str]) -> int:
-    """Do the work of a script and print what it returns; mistakes of users take one line.
+def titles_for(backbone: str) -> dict[str, str]:
+    """What to call the arms in tables and pictures."""
+    return {PLAIN: backbone, "imap": "cAttnFlow, iMap", "itrans": "cAttnFlow, iTrans"}
+
+
+def sample_columns(runs: Sequence[Run], titles: dict[str, str]) -> dict[str, np.ndarray]:
+    """What the models of the first seed drew, by arm and temperature."""
+    return {
+        f"{titles[run.arm]}\nT = {temperature}": images
+        for run in runs
+        if run.seed == 0
+        for temperature, images in run.measured.arrays.items()
+    }
+
+
+def keep(
+    runs: Sequence[Run], options: Options, picture: Callable[[Options, Sequence[Run], Path], None]
+) -> None:
+    """Write the numbers of all runs and the picture."""
+    rows = [
+        {"arm": run.arm, "seed": run.seed, "parameters": run.parameters, **run.measured.values}
+        for run in runs
+    ]
+    (options.out / "results.json").write_text(json.dumps(rows, indent=1))
+    picture(options, runs, options.out / "samples.png")
+
+
+def script(
+    name: str,
+    given: argparse.Namespace,
+    options: Options,
+    run: Callable[[Options, Sequence[str], int, int], list[Run]],
+    report: Callable[[Options, Sequence[Run]], str],
+) -> int:
+    """Run, and print the report; mistakes of users take one line.
 
     Returns:
         The exit status.
     """
+    out = given.out
     try:
-        print(f"\n{work()}\n\npictures and numbers in {out}")
+        runs = run(options, given.arms, given.seeds, given.workers)
+        print(f"\n{report(options, runs)}\n\npictures and numbers in {out}")
     except (UsageError, NotFiniteError, AttnFlowError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
@@ -211,15 +246,6 @@ def add_options(parser: argparse.ArgumentParser, out: str, steps: int) -> None:
 def test_bits(out: Path) -> float:
     """Bits/dim of all test images at the end of the run in a folder."""
     return read(out / NAME)[-1]["test"]
-
-
-def save(runs: Sequence[Run], path: Path) -> None:
-    """The numbers of all runs as JSON."""
-    rows = [
-        {"arm": run.arm, "seed": run.seed, "parameters": run.parameters, **run.measured.values}
-        for run in runs
-    ]
-    path.write_text(json.dumps(rows, indent=1))
 
 
 def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:

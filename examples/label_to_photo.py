@@ -17,18 +17,19 @@ from pathlib import Path
 
 import torch
 from comparison import (
-    PLAIN,
     QUICK_STEPS,
     Measured,
     Run,
     add_options,
     compare,
     draw_samples,
-    save,
+    keep,
+    sample_columns,
     script,
     shown_images,
     table,
     test_bits,
+    titles_for,
 )
 from sample_pictures import draw_columns
 from training.loop import Trainer
@@ -37,7 +38,7 @@ from training.randomness import SAMPLES, seed_of
 
 from attnflow_plugin.metrics import bits_per_dim, pixel_diversity
 
-TITLES = {PLAIN: "Full-Glow", "imap": "cAttnFlow, iMap", "itrans": "cAttnFlow, iTrans"}
+TITLES = titles_for("Full-Glow")
 TEMPERATURES = (0.5, 0.8)
 IMAGES = 64
 """Test images for the diversity and for maps that do not belong to them."""
@@ -48,19 +49,13 @@ DRAWS = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
-    options = options_of(given)
-    return script(
-        "label_to_photo.py",
-        given.out,
-        lambda: report(options, run(options, given.arms, given.seeds, given.workers)),
-    )
+    return script("label_to_photo.py", given, options_of(given), run, report)
 
 
 def run(options: Options, arms: Sequence[str], seeds: int, workers: int) -> list[Run]:
     """Train, measure, save numbers and the picture."""
     runs = compare(options, arms, seeds, measure, workers)
-    save(runs, options.out / "results.json")
-    picture(options, runs, options.out / "samples.png")
+    keep(runs, options, picture)
     return runs
 
 
@@ -98,11 +93,7 @@ def picture(options: Options, runs: Sequence[Run], path: Path) -> None:
     """Map, samples, truth."""
     targets, maps = shown_images(options, SHOWN)
     columns = {"map": maps.numpy()}
-    for each in runs:
-        if each.seed == 0:
-            for temperature, images in each.measured.arrays.items():
-                columns[f"{TITLES[each.arm]}\nT = {temperature}"] = images
-    columns["truth"] = targets.numpy()
+    columns |= {**sample_columns(runs, TITLES), "truth": targets.numpy()}
     draw_columns(columns, f"test images of {options.data}", path)
 
 

@@ -17,18 +17,19 @@ from pathlib import Path
 
 import torch
 from comparison import (
-    PLAIN,
     QUICK_STEPS,
     Measured,
     Run,
     add_options,
     compare,
     draw_samples,
-    save,
+    keep,
+    sample_columns,
     script,
     shown_images,
     table,
     test_bits,
+    titles_for,
 )
 from sample_pictures import draw_columns
 from torch import Tensor
@@ -46,7 +47,7 @@ from attnflow_plugin.metrics import (
 )
 from attnflow_plugin.metrics.temperatures import Metric, TemperatureTable
 
-TITLES = {PLAIN: "SRFlow", "imap": "cAttnFlow, iMap", "itrans": "cAttnFlow, iTrans"}
+TITLES = titles_for("SRFlow")
 TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHOWN_TEMPERATURES = (0.1, 0.5, 0.9)
 IMAGES = 64
@@ -60,19 +61,13 @@ EXACT = 60.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
-    options = options_of(given)
-    return script(
-        "super_resolution.py",
-        given.out,
-        lambda: report(options, run(options, given.arms, given.seeds, given.workers)),
-    )
+    return script("super_resolution.py", given, options_of(given), run, report)
 
 
 def run(options: Options, arms: Sequence[str], seeds: int, workers: int) -> list[Run]:
     """Train, measure, save numbers and the picture."""
     runs = compare(options, arms, seeds, measure, workers)
-    save(runs, options.out / "results.json")
-    picture(options, runs, options.out / "samples.png")
+    keep(runs, options, picture)
     return runs
 
 
@@ -122,11 +117,7 @@ def picture(options: Options, runs: Sequence[Run], path: Path) -> None:
     """Low resolution, enlargements, truth."""
     targets, low = shown_images(options, SHOWN)
     columns = {"low resolution": low.numpy(), "bicubic": bicubic(low, targets).numpy()}
-    for each in runs:
-        if each.seed == 0:
-            for temperature, images in each.measured.arrays.items():
-                columns[f"{TITLES[each.arm]}\nT = {temperature}"] = images
-    columns["truth"] = targets.numpy()
+    columns |= {**sample_columns(runs, TITLES), "truth": targets.numpy()}
     draw_columns(columns, f"{options.scale}x, test images of {options.data}", path)
 
 

@@ -1,5 +1,6 @@
 """The contract of an invertible layer, kept in one place for all of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
@@ -18,7 +19,7 @@ Context = Tensor | Mapping[str, Tensor] | None
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-class InvertibleLayer(nn.Module):
+class InvertibleLayer(nn.Module, ABC):
     r"""An invertible map on events of shape ``(C, *S)`` with 0 to 3 spatial axes.
 
     It is written in density direction and knows no host library:
@@ -82,11 +83,13 @@ class InvertibleLayer(nn.Module):
             x, log_det = self._to_data(event, self._own(context))
         return x.to(z.dtype), _nan_where_not_finite(log_det, event)
 
+    @abstractmethod
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Map checked data to latent; the log-det has shape ``(B,)``."""
 
+    @abstractmethod
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Undo ``_to_latent``."""
 
     def _own(self, context: Context) -> Tensor | None:
         if not isinstance(context, Mapping):
