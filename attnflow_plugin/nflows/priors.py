@@ -23,9 +23,7 @@ class ChannelAutoregressivePrior(Flow):
     Args:
         shape: ``(C, H, W)`` of the latents.
         context_channels: channels of a map or vector that the prior sees, zero for none.
-        hidden_channels: channels of the network.
-        kernel: size of its kernels.
-        dilation: dilation of its kernels.
+        **net_options: options of the network, such as ``hidden_channels`` and ``kernel``.
 
     Reference:
         Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
@@ -33,16 +31,8 @@ class ChannelAutoregressivePrior(Flow):
     """
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        context_channels: int = 0,
-        hidden_channels: int = 32,
-        kernel: int = 3,
-        dilation: int = 1,
+        self, shape: Sequence[int], *, context_channels: int = 0, **net_options: int
     ) -> None:
-        net = partial(
-            ChannelLSTM, hidden_channels=hidden_channels, kernel=kernel, dilation=dilation
-        )
+        net = partial(ChannelLSTM, **net_options)
         layer = ChannelAutoregression(shape[0], net, context_channels=context_channels)
         super().__init__(layer, StandardNormal(list(shape)))

@@ -25,9 +25,7 @@ class ChannelAutoregressivePrior(nf.distributions.BaseDistribution):
     Args:
         shape: ``(C, H, W)`` of the latents.
         context_channels: channels of a map or vector that the prior sees, zero for none.
-        hidden_channels: channels of the network.
-        kernel: size of its kernels.
-        dilation: dilation of its kernels.
+        **net_options: options of the network, such as ``hidden_channels`` and ``kernel``.
 
     Reference:
         Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
@@ -35,20 +33,14 @@ class ChannelAutoregressivePrior(nf.distributions.BaseDistribution):
     """
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        context_channels: int = 0,
-        hidden_channels: int = 32,
-        kernel: int = 3,
-        dilation: int = 1,
+        self, shape: Sequence[int], *, context_channels: int = 0, **net_options: int
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
         self.temperature: float | None = None
         self.layer = ChannelAutoregression(
             self.shape[0],
-            partial(ChannelLSTM, hidden_channels=hidden_channels, kernel=kernel, dilation=dilation),
+            partial(ChannelLSTM, **net_options),
             context_channels=context_channels,
         )
 

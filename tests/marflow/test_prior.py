@@ -55,7 +55,7 @@ def test_zero_parameters_give_the_standard_normal():
 
 def prior(host, **options):
     module = host_module(host)
-    made = module.ChannelAutoregressivePrior((3, 2, 2), hidden_channels=4, **options)
+    made = module.ChannelAutoregressivePrior((3, 2, 2), hidden_channels=4, kernel=3, **options)
     return randomise(made, 0.2).double()
 
 
