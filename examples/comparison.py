@@ -37,7 +37,10 @@ ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {"attention": "none"},
     "imap": {"attention": "imap"},
     "itrans": {"attention": "itrans"},
+    "imap-context": {"attention": "imap", "context_in_attention": True},
+    "itrans-context": {"attention": "itrans", "context_in_attention": True},
 }
+DEFAULT_ARMS = (PLAIN, "imap", "itrans")
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,13 @@ def draw_samples(trainer: Trainer, sources: Tensor, temperature: float) -> Tenso
 
 def titles_for(backbone: str) -> dict[str, str]:
     """What to call the arms in tables and pictures."""
-    return {PLAIN: backbone, "imap": "cAttnFlow, iMap", "itrans": "cAttnFlow, iTrans"}
+    return {
+        PLAIN: backbone,
+        "imap": "cAttnFlow, iMap",
+        "itrans": "cAttnFlow, iTrans",
+        "imap-context": "iMap that sees the context",
+        "itrans-context": "iTrans that sees the context",
+    }
 
 
 def sample_columns(runs: Sequence[Run], titles: dict[str, str]) -> dict[str, np.ndarray]:
@@ -235,7 +244,7 @@ def script(
 def add_options(parser: argparse.ArgumentParser, out: str, steps: int) -> None:
     """What both scripts can be told."""
     parser.add_argument("--host", choices=("normflows", "nflows"), default="normflows")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEFAULT_ARMS)
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--steps", type=int, default=steps, help="training steps of a flow")
     parser.add_argument("--workers", type=int, default=2, help="models that train at a time")
