@@ -82,6 +82,7 @@ CASES: dict[str, Case] = {
     "itrans-spatial-mask": itrans(3, 4, 4, mask="spatial"),
     "itrans-spatial-mask-odd-edge": itrans(2, 6, 2, mask="spatial"),
     "itrans-channel-mask": itrans(3, 4, 4, mask="channel"),
+    "itrans-channel-mask-across-runs": itrans(6, patches=3, mask="channel"),
     "itrans-random-mask": itrans(2, 4, 4, mask="random"),
     "itrans-random-mask-concat": itrans(2, 4, 4, mask="random", heads=3, head_mode="concat"),
     "itrans-paper": itrans(3, 4, 4, init="paper"),

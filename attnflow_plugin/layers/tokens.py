@@ -135,11 +135,20 @@ def _build_layout(
         gather.flatten(),
         scatter,
         passing[0].to(dtype),
-        None if alike else attended @ attended.mT > 0,
+        None if alike else _coupled(attended),
         attended.sum(-1),
         channels,
         channels_last,
     )
+
+
+def _coupled(attended: Tensor) -> Tensor:
+    """Pairs of tokens that attend to the same features of a group, and to at least one."""
+    shared = attended @ attended.mT
+    counts = shared.diagonal(dim1=-2, dim2=-1)
+    # Tokens whose patterns merely overlap, as runs of a vector's coordinates can, stay apart: one
+    # would write to entries that pass in the other.
+    return (shared > 0) & (shared == counts[..., None, :]) & (shared == counts[..., :, None])
 
 
 def _deal(tokens: Tensor, groups: int, channels: int) -> Tensor:
