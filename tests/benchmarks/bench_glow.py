@@ -1,4 +1,4 @@
-"""Whole models: a training step, density and sampling, against Glows without attention."""
+"""Whole models: a training step, densities and samples, against Glows without attention."""
 
 import importlib
 from functools import partial
@@ -7,30 +7,55 @@ import pytest
 import torch
 
 from tests.benchmarks import host_glows
-from tests.benchmarks.interleaved import medians
+from tests.benchmarks.interleaved import DEVICE, take_turns
 
 SHAPE, LEVELS, STEPS, HIDDEN, BATCH = (3, 32, 32), 3, 4, 96, 16
-ARMS = {"build_glow": None, "build_glow + imap": "imap", "build_glow + itrans": "itrans"}
+# The last level has 4x4 positions, too few for 64 patches.
+LARGE_LEVELS = {0: "itrans", 1: "itrans"}
+ARMS = {
+    "build_glow": {},
+    "IMap": {"attention": "imap"},
+    "ITrans, 4 tokens": {"attention": "itrans"},
+    "ITrans, 4 tokens, 5 heads": {"attention": "itrans", "attention_options": {"heads": 5}},
+    "ITrans, 16 tokens": {"attention": "itrans", "attention_options": {"patches": 4}},
+    "ITrans, 16 tokens, 5 heads": {
+        "attention": "itrans",
+        "attention_options": {"patches": 4, "heads": 5},
+    },
+    "ITrans, 64 tokens": {"attention": LARGE_LEVELS, "attention_options": {"patches": 8}},
+    "ITrans, 64 tokens, 5 heads": {
+        "attention": LARGE_LEVELS,
+        "attention_options": {"patches": 8, "heads": 5},
+    },
+    "AttentionCoupling, windows of 4": {
+        "attention": "coupling",
+        "attention_options": {"window": 4},
+    },
+    "attention in the coupling nets": {
+        "coupling_net": "attention",
+        "coupling_net_options": {"blocks": 1, "dropout": 0.0},
+    },
+}
 
 
 def models(host):
     """The host's Glow and ours, initialised on the same batch."""
     module = importlib.import_module(f"attnflow_plugin.{host}")
-    x = torch.rand(64, *SHAPE)
-    found = {f"{host}'s own": getattr(host_glows, f"{host}_glow")(SHAPE, LEVELS, STEPS, HIDDEN)}
-    for name, attention in ARMS.items():
-        found[name] = module.build_glow(
-            SHAPE, levels=LEVELS, steps=STEPS, hidden_channels=HIDDEN, attention=attention
-        )
-        module.prepare(found[name], x)
+    x = torch.rand(64, *SHAPE, device=DEVICE)
+    own = getattr(host_glows, f"{host}_glow")(SHAPE, LEVELS, STEPS, HIDDEN).to(DEVICE)
     with torch.no_grad():
-        module.log_prob(next(iter(found.values())), x)
+        module.log_prob(own, x)
+    found = {"the host's own layers": own}
+    for name, options in ARMS.items():
+        size = {"levels": LEVELS, "steps": STEPS, "hidden_channels": HIDDEN}
+        found[name] = module.build_glow(SHAPE, **size, **options).to(DEVICE)
+        module.prepare(found[name], x)
     return module, found
 
 
 def training_step(module, model):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
-    x = torch.rand(BATCH, *SHAPE)
+    x = torch.rand(BATCH, *SHAPE, device=DEVICE)
 
     def step():
         loss = -module.log_prob(model, x).mean()
@@ -42,7 +67,7 @@ def training_step(module, model):
 
 
 def density(module, model):
-    x = torch.rand(BATCH, *SHAPE)
+    x = torch.rand(BATCH, *SHAPE, device=DEVICE)
     return torch.no_grad()(partial(module.log_prob, model, x))
 
 
@@ -55,16 +80,27 @@ def sampling(module, model):
 
 
 @pytest.mark.parametrize("host", ["normflows", "nflows"])
-@pytest.mark.parametrize("task", [training_step, density, sampling], ids=lambda task: task.__name__)
-def test_model(benchmark, host, task):
+def test_model(measured, host):
     module, found = models(host)
-    tasks = {name: task(module, model) for name, model in found.items()}
-    seconds = medians(tasks)
-    own, plain = seconds[f"{host}'s own"], seconds["build_glow"]
-    for name, value in seconds.items():
-        print(
-            f"{host:10s} {task.__name__:14s} {name:22s} {1e3 * value:8.1f} ms "
-            f"{value / own:6.2f}x the host's own {value / plain:6.2f}x build_glow"
-        )
-        benchmark.extra_info[name] = {"own": value / own, "build_glow": value / plain}
-    benchmark.pedantic(tasks["build_glow"], rounds=3)
+
+    def rows():
+        turns = {
+            name: take_turns(
+                {arm: task(module, model) for arm, model in found.items()}, rounds=9, warm_up=1
+            )
+            for name, task in {
+                "training step": training_step,
+                "density": density,
+                "sampling": sampling,
+            }.items()
+        }
+        return [
+            {
+                "model": arm,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                **{name: turn.ratio(arm, "build_glow") for name, turn in turns.items()},
+            }
+            for arm, model in found.items()
+        ]
+
+    measured(f"Whole models in {host}", rows)

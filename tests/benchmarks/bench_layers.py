@@ -1,7 +1,9 @@
-"""Single attention layers: both masks behind a coupling, against that coupling alone."""
+"""Single attention layers: both masks behind a coupling, and beside the layers of the hosts."""
 
+import importlib
 from functools import partial
 
+import normflows as nf
 import pytest
 import torch
 from torch import nn
@@ -9,35 +11,33 @@ from torch import nn
 from attnflow_plugin import AttentionCoupling, IMap, ITrans
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.layers.coupling import AffineCoupling
-from tests.benchmarks.interleaved import medians
+from tests.benchmarks.host_glows import nflows_step
+from tests.benchmarks.interleaved import DEVICE, spread, take_turns
 from tests.support import randomised
 
 BATCH, HIDDEN = 16, 96
 SHAPES = [(12, 16, 16), (24, 8, 8), (48, 4, 4)]
 KINDS = {
-    "imap": IMap,
-    "itrans, 4 tokens": ITrans,
-    "itrans, 4 tokens, 5 heads": partial(ITrans, heads=5),
-    "itrans, 16 tokens": partial(ITrans, patches=4),
-    "itrans, 16 tokens, 5 heads": partial(ITrans, patches=4, heads=5),
-    "itrans, 64 tokens": partial(ITrans, patches=8),
-    "itrans, 64 tokens, 5 heads": partial(ITrans, patches=8, heads=5),
-    "coupling": AttentionCoupling,
-    "coupling, windows of 4": partial(AttentionCoupling, window=4),
-    "coupling, 3x3": partial(AttentionCoupling, kernel=(3, 3)),
+    "IMap": IMap,
+    "ITrans, 4 tokens": ITrans,
+    "ITrans, 4 tokens, 5 heads": partial(ITrans, heads=5),
+    "ITrans, 16 tokens": partial(ITrans, patches=4),
+    "ITrans, 16 tokens, 5 heads": partial(ITrans, patches=4, heads=5),
+    "ITrans, 64 tokens": partial(ITrans, patches=8),
+    "ITrans, 64 tokens, 5 heads": partial(ITrans, patches=8, heads=5),
+    "AttentionCoupling": AttentionCoupling,
+    "AttentionCoupling, windows of 4": partial(AttentionCoupling, window=4),
+    "AttentionCoupling, 3x3": partial(AttentionCoupling, kernel=(3, 3)),
 }
-CASES = [
-    (kind, shape) for shape in SHAPES for kind in KINDS if shape[1] >= 8 or "64 tokens" not in kind
-]
-each_case = pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
 
 
-def layers(kind, shape):
-    """A coupling, and the layers of both masks behind it."""
-    channels = shape[0]
-    coupling = AffineCoupling(channels, partial(ConvNet, hidden_channels=HIDDEN))
-    both = [randomised(KINDS[kind](channels, flip=flip), 0.1) for flip in (False, True)]
-    return coupling, both
+def attention_layers(shape):
+    """The layers of both masks, of every kind that fits."""
+    return {
+        name: [randomised(kind(shape[0], flip=flip), 0.1).to(DEVICE) for flip in (False, True)]
+        for name, kind in KINDS.items()
+        if shape[1] >= 8 or "64 tokens" not in name
+    }
 
 
 def run(modules, direction, event):
@@ -54,7 +54,7 @@ def training(modules, direction, x):
 
     def step():
         out, log_det = run(modules, direction, x)
-        torch.autograd.grad(out.square().sum() - log_det.sum(), inputs)
+        torch.autograd.grad(out.square().sum() - log_det.sum(), inputs, allow_unused=True)
 
     return step
 
@@ -63,31 +63,76 @@ def evaluation(modules, direction, x):
     return torch.no_grad()(partial(run, modules, direction, x))
 
 
-@each_case
+def turns_of_tasks(candidates, x, to_latent="to_latent", to_data="to_data"):
+    """Interleaved times of all candidates, task by task."""
+    tasks = {
+        "training step": (training, to_latent),
+        "density": (evaluation, to_latent),
+        "sampling": (evaluation, to_data),
+    }
+    return {
+        name: take_turns(
+            {key: task(modules, direction, x) for key, modules in candidates.items()}, rounds=31
+        )
+        for name, (task, direction) in tasks.items()
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_overhead(measured, shape):
+    coupling = AffineCoupling(shape[0], partial(ConvNet, hidden_channels=HIDDEN)).to(DEVICE)
+    layers = attention_layers(shape)
+    x = torch.randn(BATCH, *shape, device=DEVICE)
+
+    def rows():
+        candidates = {name: [coupling, *both] for name, both in layers.items()}
+        behind = turns_of_tasks({"coupling": [coupling], **candidates}, x)
+        alone = turns_of_tasks(layers, x)
+        return [
+            {
+                "two layers": name,
+                **{task: turns.ratio(name, "coupling") for task, turns in behind.items()},
+                "training, ms a layer": 500 * alone["training step"].median(name),
+                "density, ms a layer": 500 * alone["density"].median(name),
+                "inverse / density": spread(
+                    alone["sampling"].seconds[name] / alone["density"].seconds[name]
+                ),
+            }
+            for name in layers
+        ]
+
+    measured(f"Layers behind a coupling, {'x'.join(map(str, shape))}", rows)
+
+
+def host_step(host, channels):
+    """ActNorm, 1x1 convolution and coupling of a step of Glow, of the host's own classes."""
+    if host == "nflows":
+        return nflows_step(channels, HIDDEN)
+    coupling, *others = nf.flows.GlowBlock(channels, HIDDEN).flows
+    return [*others[::-1], coupling]
+
+
 @pytest.mark.parametrize(
-    ("task", "direction"),
-    [(training, "to_latent"), (evaluation, "to_latent"), (evaluation, "to_data")],
-    ids=["training", "density", "sampling"],
+    ("host", "to_latent", "to_data"),
+    [("normflows", "inverse", "forward"), ("nflows", "forward", "inverse")],
 )
-def test_overhead(benchmark, task, direction, kind, shape):
-    coupling, both = layers(kind, shape)
-    x = torch.randn(BATCH, *shape)
-    alone, together = task([coupling], direction, x), task([coupling, *both], direction, x)
-    seconds = medians({"alone": alone, "together": together}, rounds=31)
-    added = (seconds["together"] - seconds["alone"]) / 2
-    ratio = seconds["together"] / seconds["alone"]
-    print(f"{kind:28s} {shape!s:13s} {1e6 * added:7.0f} us a layer, {ratio:5.2f}x the coupling")
-    benchmark.extra_info.update(seconds_of_a_layer=added, ratio=ratio)
-    benchmark.pedantic(together, rounds=3)
+def test_hosts_own(measured, host, to_latent, to_data):
+    shape = SHAPES[0]
+    module = importlib.import_module(f"attnflow_plugin.{host}")
+    names = ("ActNorm", "1x1 convolution", "coupling")
+    layers = {name: [layer] for name, layer in zip(names, host_step(host, shape[0]), strict=True)}
+    for name in ("IMap", "ITrans", "AttentionCoupling"):
+        layers[name] = [randomised(getattr(module, name)(shape[0]), 0.1)]
+    nn.ModuleList(layer for each in layers.values() for layer in each).to(DEVICE)
+    x = torch.randn(BATCH, *shape, device=DEVICE)
+    for each in layers.values():
+        run(each, to_latent, x)
 
+    def rows():
+        turns = turns_of_tasks(layers, x, to_latent, to_data)
+        return [
+            {"layer": name, **{task: turn.ratio(name, "coupling") for task, turn in turns.items()}}
+            for name in layers
+        ]
 
-@each_case
-def test_inverse(benchmark, kind, shape):
-    _, both = layers(kind, shape)
-    x = torch.randn(BATCH, *shape)
-    tasks = {name: evaluation(both, name, x) for name in ("to_latent", "to_data")}
-    seconds = medians(tasks, rounds=31)
-    ratio = seconds["to_data"] / seconds["to_latent"]
-    print(f"{kind:28s} {shape!s:13s} inverse {ratio:5.2f}x the density direction")
-    benchmark.extra_info["ratio"] = ratio
-    benchmark.pedantic(tasks["to_data"], rounds=3)
+    measured(f"Layers beside those of {host}, {'x'.join(map(str, shape))}", rows)

@@ -41,6 +41,15 @@ class _Net(nn.Module):
         return self.net(x)
 
 
+def nflows_step(channels, hidden):
+    mask = torch.arange(channels) >= channels // 2
+    return [
+        ActNorm(channels),
+        OneByOneConvolution(channels),
+        AffineCouplingTransform(mask, lambda i, o: _Net(i, o, hidden)),
+    ]
+
+
 def nflows_glow(shape, levels, steps, hidden):
     channels, height, width = shape
     transform = MultiscaleCompositeTransform(num_transforms=levels)
@@ -49,8 +58,6 @@ def nflows_glow(shape, levels, steps, hidden):
         size = (height // 2 ** (level + 1), width // 2 ** (level + 1))
         layers = [SqueezeTransform()]
         for _ in range(steps):
-            mask = torch.arange(squeezed) >= squeezed // 2
-            layers += [ActNorm(squeezed), OneByOneConvolution(squeezed)]
-            layers += [AffineCouplingTransform(mask, lambda i, o: _Net(i, o, hidden))]
+            layers += nflows_step(squeezed, hidden)
         transform.add_transform(CompositeTransform(layers), (squeezed, *size))
     return Flow(transform, StandardNormal([channels * height * width]))

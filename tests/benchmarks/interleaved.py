@@ -1,29 +1,73 @@
 """Ratios of running times that hold on a noisy machine: the candidates take turns."""
 
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 Task = Callable[[], object]
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-def medians(tasks: dict[str, Task], rounds: int = 15, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each task; every round runs each of them once."""
+
+class Spread(NamedTuple):
+    """The median of the rounds, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Turns(NamedTuple):
+    """Seconds of each task in each round."""
+
+    seconds: dict[str, np.ndarray]
+
+    def median(self, name: str) -> float:
+        return float(np.median(self.seconds[name]))
+
+    def ratio(self, name: str, reference: str) -> Spread:
+        """Of neighbours in time: what slows down a round slows down both."""
+        return spread(self.seconds[name] / self.seconds[reference])
+
+    def added(self, name: str, reference: str) -> Spread:
+        """Seconds that a task takes longer than the reference."""
+        return spread(self.seconds[name] - self.seconds[reference])
+
+
+def spread(values: Iterable[float]) -> Spread:
+    median, low, high = np.quantile(np.asarray(values), [0.5, 0.25, 0.75])
+    return Spread(float(median), float(low), float(high))
+
+
+def take_turns(tasks: dict[str, Task], rounds: int = 15, warm_up: int = 2) -> Turns:
+    """Time the tasks; every round runs each of them once."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(warm_up + rounds):
         for name, task in tasks.items():
-            started = time.perf_counter()
-            task()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            taken = _seconds(task)
             if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                seconds[name].append(taken)
+    return Turns({name: np.array(values) for name, values in seconds.items()})
 
 
-def ratios(tasks: dict[str, Task], reference: str, **options: int) -> dict[str, float]:
-    """Median time of each task relative to that of the reference."""
-    found = medians(tasks, **options)
-    return {name: value / found[reference] for name, value in found.items()}
+def medians(tasks: dict[str, Task], rounds: int = 15, warm_up: int = 2) -> dict[str, float]:
+    """Median seconds of each task."""
+    turns = take_turns(tasks, rounds, warm_up)
+    return {name: turns.median(name) for name in tasks}
+
+
+def _seconds(task: Task) -> float:
+    """Time on the GPU, or of this process on the CPU: what others do there is not counted."""
+    if DEVICE.type == "cpu":
+        started = time.process_time()
+        task()
+        return time.process_time() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    task()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
