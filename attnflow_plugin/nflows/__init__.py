@@ -28,6 +28,7 @@ from attnflow_plugin.nflows.layers import (  # noqa: E402
 )
 from attnflow_plugin.nflows.priors import ChannelAutoregressivePrior  # noqa: E402
 from attnflow_plugin.nflows.sampling import sample  # noqa: E402
+from attnflow_plugin.nflows.search import search_attention  # noqa: E402
 from attnflow_plugin.nflows.training import (  # noqa: E402
     NegativeLogLikelihood,
     log_prob,
@@ -57,4 +58,5 @@ __all__ = [
     "log_prob",
     "prepare",
     "sample",
+    "search_attention",
 ]

@@ -35,6 +35,7 @@ from attnflow_plugin.normflows.layers import (  # noqa: E402
 )
 from attnflow_plugin.normflows.priors import ChannelAutoregressivePrior  # noqa: E402
 from attnflow_plugin.normflows.sampling import sample  # noqa: E402
+from attnflow_plugin.normflows.search import search_attention  # noqa: E402
 from attnflow_plugin.normflows.training import (  # noqa: E402
     NegativeLogLikelihood,
     log_prob,
@@ -67,4 +68,5 @@ __all__ = [
     "log_prob",
     "prepare",
     "sample",
+    "search_attention",
 ]
