@@ -1,6 +1,6 @@
 """Reading users' options: every error names the class, what was expected and what was found."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from attnflow_plugin.errors import OptionError
@@ -28,3 +28,12 @@ def non_negative_int(owner: str, name: str, value: int) -> int:
     if value == 0 and not isinstance(value, bool):
         return value
     return positive_int(owner, name, value)
+
+
+def sizes_per_axis(
+    owner: str, name: str, value: int | Sequence[int] | None
+) -> int | tuple[int, ...] | None:
+    """One size, one per axis, or none; each a positive integer."""
+    if value is None or isinstance(value, int):
+        return value if value is None else positive_int(owner, name, value)
+    return tuple(positive_int(owner, name, size) for size in value)

@@ -80,13 +80,10 @@ class WrongClassForOddPatches(ITrans):
 class TransposeLost(ITrans):
     """The inverse solves with the transposed matrix."""
 
-    def _to_data(self, z, context):
-        x, log_det = self._mix(z, context, solve_transposed)
-        return x, -log_det
-
-
-def solve_transposed(matrix, features):
-    return torch.linalg.solve(matrix.matrix.mT, features)
+    def _matrix(self, attention, layout):
+        matrix = super()._matrix(attention, layout)
+        matrix.solve = lambda features: torch.linalg.solve(matrix.matrix.mT, features)
+        return matrix
 
 
 class InputChanged(IMap):

@@ -17,7 +17,7 @@ from attnflow_plugin.layers.token_attention import Patches, TokenAttention, patc
 from attnflow_plugin.layers.tokens import patches_per_axis
 from attnflow_plugin.layers.windows import Windows, token_windows
 from attnflow_plugin.masks import MaskKind, make_mask
-from attnflow_plugin.options import non_negative_int, one_of, positive_int
+from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
 
 __all__ = ["AttentionCoupling"]
 
@@ -129,11 +129,11 @@ class AttentionCoupling(InvertibleLayer):
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
-        self.patches = _sizes(name, "patches", patches)
+        self.patches = sizes_per_axis(name, "patches", patches)
         self.heads = positive_int(name, "heads", heads)
         self.width = _width(name, channels, heads, width)
         self.kernel = _kernel(name, kernel)
-        self.window = _sizes(name, "window", window)
+        self.window = sizes_per_axis(name, "window", window)
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
         self.flip = bool(flip)
         self.scale_bound = _bound(name, scale_bound)
@@ -236,15 +236,6 @@ class AttentionCoupling(InvertibleLayer):
             patches = patch_order(grid, counts, event.device)
             grid = counts
         return token_windows(name, self.window, grid, self.flip, event.device), patches
-
-
-def _sizes(
-    owner: str, name: str, value: int | Sequence[int] | None
-) -> int | tuple[int, ...] | None:
-    """One size, one per axis, or none."""
-    if value is None or isinstance(value, int):
-        return value if value is None else positive_int(owner, name, value)
-    return tuple(positive_int(owner, name, size) for size in value)
 
 
 def _kernel(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,29 +1,34 @@
 r"""Second-order attention: patches mixed by a transformer's attention matrix."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.layers.attention_affine import AttentionAffine
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.bounds import GAIN_BOUND
 from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, RawMixing
+from attnflow_plugin.layers.dot_products import dot_products, vector_dot_products
+from attnflow_plugin.layers.factors import Chain, Factor, TokenMatrix
+from attnflow_plugin.layers.mixing import HeadMode, Init, mixing_for
+from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import (
     TokenLayout,
     patches_per_axis,
     to_tokens,
     token_layout,
 )
+from attnflow_plugin.layers.value_mixing import ValueMixing
 from attnflow_plugin.linalg import AttentionMatrix
 from attnflow_plugin.masks import MaskKind
-from attnflow_plugin.options import non_negative_int, one_of, positive_int
+from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
 
 __all__ = ["ITrans"]
 
 Activation = Literal["softmax", "sigmoid"]
-Init = Literal["identity", "paper"]
 
 
 class ITrans(InvertibleLayer):
@@ -95,21 +100,22 @@ class ITrans(InvertibleLayer):
         self,
         channels: int,
         *,
-        patches: int | Sequence[int] = 2,
+        patches: int | Sequence[int] | None = 2,
         heads: int = 1,
         head_mode: HeadMode = "sum",
         mask: MaskKind = "spatial-channel",
         flip: bool = False,
         activation: Activation = "softmax",
         init: Init = "identity",
+        gain_bound: float = GAIN_BOUND,
+        position_bias: bool = False,
+        value_mixing: bool = False,
+        affine: bool = False,
         context_channels: int = 0,
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
-        per_axis = (patches,) if isinstance(patches, int) else tuple(patches)
-        for count in per_axis:
-            positive_int(name, "patches", count)
-        self.patches = patches if isinstance(patches, int) else per_axis
+        self.patches = sizes_per_axis(name, "patches", patches)
         self.heads = positive_int(name, "heads", heads)
         self.head_mode = one_of(name, "head_mode", head_mode, get_args(HeadMode))
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
@@ -122,8 +128,14 @@ class ITrans(InvertibleLayer):
         self.key = nn.Parameter(torch.empty(heads, channels, inputs))
         for weight in (*self.query, *self.key):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-        mixing = RawMixing if init == "paper" else BoundedMixing
-        self.mixing = mixing(heads, head_mode, activation)
+        self.mixing = mixing_for(name, heads, head_mode, activation, init, gain_bound)
+        self.position_bias = RelativePositionBias(heads) if position_bias else None
+        self.value_mixing = (
+            ValueMixing(name, channels, mask, self.flip, gain_bound) if value_mixing else None
+        )
+        self.affine = (
+            AttentionAffine(channels, heads, context_channels, gain_bound) if affine else None
+        )
 
     def attention(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The attention weights A between patches, shape ``(B, heads, N, N)``; rows are queries.
@@ -133,9 +145,8 @@ class ITrans(InvertibleLayer):
             context: needed with ``context_channels``.
         """
         event = self._checked(x)
-        layout = self._layout(event)
-        x1 = layout.cut(event) * layout.passing
-        return self.mixing.attention(*self._scores(x1, event, context))
+        _, x1, _ = self._halves(event)
+        return self._attention(x1, self._columns(x1, event, context), event)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -146,33 +157,39 @@ class ITrans(InvertibleLayer):
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._mix(x, context, AttentionMatrix.apply)
+        layout, x1, x2 = self._halves(x)
+        chain = self._chain(x1, x, layout, context)
+        # Rows of passing features are zero in x2 and stay so: the sum puts the halves together.
+        return layout.join(x1 + chain.apply(x2), x.shape[1:]), chain.log_abs_det()
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_det = self._mix(z, context, AttentionMatrix.solve)
-        return x, -log_det
+        layout, z1, z2 = self._halves(z)
+        chain = self._chain(z1, z, layout, context)
+        return layout.join(z1 + chain.solve(z2), z.shape[1:]), -chain.log_abs_det()
 
-    def _mix(
-        self,
-        event: Tensor,
-        context: Tensor | None,
-        operation: Callable[[AttentionMatrix, Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Apply W or its inverse to the attended half; the log-det is that of W."""
+    def _halves(self, event: Tensor) -> tuple[TokenLayout, Tensor, Tensor]:
+        """The layout, and the tokens of both halves with zeros at the entries of the other."""
         layout = self._layout(event)
         tokens = layout.cut(event)
         x1 = tokens * layout.passing
-        x2 = tokens - x1
-        matrix = self._matrix(x1, event, layout, context)
-        mixed = layout.collect(operation(matrix, layout.deal(x2)))
-        # Rows of passing features are zero in x2 and stay so: the sum puts the halves together.
-        return layout.join(x1 + mixed, event.shape[1:]), matrix.log_abs_det()
+        return layout, x1, tokens - x1
 
-    def _matrix(
+    def _chain(
         self, x1: Tensor, event: Tensor, layout: TokenLayout, context: Tensor | None
-    ) -> AttentionMatrix:
-        """The matrices W of all groups, from the tokens of the passing half."""
-        weights = self.mixing(*self._scores(x1, event, context))
+    ) -> Chain:
+        """V, W, and then scale and shift, from the tokens of the passing half."""
+        columns = self._columns(x1, event, context)
+        attention = self._attention(x1, columns, event)
+        factors: list[Factor] = [TokenMatrix(self._matrix(attention, layout), layout)]
+        if self.value_mixing is not None:
+            factors.insert(0, self.value_mixing(1 - layout.passing))
+        if self.affine is not None:
+            factors.append(self.affine(x1, columns, attention, 1 - layout.passing))
+        return Chain(factors)
+
+    def _matrix(self, attention: Tensor, layout: TokenLayout) -> AttentionMatrix:
+        """The matrices W of all groups, from the attention weights."""
+        weights = self.mixing(attention)
         groups = layout.counts.shape[0]
         if groups > weights.shape[1]:
             weights = weights.repeat_interleave(groups // weights.shape[1], dim=1)
@@ -181,29 +198,27 @@ class ITrans(InvertibleLayer):
             matrix.require_nonsingular(type(self).__name__)
         return matrix
 
-    def _scores(self, x1: Tensor, event: Tensor, context: Tensor | None) -> tuple[Tensor, int]:
-        """Dot products of queries and keys, ``(B, H, N, N)``, and the features they sum over."""
+    def _columns(self, x1: Tensor, event: Tensor, context: Tensor | None) -> Tensor:
+        """Passing channels, and context, at each position in the order of tokens, ``(B, n, C+K)``.
+
+        A vector has one position.
+        """
+        columns = x1.flatten(1).unflatten(1, (-1, self.channels))
         seen = context_at(type(self).__name__, context, self.context_channels, event)
+        if seen is None:
+            return columns
+        if event.ndim > 2:
+            seen = to_tokens(seen, self._patches(event.shape[1:])).flatten(1)
+        return torch.cat([columns, seen.unflatten(1, (-1, self.context_channels))], 2)
+
+    def _attention(self, x1: Tensor, columns: Tensor, event: Tensor) -> Tensor:
+        """The attention weights A, ``(B, H, N, N)``."""
+        bias = None
+        if self.position_bias is not None:
+            bias = self.position_bias(self._patches(event.shape[1:]), x1.dtype)
         query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
-        if event.ndim == 2:
-            # The tokens of a vector are cut along the axis that the projections mix.
-            vector = x1.flatten(1) if seen is None else torch.cat([x1.flatten(1), seen], 1)
-            size = (x1.shape[1], -1)
-            queries, keys = (
-                torch.einsum("hij,bj->bhi", weight, vector).unflatten(-1, size)
-                for weight in (query, key)
-            )
-            return queries @ keys.mT, queries.shape[-1]
-        inputs = x1.unflatten(2, (-1, self.channels))  # shape: (B, N, positions of a patch, C)
-        if seen is not None:
-            inside = to_tokens(seen, self._patches(event.shape[1:]))
-            inputs = torch.cat([inputs, inside.unflatten(2, (-1, self.context_channels))], 3)
-        # Q K^T = x1 (W_q^T W_k) x1^T for tokens as rows.
-        queries = inputs.flatten(1, 2).unsqueeze(1) @ (query.mT @ key)
-        keys = inputs.flatten(2)
-        tokens, features = keys.shape[1:]
-        scores = queries.reshape(-1, self.heads * tokens, features) @ keys.mT
-        return scores.unflatten(1, (self.heads, tokens)), features
+        of_kind = vector_dot_products if event.ndim == 2 else dot_products
+        return self.mixing.attention(*of_kind(query, key, columns, x1.shape[1]), bias)
 
     def _layout(self, event: Tensor) -> TokenLayout:
         shape = event.shape[1:]

@@ -1,7 +1,7 @@
 r"""From attention scores to the matrix W, bounded by default or raw as in the paper.
 
-Scores have shape ``(B, H, N, N)``. Matrices have shape ``(B, 1, N, N)`` when the heads are summed
-and ``(B, H, N, N)`` when they are concatenated; one head is the same in both.
+Scores and attention weights have shape ``(B, H, N, N)``. Matrices have shape ``(B, 1, N, N)`` when
+the heads are summed and ``(B, H, N, N)`` when they are concatenated; one head is the same in both.
 """
 
 from typing import Literal
@@ -9,54 +9,75 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.errors import OptionError
+from attnflow_plugin.layers.bounds import GAIN_BOUND, bounded_sum, gain_bound_in, log_scale_bound
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.linalg import identity_like
 
-__all__ = ["BoundedMixing", "HeadMode", "RawMixing"]
+__all__ = ["BoundedMixing", "HeadMode", "Init", "RawMixing", "mixing_for"]
 
 HeadMode = Literal["sum", "concat"]
-
-#: Bound of the sum of absolute gains. The condition number of W stays below 1.95 / 0.05 = 39.
-GAIN_BOUND = 0.95
+Init = Literal["identity", "paper"]
 
 
 class BoundedMixing(nn.Module):
-    r"""The matrix :math:`W = c\,(I + \sum_h a_h A_h)` with :math:`\sum_h |a_h| < 0.95`.
+    r"""The matrix :math:`W = c\,(I + \sum_h a_h A_h)` with :math:`\sum_h |a_h| < b`.
 
-    Every row of :math:`|A_h|` sums to at most one, hence :math:`\|W^{-1}\|_\infty \le 1 / (0.05 c)`
-    for every input, and for each of its principal submatrices. All scalars start at zero, which
-    makes W the identity.
+    Every gain :math:`a_h` has a sign of its own. Every row of :math:`|A_h|` sums to at most one,
+    hence :math:`\|W\|_\infty \le (1 + b) c` and :math:`\|W^{-1}\|_\infty \le 1 / ((1 - b) c)` for
+    every input, and for each principal submatrix. Since c scales one half of the event only, it
+    counts for the conditioning of a stack of layers, and b bounds it as well: :math:`|\log c| < 2 b
+    / 0.95`. All scalars start at zero, which makes W the identity.
     """
 
-    def __init__(self, heads: int, head_mode: HeadMode, activation: str) -> None:
+    def __init__(
+        self, heads: int, head_mode: HeadMode, activation: str, gain_bound: float = GAIN_BOUND
+    ) -> None:
         super().__init__()
         self.activation = activation
         self.sum_heads = head_mode == "sum" and heads > 1
+        self.gain_bound = gain_bound
         self.gain = nn.Parameter(torch.zeros(heads))
         self.log_temperature = nn.Parameter(torch.zeros(heads))
         self.log_scale = nn.Parameter(torch.zeros(1 if self.sum_heads else heads))
 
-    def attention(self, scores: Tensor, features: int) -> Tensor:
-        """Attention weights A, each row of which sums to at most one."""
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return f"gain_bound={self.gain_bound}"
+
+    def attention(self, scores: Tensor, features: int, bias: Tensor | None = None) -> Tensor:
+        """Attention weights A from raw dot products; each row sums to at most one.
+
+        Args:
+            scores: dot products over ``features`` features.
+            features: see there.
+            bias: added to the scores once they are divided, ``(H, N, N)``.
+        """
         log_temperature = soft_bound(_per_head(self.log_temperature, scores), LOG_SCALE_BOUND)
         scores = scores * ((-log_temperature).exp() / features**0.5)
+        if bias is not None:
+            scores = scores + bias
         if self.activation == "softmax":
             return torch.softmax(scores, dim=-1)
         return torch.sigmoid(scores) / scores.shape[-1]
 
-    def forward(self, scores: Tensor, features: int) -> Tensor:
-        """The matrix W from raw dot products over ``features`` features."""
-        mixed = self._gains(scores) * self.attention(scores, features)
+    def forward(self, attention: Tensor) -> Tensor:
+        """The matrix W from attention weights."""
+        mixed = self.gains(attention) * attention
         if self.sum_heads:
             mixed = mixed.sum(1, keepdim=True)
-        scale = soft_bound(_per_head(self.log_scale, scores), LOG_SCALE_BOUND).exp()
-        return scale * (identity_like(scores) + mixed)
+        return self.scales(attention) * (identity_like(attention) + mixed)
 
-    def _gains(self, scores: Tensor) -> Tensor:
-        gain = _per_head(self.gain, scores)
+    def gains(self, like: Tensor) -> Tensor:
+        """The bounded gains a in the dtype of ``like``, ``(H, 1, 1)``."""
         # Summed heads share one bound, concatenated heads have one each.
-        total = gain.abs().sum() if self.sum_heads else gain.abs()
-        return GAIN_BOUND * gain / (1 + total)
+        shared = 0 if self.sum_heads else -1
+        return bounded_sum(_per_head(self.gain, like), self.gain_bound, shared)
+
+    def scales(self, like: Tensor) -> Tensor:
+        """The scale c of every matrix in the dtype of ``like``, ``(1, 1, 1)`` or ``(H, 1, 1)``."""
+        bound = log_scale_bound(self.gain_bound)
+        return soft_bound(_per_head(self.log_scale, like), bound).exp()
 
 
 class RawMixing(nn.Module):
@@ -72,21 +93,41 @@ class RawMixing(nn.Module):
         self.temperature = nn.Parameter(torch.ones(heads))
         self.offset = nn.Parameter(torch.full((1 if self.sum_heads else heads,), 1.01))
 
-    def attention(self, scores: Tensor, features: int) -> Tensor:
+    def attention(self, scores: Tensor, features: int, bias: Tensor | None = None) -> Tensor:
         """Attention weights A of the supplement; ``features`` is not used."""
         del features
         scores = scores / _per_head(self.temperature, scores)
+        if bias is not None:
+            scores = scores + bias
         if self.activation == "softmax":
             return torch.softmax(scores, dim=-1)
         return torch.sigmoid(scores)
 
-    def forward(self, scores: Tensor, features: int) -> Tensor:
-        """The matrix W from raw dot products."""
-        attention = self.attention(scores, features)
+    def forward(self, attention: Tensor) -> Tensor:
+        """The matrix W from attention weights."""
         if self.sum_heads:
             attention = attention.sum(1, keepdim=True)
-        return attention + _per_head(self.offset, scores) * identity_like(scores)
+        return attention + _per_head(self.offset, attention) * identity_like(attention)
 
 
-def _per_head(parameter: Tensor, scores: Tensor) -> Tensor:
-    return parameter.to(scores.dtype).reshape(-1, 1, 1)
+def mixing_for(
+    owner: str, heads: int, head_mode: HeadMode, activation: str, init: Init, gain_bound: float
+) -> BoundedMixing | RawMixing:
+    """The mixing that options ask for.
+
+    Raises:
+        OptionError: a gain bound outside of (0, 1), or one of its own for the raw matrices.
+    """
+    bound = gain_bound_in(owner, gain_bound)
+    if init == "identity":
+        return BoundedMixing(heads, head_mode, activation, bound)
+    if bound != GAIN_BOUND:
+        raise OptionError(
+            f'{owner}: expected gain_bound only with init="identity", found {bound} with '
+            f'init="paper", whose matrices have no bound'
+        )
+    return RawMixing(heads, head_mode, activation)
+
+
+def _per_head(parameter: Tensor, like: Tensor) -> Tensor:
+    return parameter.to(like.dtype).reshape(-1, 1, 1)

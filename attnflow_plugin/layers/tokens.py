@@ -68,13 +68,19 @@ class TokenLayout(NamedTuple):
         return features.unflatten(2, (self.channels, -1)).mT.flatten(2)
 
 
-def patches_per_axis(owner: str, patches: int | Sequence[int], shape: Sequence[int]) -> list[int]:
+def patches_per_axis(
+    owner: str, patches: int | Sequence[int] | None, shape: Sequence[int]
+) -> list[int]:
     """Number of patches along each axis that is cut, checked against the event ``(C, *S)``.
+
+    With ``None`` every position is a patch.
 
     Raises:
         ShapeError: the number of axes differs, or a size does not divide.
     """
     sizes = list(shape[1:]) or [shape[0]]
+    if patches is None:
+        return sizes
     counts = [patches] * len(sizes) if isinstance(patches, int) else list(patches)
     if len(counts) != len(sizes):
         raise ShapeError(

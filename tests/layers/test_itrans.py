@@ -88,9 +88,8 @@ def test_parameter_count(heads, init, scalars_per_head):
 
 def matrix_of(layer, x):
     """The matrices W of a batch, shape (B, groups, N, N)."""
-    matrices = []
-    layer._mix(x, None, lambda matrix, features: matrices.append(matrix.matrix) or features)
-    return matrices[0]
+    layout, _, _ = layer._halves(x)
+    return layer._matrix(layer.attention(x), layout).matrix
 
 
 def jacobian_matrix_of_a_feature(layer, x, channel):

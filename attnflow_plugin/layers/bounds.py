@@ -1,0 +1,32 @@
+r"""How far a layer of attention may move from the identity, whatever is learnt.
+
+One number b in (0, 1) bounds every part of a layer: sums of absolute weights stay below b, and
+log-scales within :math:`\pm 2 b / 0.95`, which is 2 for the default.
+"""
+
+from torch import Tensor
+
+from attnflow_plugin.errors import OptionError
+from attnflow_plugin.layers.scales import LOG_SCALE_BOUND
+
+__all__ = ["GAIN_BOUND", "bounded_sum", "gain_bound_in", "log_scale_bound"]
+
+#: Default of b. The condition number of an attention matrix stays below 1.95 / 0.05 = 39.
+GAIN_BOUND = 0.95
+
+
+def bounded_sum(values: Tensor, bound: float, dim: int) -> Tensor:
+    r"""Weights :math:`b v_i / (1 + \sum_j |v_j|)`, whose absolute values sum to less than b."""
+    return bound * values / (1 + values.abs().sum(dim, keepdim=True))
+
+
+def log_scale_bound(gain_bound: float) -> float:
+    """Bound of log-scales, in proportion to that of the gains."""
+    return LOG_SCALE_BOUND * gain_bound / GAIN_BOUND
+
+
+def gain_bound_in(owner: str, value: float) -> float:
+    """Return ``value`` if it lies between zero and one, else raise an :class:`OptionError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise OptionError(f"{owner}: expected gain_bound to be in (0, 1), found {value!r}")
+    return float(value)
