@@ -1,0 +1,165 @@
+r"""Attention between tokens through a few slots: low rank, and linear in the number of tokens."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.low_rank_matrix import LowRankMatrix
+
+__all__ = ["LowRankAttention", "SlotWeights"]
+
+#: Cosines along each axis that a token knows of its place.
+FREQUENCIES = 4
+MAX_AXES = 3
+
+
+class SlotWeights(NamedTuple):
+    """Both halves of the way from token to token, each of shape ``(B, N, S, H, r)``.
+
+    With S classes of tokens, class s has slots of its own and is zero in all others.
+    """
+
+    spread: Tensor  # how each token averages the slots: rows sum to one over S and r
+    gather: Tensor  # how each slot averages the tokens: columns sum to one over N
+
+    def dense(self) -> Tensor:
+        """The attention A between all tokens, ``(B, H, N, N)``; rows are queries."""
+        return torch.einsum("bnshr,bmshr->bhnm", self.spread, self.gather)
+
+    def matrix(
+        self,
+        gains: Tensor,
+        log_scale: Tensor,
+        counts: Tensor,
+        class_counts: Tensor,
+    ) -> LowRankMatrix:
+        r"""The matrix :math:`W = c\,(I + \sum_h a_h A_h)`, or one for each head.
+
+        Args:
+            gains: a, shape ``(H, 1)``.
+            log_scale: :math:`\log c`, ``(G, 1, 1)``; with G = H heads have matrices of their own.
+            counts: attended features per token, ``(G, N)``.
+            class_counts: attended features of each token of a class, ``(G, S)``.
+        """
+        left, right = self.spread * gains, self.gather
+        if len(log_scale) == 1:
+            left, right = (factor.flatten(2).unsqueeze(1) for factor in (left, right))
+        else:
+            left, right = (factor.permute(0, 3, 1, 2, 4).flatten(3) for factor in (left, right))
+        return LowRankMatrix(log_scale, left, right, counts, class_counts)
+
+
+class LowRankAttention(nn.Module):
+    r"""Attention :math:`A = D^{-1} \Phi(Q) \Phi(K)^T` with r non-negative features, the slots.
+
+    Every such A is the product of two averages: each slot averages the tokens, and each token
+    averages the slots,
+
+    .. math::
+        A_{nm} = \sum_j \mathrm{softmax}_j(q_{nj})\; \mathrm{softmax}_m(k_{mj}),
+
+    so that D is known to be the identity, no sum is divided by, and the rows of A sum to one as
+    those of softmax attention do. The queries :math:`q_n = W_q \bar x_n + b` and the keys
+    :math:`k_n = W_k \bar x_n` are 1x1 convolutions of the passing half to r outputs, averaged over
+    the positions of the patch. The tokens of a vector are runs of coordinates, each coordinate with
+    its own column of the weights.
+
+    Tokens of different classes do not see each other: every class has its own slots, which average
+    the tokens of the class.
+
+    **Cost** per sample with H heads, for tokens of P features: O(N P + H N C r).
+
+    Args:
+        heads: number of attention heads, H.
+        rank: slots of each head, r.
+        channels: C, of the event.
+        context_channels: channels of a context that queries and keys also see.
+        positions: let queries and keys also see where the token is, by the first cosines along each
+            axis; they do not depend on the number of tokens.
+
+    Reference:
+        Shen, Zhang, Zhao, Yi, Li, *Efficient Attention: Attention with Linear Complexities*, WACV
+        2021, has the two averages; Katharopoulos et al., *Transformers are RNNs*, ICML 2020, the
+        non-negative features.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        rank: int,
+        channels: int,
+        context_channels: int = 0,
+        positions: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels, self.positions = channels, positions
+        inputs = channels + context_channels + positions * MAX_AXES * FREQUENCIES
+        self.query = nn.Parameter(torch.empty(heads, rank, inputs))
+        self.key = nn.Parameter(torch.empty(heads, rank, inputs))
+        for weight in (*self.query, *self.key):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        # The keys need no offset: it would cancel in the average over the tokens.
+        self.offset = nn.Parameter(torch.zeros(heads, rank))
+
+    def forward(
+        self,
+        columns: Tensor,
+        patches: Sequence[int],
+        sharpness: Tensor,
+        classes: Tensor | None,
+    ) -> SlotWeights:
+        """The weights between tokens and slots.
+
+        Args:
+            columns: passing channels, and context, at each position in the order of tokens, ``(B,
+                n, C + K)``; a vector has one position.
+            patches: tokens along each axis.
+            sharpness: what scores are multiplied by, ``(H, 1)``.
+            classes: the tokens of each class, ``(S, N)``, boolean; ``None`` if there is only one.
+        """
+        queries = self._scores(self.query, columns, patches) + self.offset.to(columns.dtype)
+        keys = self._scores(self.key, columns, patches)
+        spread = (queries * sharpness).softmax(-1).unsqueeze(2)
+        keys = (keys * sharpness).unsqueeze(2)
+        if classes is not None:
+            inside = classes.T[..., None, None]
+            spread, keys = spread * inside, keys.masked_fill(~inside, -math.inf)
+        return SlotWeights(spread, keys.softmax(1))
+
+    def _scores(self, weight: Tensor, columns: Tensor, patches: Sequence[int]) -> Tensor:
+        """Scores between tokens and slots, ``(B, N, H, r)``."""
+        weight, tokens = weight.to(columns.dtype), math.prod(patches)
+        of_columns, of_places = weight.split(
+            [columns.shape[2], weight.shape[2] - columns.shape[2]], 2
+        )
+        if columns.shape[1] == 1:
+            scores = self._scores_of_runs(of_columns, columns[:, 0], tokens)
+        else:
+            means = columns.unflatten(1, (tokens, -1)).mean(2)
+            scores = torch.einsum("bni,hri->bnhr", means, of_columns)
+        if not self.positions:
+            return scores
+        places = cached_constant(_cosines, tuple(patches), columns.dtype, device=columns.device)
+        return scores + torch.einsum("ni,hri->nhr", places, of_places)
+
+    def _scores_of_runs(self, weight: Tensor, vector: Tensor, tokens: int) -> Tensor:
+        """Scores of the tokens of a vector, runs of coordinates that have columns of their own."""
+        sizes = [self.channels, vector.shape[1] - self.channels]
+        (runs, context), (of_runs, of_context) = vector.split(sizes, 1), weight.split(sizes, 2)
+        runs, of_runs = runs.unflatten(1, (tokens, -1)), of_runs.unflatten(2, (tokens, -1))
+        scores = torch.einsum("bnp,hrnp->bnhr", runs, of_runs)
+        return scores + torch.einsum("bi,hri->bhr", context, of_context).unsqueeze(1)
+
+
+def _cosines(patches: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Place of each token, ``(N, MAX_AXES * FREQUENCIES)``; zero for axes that are not there."""
+    frequencies = math.pi * torch.arange(1, FREQUENCIES + 1, dtype=dtype, device=device)
+    along = [(torch.arange(n, dtype=dtype, device=device) + 0.5) / n for n in patches]
+    places = torch.stack(torch.meshgrid(*along, indexing="ij"), -1).flatten(0, -2)
+    cosines = (places[..., None] * frequencies).cos().flatten(1)
+    return F.pad(cosines, (0, (MAX_AXES - len(patches)) * FREQUENCIES))

@@ -1,0 +1,144 @@
+"""Low-rank attention against the dense matrices that it stands for."""
+
+import math
+
+import pytest
+import torch
+
+from attnflow_plugin.layers.low_rank import LowRankAttention
+from attnflow_plugin.linalg import AttentionMatrix, identity_like
+from tests.support import randomise
+
+GAINS = torch.tensor([[0.5], [-0.4]], dtype=torch.float64)
+
+
+def checkerboard(patches):
+    """Two classes of tokens, as patches of odd edges have."""
+    parity = sum(torch.meshgrid(*map(torch.arange, patches), indexing="ij")) % 2
+    return torch.stack([parity.flatten() == 0, parity.flatten() == 1])
+
+
+# Channels, context channels, patches, positions (one for a vector), classes.
+CASES = {
+    "image": (3, 0, (4, 4), 64, None),
+    "single-positions": (2, 1, (3, 5), 15, checkerboard((3, 5))),
+    "odd-patches": (3, 2, (3, 3), 81, checkerboard((3, 3))),
+    "sequence": (3, 0, (6,), 12, None),
+    "volume": (2, 0, (2, 3, 2), 24, None),
+    "vector": (12, 2, (4,), 1, None),
+    "odd-vector": (12, 0, (4,), 1, checkerboard((4,))),
+    "one-token": (3, 0, (1, 1), 4, None),
+}
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+def weights_of(name, rank=5, positions=True):
+    channels, context_channels, patches, places, classes = CASES[name]
+    attention = randomise(
+        LowRankAttention(2, rank, channels, context_channels, positions=positions).double()
+    )
+    columns = torch.randn(3, places, channels + context_channels, dtype=torch.float64)
+    sharpness = torch.tensor([[1.5], [0.7]], dtype=torch.float64)
+    return attention(columns, patches, sharpness, classes), classes
+
+
+def both_matrices(name, groups):
+    """W from its factors and from the attention between all tokens."""
+    weights, classes = weights_of(name)
+    attention = weights.dense()
+    tokens = attention.shape[-1]
+    log_scale = torch.randn(groups, 1, 1, dtype=torch.float64)
+    class_counts = torch.randint(1, 6, (groups, 1 if classes is None else 2)).double()
+    if classes is None:
+        coupled, counts = None, class_counts.expand(-1, tokens)
+    else:
+        coupled = (classes[0] == classes[0][:, None]).expand(groups, -1, -1)
+        counts = torch.where(classes[0], class_counts[:, :1], class_counts[:, 1:])
+    mixed = GAINS[:, :, None] * attention
+    if groups == 1:
+        mixed = mixed.sum(1, keepdim=True)
+    dense = AttentionMatrix(log_scale.exp() * (identity_like(mixed) + mixed), coupled, counts)
+    return weights.matrix(GAINS, log_scale, counts, class_counts), dense
+
+
+@each_case
+@pytest.mark.parametrize("groups", [1, 2])
+def test_equals_the_dense_matrix(name, groups):
+    low_rank, dense = both_matrices(name, groups)
+    features = torch.randn(3, groups, dense.matrix.shape[-1], 7, dtype=torch.float64)
+    for operation in ("apply", "solve"):
+        found, expected = (getattr(matrix, operation)(features) for matrix in (low_rank, dense))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(low_rank.log_abs_det(), dense.log_abs_det(), rtol=0, atol=1e-10)
+
+
+@each_case
+def test_attention_is_stochastic_within_each_class(name):
+    weights, classes = weights_of(name)
+    attention = weights.dense()
+    assert (attention >= 0).all()
+    torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
+    if classes is not None:
+        apart = classes[0] != classes[0][:, None]
+        assert (attention[..., apart] == 0).all()
+
+
+def test_every_attention_from_non_negative_features_is_of_this_form():
+    queries, keys = torch.rand(2, 7, 3, dtype=torch.float64)
+    attention = queries @ keys.T
+    attention = attention / attention.sum(1, keepdim=True)
+    spread, gather = queries * keys.sum(0), keys / keys.sum(0)
+    spread = spread / spread.sum(1, keepdim=True)
+    torch.testing.assert_close(spread @ gather.T, attention)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_positions_tell_equal_tokens_apart(positions):
+    attention = randomise(LowRankAttention(1, 4, 2, positions=positions))
+    sharpness = torch.ones(1, 1)
+    weights = attention(torch.zeros(1, 16, 2), (4, 4), sharpness, None)
+    uniform = torch.full_like(weights.gather, 1 / 16)
+    assert torch.allclose(weights.gather, uniform) != positions
+
+
+def test_a_smooth_event_is_attended_alike_at_every_resolution():
+    attention = randomise(LowRankAttention(1, 4, 1, positions=True)).double()
+    sharpness = torch.ones(1, 1, dtype=torch.float64)
+
+    def mean_of_slots(size):
+        places = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+        event = (math.pi * places).sin().reshape(1, size, 1)
+        weights = attention(event, (size,), sharpness, None)
+        return (weights.gather[0, :, 0, 0] * places[:, None]).sum(0)
+
+    torch.testing.assert_close(mean_of_slots(256), mean_of_slots(64), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.5, 100.0])
+@pytest.mark.parametrize("tokens", [1024, 4096])
+def test_float32_of_many_tokens_and_extreme_parameters(tokens, scale):
+    attention = randomise(LowRankAttention(2, 16, 4, positions=True), scale)
+    columns, features = 3 * torch.randn(2, tokens, 4), torch.randn(2, 1, tokens, 2)
+    gains, counts = torch.tensor([[0.94], [-0.009]]), torch.full((1, tokens), 2.0)
+
+    def matrix(dtype):
+        weights = attention.to(dtype)(
+            columns.to(dtype), (tokens,), torch.ones(2, 1).to(dtype), None
+        )
+        log_scale = torch.full((1, 1, 1), 0.3, dtype=dtype)
+        return weights.matrix(gains.to(dtype), log_scale, counts.to(dtype), counts[:, :1].to(dtype))
+
+    single, exact = matrix(torch.float32), matrix(torch.float64)
+    # The constant part, N log c, is exact up to one rounding.
+    torch.testing.assert_close(
+        single.log_abs_det().double(), exact.log_abs_det(), rtol=1e-6, atol=1e-4
+    )
+    torch.testing.assert_close(single.solve(single.apply(features)), features, rtol=0, atol=1e-4)
+    capacitance = _capacitance(exact)
+    norms = (torch.linalg.matrix_norm(m, math.inf) for m in (capacitance, capacitance.inverse()))
+    assert math.prod(norm.max().item() for norm in norms) <= 1.949 / 0.051
+
+
+def _capacitance(matrix):
+    product = matrix.right.mT @ matrix.left
+    return identity_like(product) + product
