@@ -13,7 +13,12 @@ from attnflow_plugin.layers.bounds import GAIN_BOUND
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.dot_products import dot_products, vector_dot_products
 from attnflow_plugin.layers.factors import Chain, Factor, TokenMatrix
-from attnflow_plugin.layers.mixing import HeadMode, Init, mixing_for
+from attnflow_plugin.layers.low_rank import (
+    LowRankAttention,
+    SlotWeights,
+    require_low_rank_options,
+)
+from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, Init, mixing_for
 from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import (
     TokenLayout,
@@ -23,6 +28,7 @@ from attnflow_plugin.layers.tokens import (
 )
 from attnflow_plugin.layers.value_mixing import ValueMixing
 from attnflow_plugin.linalg import AttentionMatrix
+from attnflow_plugin.low_rank_matrix import LowRankMatrix
 from attnflow_plugin.masks import MaskKind
 from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
 
@@ -111,6 +117,7 @@ class ITrans(InvertibleLayer):
         position_bias: bool = False,
         value_mixing: bool = False,
         affine: bool = False,
+        rank: int | None = None,
         context_channels: int = 0,
     ) -> None:
         super().__init__(channels)
@@ -123,13 +130,18 @@ class ITrans(InvertibleLayer):
         self.activation = one_of(name, "activation", activation, get_args(Activation))
         self.init = one_of(name, "init", init, get_args(Init))
         self.context_channels = non_negative_int(name, "context_channels", context_channels)
-        inputs = channels + context_channels
-        self.query = nn.Parameter(torch.empty(heads, channels, inputs))
-        self.key = nn.Parameter(torch.empty(heads, channels, inputs))
-        for weight in (*self.query, *self.key):
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        self.slots = self.position_bias = None
+        if rank is None:
+            inputs = channels + context_channels
+            self.query = nn.Parameter(torch.empty(heads, channels, inputs))
+            self.key = nn.Parameter(torch.empty(heads, channels, inputs))
+            for weight in (*self.query, *self.key):
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            self.position_bias = RelativePositionBias(heads) if position_bias else None
+        else:
+            require_low_rank_options(name, rank, mask, activation, init)
+            self.slots = LowRankAttention(heads, rank, channels, context_channels, position_bias)
         self.mixing = mixing_for(name, heads, head_mode, activation, init, gain_bound)
-        self.position_bias = RelativePositionBias(heads) if position_bias else None
         self.value_mixing = (
             ValueMixing(name, channels, mask, self.flip, gain_bound) if value_mixing else None
         )
@@ -145,8 +157,9 @@ class ITrans(InvertibleLayer):
             context: needed with ``context_channels``.
         """
         event = self._checked(x)
-        _, x1, _ = self._halves(event)
-        return self._attention(x1, self._columns(x1, event, context), event)
+        layout, x1, _ = self._halves(event)
+        attention = self._attention(x1, self._columns(x1, event, context), event, layout)
+        return attention.dense() if isinstance(attention, SlotWeights) else attention
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -179,7 +192,7 @@ class ITrans(InvertibleLayer):
     ) -> Chain:
         """V, W, and then scale and shift, from the tokens of the passing half."""
         columns = self._columns(x1, event, context)
-        attention = self._attention(x1, columns, event)
+        attention = self._attention(x1, columns, event, layout)
         factors: list[Factor] = [TokenMatrix(self._matrix(attention, layout), layout)]
         if self.value_mixing is not None:
             factors.insert(0, self.value_mixing(1 - layout.passing))
@@ -187,8 +200,16 @@ class ITrans(InvertibleLayer):
             factors.append(self.affine(x1, columns, attention, 1 - layout.passing))
         return Chain(factors)
 
-    def _matrix(self, attention: Tensor, layout: TokenLayout) -> AttentionMatrix:
+    def _matrix(
+        self, attention: Tensor | SlotWeights, layout: TokenLayout
+    ) -> AttentionMatrix | LowRankMatrix:
         """The matrices W of all groups, from the attention weights."""
+        if isinstance(attention, SlotWeights):
+            gains, log_scale = (
+                of_heads(layout.counts)
+                for of_heads in (self._bounded.gains, self._bounded.log_scales)
+            )
+            return attention.matrix(gains, log_scale, layout.counts, layout.class_counts)
         weights = self.mixing(attention)
         groups = layout.counts.shape[0]
         if groups > weights.shape[1]:
@@ -211,14 +232,24 @@ class ITrans(InvertibleLayer):
             seen = to_tokens(seen, self._patches(event.shape[1:])).flatten(1)
         return torch.cat([columns, seen.unflatten(1, (-1, self.context_channels))], 2)
 
-    def _attention(self, x1: Tensor, columns: Tensor, event: Tensor) -> Tensor:
-        """The attention weights A, ``(B, H, N, N)``."""
+    def _attention(
+        self, x1: Tensor, columns: Tensor, event: Tensor, layout: TokenLayout
+    ) -> Tensor | SlotWeights:
+        """The attention weights A, ``(B, H, N, N)``, or what they are the product of."""
+        if self.slots is not None:
+            patches = self._patches(event.shape[1:])
+            return self.slots(columns, patches, self._bounded.sharpness(x1), layout.classes)
         bias = None
         if self.position_bias is not None:
             bias = self.position_bias(self._patches(event.shape[1:]), x1.dtype)
         query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
         of_kind = vector_dot_products if event.ndim == 2 else dot_products
         return self.mixing.attention(*of_kind(query, key, columns, x1.shape[1]), bias)
+
+    @property
+    def _bounded(self) -> BoundedMixing:
+        assert isinstance(self.mixing, BoundedMixing)  # The slots go with no other.
+        return self.mixing
 
     def _layout(self, event: Tensor) -> TokenLayout:
         shape = event.shape[1:]
@@ -227,7 +258,7 @@ class ITrans(InvertibleLayer):
         if self.mask == "random":
             # No two features need share a pattern, so each one has a group of its own.
             groups *= -(-(shape.numel() // math.prod(patches)) // groups)
-        return token_layout(self.mask, event, self.flip, patches, groups)
+        return token_layout(self.mask, event, self.flip, patches, groups, self.slots is None)
 
     def _patches(self, shape: torch.Size) -> list[int]:
         return patches_per_axis(type(self).__name__, self.patches, shape)

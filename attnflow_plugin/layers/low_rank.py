@@ -10,12 +10,29 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.low_rank_matrix import LowRankMatrix
+from attnflow_plugin.masks import MaskKind
+from attnflow_plugin.options import one_of, positive_int
 
-__all__ = ["LowRankAttention", "SlotWeights"]
+__all__ = ["LowRankAttention", "SlotWeights", "require_low_rank_options"]
 
 #: Cosines along each axis that a token knows of its place.
 FREQUENCIES = 4
 MAX_AXES = 3
+
+
+def require_low_rank_options(
+    owner: str, rank: int, mask: MaskKind, activation: str, init: str
+) -> None:
+    """Check the rank, and the options that it does not go with.
+
+    Raises:
+        OptionError: not a positive rank; other weights than averages (their product would have no
+            bound, or no low rank); a mask by which every feature has a matrix of its own.
+    """
+    positive_int(owner, "rank", rank)
+    one_of(owner, "activation with rank", activation, ["softmax"])
+    one_of(owner, "init with rank", init, ["identity"])
+    one_of(owner, "mask with rank", mask, ["spatial-channel", "spatial", "channel"])
 
 
 class SlotWeights(NamedTuple):
@@ -26,6 +43,11 @@ class SlotWeights(NamedTuple):
 
     spread: Tensor  # how each token averages the slots: rows sum to one over S and r
     gather: Tensor  # how each slot averages the tokens: columns sum to one over N
+
+    def __matmul__(self, features: Tensor) -> Tensor:
+        """The attention of each head times features, ``(B, 1, N, F)`` to ``(B, H, N, F)``."""
+        averages = torch.einsum("bnshr,bnf->bshrf", self.gather, features.squeeze(1))
+        return torch.einsum("bnshr,bshrf->bhnf", self.spread, averages)
 
     def dense(self) -> Tensor:
         """The attention A between all tokens, ``(B, H, N, N)``; rows are queries."""
@@ -41,12 +63,12 @@ class SlotWeights(NamedTuple):
         r"""The matrix :math:`W = c\,(I + \sum_h a_h A_h)`, or one for each head.
 
         Args:
-            gains: a, shape ``(H, 1)``.
+            gains: a, shape ``(H, 1, 1)``.
             log_scale: :math:`\log c`, ``(G, 1, 1)``; with G = H heads have matrices of their own.
             counts: attended features per token, ``(G, N)``.
             class_counts: attended features of each token of a class, ``(G, S)``.
         """
-        left, right = self.spread * gains, self.gather
+        left, right = self.spread * gains.squeeze(-1), self.gather
         if len(log_scale) == 1:
             left, right = (factor.flatten(2).unsqueeze(1) for factor in (left, right))
         else:
@@ -106,6 +128,10 @@ class LowRankAttention(nn.Module):
         # The keys need no offset: it would cancel in the average over the tokens.
         self.offset = nn.Parameter(torch.zeros(heads, rank))
 
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return f"{self.channels}, rank={self.key.shape[1]}, positions={self.positions}"
+
     def forward(
         self,
         columns: Tensor,
@@ -119,11 +145,12 @@ class LowRankAttention(nn.Module):
             columns: passing channels, and context, at each position in the order of tokens, ``(B,
                 n, C + K)``; a vector has one position.
             patches: tokens along each axis.
-            sharpness: what scores are multiplied by, ``(H, 1)``.
+            sharpness: what scores are multiplied by, ``(H, 1, 1)``.
             classes: the tokens of each class, ``(S, N)``, boolean; ``None`` if there is only one.
         """
         queries = self._scores(self.query, columns, patches) + self.offset.to(columns.dtype)
         keys = self._scores(self.key, columns, patches)
+        sharpness = sharpness.squeeze(-1)
         spread = (queries * sharpness).softmax(-1).unsqueeze(2)
         keys = (keys * sharpness).unsqueeze(2)
         if classes is not None:

@@ -53,8 +53,7 @@ class BoundedMixing(nn.Module):
             features: see there.
             bias: added to the scores once they are divided, ``(H, N, N)``.
         """
-        log_temperature = soft_bound(_per_head(self.log_temperature, scores), LOG_SCALE_BOUND)
-        scores = scores * ((-log_temperature).exp() / features**0.5)
+        scores = scores * (self.sharpness(scores) / features**0.5)
         if bias is not None:
             scores = scores + bias
         if self.activation == "softmax":
@@ -66,7 +65,11 @@ class BoundedMixing(nn.Module):
         mixed = self.gains(attention) * attention
         if self.sum_heads:
             mixed = mixed.sum(1, keepdim=True)
-        return self.scales(attention) * (identity_like(attention) + mixed)
+        return self.log_scales(attention).exp() * (identity_like(attention) + mixed)
+
+    def sharpness(self, like: Tensor) -> Tensor:
+        """What scores are multiplied by, in the dtype of ``like``, ``(H, 1, 1)``."""
+        return (-soft_bound(_per_head(self.log_temperature, like), LOG_SCALE_BOUND)).exp()
 
     def gains(self, like: Tensor) -> Tensor:
         """The bounded gains a in the dtype of ``like``, ``(H, 1, 1)``."""
@@ -74,10 +77,9 @@ class BoundedMixing(nn.Module):
         shared = 0 if self.sum_heads else -1
         return bounded_sum(_per_head(self.gain, like), self.gain_bound, shared)
 
-    def scales(self, like: Tensor) -> Tensor:
-        """The scale c of every matrix in the dtype of ``like``, ``(1, 1, 1)`` or ``(H, 1, 1)``."""
-        bound = log_scale_bound(self.gain_bound)
-        return soft_bound(_per_head(self.log_scale, like), bound).exp()
+    def log_scales(self, like: Tensor) -> Tensor:
+        r""":math:`\log c` of every matrix in the dtype of ``like``, ``(1 or H, 1, 1)``."""
+        return soft_bound(_per_head(self.log_scale, like), log_scale_bound(self.gain_bound))
 
 
 class RawMixing(nn.Module):

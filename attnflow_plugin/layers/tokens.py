@@ -40,7 +40,9 @@ class TokenLayout(NamedTuple):
     scatter: Tensor  # the inverse permutation
     passing: Tensor  # shape: (N, P): one where a feature passes and zero elsewhere
     coupled: Tensor | None  # shape: (G, N, N), boolean: co-attended tokens; None for all
+    classes: Tensor | None  # shape: (S, N), boolean: the same for tokens by class; None for all
     counts: Tensor  # shape: (G, N): attended features of each token
+    class_counts: Tensor  # shape: (G, S): attended features of each token of a class
     channels: int  # features of a token are ordered (e c); one "channel" in a vector
     channels_last: bool
 
@@ -102,9 +104,19 @@ def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:
 
 
 def token_layout(
-    mask: MaskKind, event: Tensor, flip: bool, patches: Sequence[int], groups: int
+    mask: MaskKind,
+    event: Tensor,
+    flip: bool,
+    patches: Sequence[int],
+    groups: int,
+    pairs: bool = True,
 ) -> TokenLayout:
-    """The layout of an event, from the cache where it was built before."""
+    """The layout of an event, from the cache where it was built before.
+
+    ``coupled`` takes N^2 entries; without ``pairs`` there are ``classes`` in its place. Those are
+    the tokens with the pattern of the first one and with its opposite, a third pattern (of a vector
+    with ``mask="channel"``) belongs to none. The random mask has no classes.
+    """
     return cached_constant(
         _build_layout,
         mask,
@@ -112,6 +124,7 @@ def token_layout(
         flip,
         tuple(patches),
         groups,
+        pairs,
         _is_channels_last(event),
         event.dtype,
         device=event.device,
@@ -124,6 +137,7 @@ def _build_layout(
     flip: bool,
     patches: tuple[int, ...],
     groups: int,
+    pairs: bool,
     channels_last: bool,
     dtype: torch.dtype,
     device: torch.device,
@@ -136,13 +150,17 @@ def _build_layout(
     passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)
     # Features that fill up the last group count as passing: they are zero on the way in and out.
     attended = _deal((~passing).to(dtype), groups, channels)[0]
+    counts = attended.sum(-1)
     alike = is_same_in_patches(mask, shape, patches)
+    classes = None if pairs or alike else _classes(passing[0])
     return TokenLayout(
         gather.flatten(),
         scatter,
         passing[0].to(dtype),
-        None if alike else _coupled(attended),
-        attended.sum(-1),
+        _coupled(attended) if pairs and not alike else None,
+        classes,
+        counts,
+        counts[:, :1] if classes is None else (counts[:, None] * classes).amax(-1),
         channels,
         channels_last,
     )
@@ -155,6 +173,12 @@ def _coupled(attended: Tensor) -> Tensor:
     # Tokens whose patterns merely overlap, as runs of a vector's coordinates can, stay apart: one
     # would write to entries that pass in the other.
     return (shared > 0) & (shared == counts[..., None, :]) & (shared == counts[..., :, None])
+
+
+def _classes(passing: Tensor) -> Tensor:
+    """Tokens with the pattern of the first one, and those with its opposite."""
+    differs = passing != passing[:1]
+    return torch.stack([~differs.any(1), differs.all(1)])
 
 
 def _deal(tokens: Tensor, groups: int, channels: int) -> Tensor:

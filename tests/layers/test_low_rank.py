@@ -9,7 +9,7 @@ from attnflow_plugin.layers.low_rank import LowRankAttention
 from attnflow_plugin.linalg import AttentionMatrix, identity_like
 from tests.support import randomise
 
-GAINS = torch.tensor([[0.5], [-0.4]], dtype=torch.float64)
+GAINS = torch.tensor([[[0.5]], [[-0.4]]], dtype=torch.float64)
 
 
 def checkerboard(patches):
@@ -38,7 +38,7 @@ def weights_of(name, rank=5, positions=True):
         LowRankAttention(2, rank, channels, context_channels, positions=positions).double()
     )
     columns = torch.randn(3, places, channels + context_channels, dtype=torch.float64)
-    sharpness = torch.tensor([[1.5], [0.7]], dtype=torch.float64)
+    sharpness = torch.tensor([[[1.5]], [[0.7]]], dtype=torch.float64)
     return attention(columns, patches, sharpness, classes), classes
 
 
@@ -54,7 +54,7 @@ def both_matrices(name, groups):
     else:
         coupled = (classes[0] == classes[0][:, None]).expand(groups, -1, -1)
         counts = torch.where(classes[0], class_counts[:, :1], class_counts[:, 1:])
-    mixed = GAINS[:, :, None] * attention
+    mixed = GAINS * attention
     if groups == 1:
         mixed = mixed.sum(1, keepdim=True)
     dense = AttentionMatrix(log_scale.exp() * (identity_like(mixed) + mixed), coupled, counts)
@@ -95,7 +95,7 @@ def test_every_attention_from_non_negative_features_is_of_this_form():
 @pytest.mark.parametrize("positions", [False, True])
 def test_positions_tell_equal_tokens_apart(positions):
     attention = randomise(LowRankAttention(1, 4, 2, positions=positions))
-    sharpness = torch.ones(1, 1)
+    sharpness = torch.ones(1, 1, 1)
     weights = attention(torch.zeros(1, 16, 2), (4, 4), sharpness, None)
     uniform = torch.full_like(weights.gather, 1 / 16)
     assert torch.allclose(weights.gather, uniform) != positions
@@ -103,7 +103,7 @@ def test_positions_tell_equal_tokens_apart(positions):
 
 def test_a_smooth_event_is_attended_alike_at_every_resolution():
     attention = randomise(LowRankAttention(1, 4, 1, positions=True)).double()
-    sharpness = torch.ones(1, 1, dtype=torch.float64)
+    sharpness = torch.ones(1, 1, 1, dtype=torch.float64)
 
     def mean_of_slots(size):
         places = (torch.arange(size, dtype=torch.float64) + 0.5) / size
@@ -119,11 +119,11 @@ def test_a_smooth_event_is_attended_alike_at_every_resolution():
 def test_float32_of_many_tokens_and_extreme_parameters(tokens, scale):
     attention = randomise(LowRankAttention(2, 16, 4, positions=True), scale)
     columns, features = 3 * torch.randn(2, tokens, 4), torch.randn(2, 1, tokens, 2)
-    gains, counts = torch.tensor([[0.94], [-0.009]]), torch.full((1, tokens), 2.0)
+    gains, counts = torch.tensor([[[0.94]], [[-0.009]]]), torch.full((1, tokens), 2.0)
 
     def matrix(dtype):
         weights = attention.to(dtype)(
-            columns.to(dtype), (tokens,), torch.ones(2, 1).to(dtype), None
+            columns.to(dtype), (tokens,), torch.ones(2, 1, 1).to(dtype), None
         )
         log_scale = torch.full((1, 1, 1), 0.3, dtype=dtype)
         return weights.matrix(gains.to(dtype), log_scale, counts.to(dtype), counts[:, :1].to(dtype))
