@@ -38,6 +38,9 @@ def coupling(*shape: int, **options) -> Case:
     return Case("AttentionCoupling", shape, options)
 
 
+#: What ITrans can do beyond the paper.
+ALL = {"position_bias": True, "value_mixing": True, "affine": True}
+
 CASES: dict[str, Case] = {
     # Event shapes
     "imap-vector": imap(6),
@@ -85,6 +88,25 @@ CASES: dict[str, Case] = {
     "itrans-channel-mask-across-runs": itrans(6, patches=3, mask="channel"),
     "itrans-random-mask": itrans(2, 4, 4, mask="random"),
     "itrans-random-mask-concat": itrans(2, 4, 4, mask="random", heads=3, head_mode="concat"),
+    "itrans-gain-bound": itrans(3, 4, 4, heads=2, gain_bound=0.1),
+    "itrans-position-bias": itrans(3, 4, 4, position_bias=True),
+    "itrans-position-bias-vector": itrans(6, patches=3, position_bias=True),
+    "itrans-every-position": itrans(2, 4, 3, patches=None),
+    "itrans-every-coordinate": itrans(6, patches=None),
+    "itrans-value-mixing": itrans(3, 4, 4, value_mixing=True),
+    "itrans-value-mixing-vector": itrans(6, value_mixing=True),
+    "itrans-value-mixing-odd-edge": itrans(3, 6, 2, value_mixing=True),
+    "itrans-value-mixing-spatial-mask": itrans(3, 4, 4, value_mixing=True, mask="spatial"),
+    "itrans-value-mixing-channel-mask": itrans(5, 2, 2, value_mixing=True, mask="channel"),
+    "itrans-affine": itrans(3, 4, 4, affine=True, heads=2),
+    "itrans-affine-vector": itrans(6, affine=True),
+    "itrans-affine-random-mask": itrans(2, 4, 4, affine=True, mask="random"),
+    "itrans-affine-spatial-mask": itrans(2, 3, 4, affine=True, mask="spatial", patches=(3, 2)),
+    "itrans-all-options": itrans(3, 4, 3, patches=None, heads=2, **ALL),
+    "itrans-all-options-vector": itrans(6, patches=3, flip=True, **ALL),
+    "itrans-all-options-concat": itrans(3, 6, 2, heads=2, head_mode="concat", flip=True, **ALL),
+    "itrans-all-options-volume": itrans(2, 2, 2, 4, activation="sigmoid", **ALL),
+    "itrans-all-options-paper": itrans(3, 4, 4, init="paper", **ALL),
     "itrans-paper": itrans(3, 4, 4, init="paper"),
     "itrans-paper-sigmoid": itrans(3, 4, 4, init="paper", activation="sigmoid"),
     "itrans-paper-five-heads": itrans(3, 4, 4, init="paper", heads=5),
