@@ -3,27 +3,27 @@ r"""Scale and shift of the attended half, from what attention gathers in the pas
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.layers.bounds import log_scale_bound
-from attnflow_plugin.layers.scales import soft_bound
+from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound
 
 __all__ = ["AttentionAffine", "EntrywiseAffine"]
 
 
 class EntrywiseAffine(NamedTuple):
-    """A scale and a shift for every entry."""
+    """A shift and a scale for every entry."""
 
     log_scale: Tensor  # shape: (B, N, P)
     shift: Tensor  # shape: (B, N, P)
 
     def apply(self, tokens: Tensor) -> Tensor:
-        """Scale and shift tokens ``(B, N, P)``."""
-        return tokens * self.log_scale.exp() + self.shift
+        """Shift and scale tokens ``(B, N, P)``."""
+        return (tokens + self.shift) * self.log_scale.exp()
 
     def solve(self, tokens: Tensor) -> Tensor:
         """Undo :meth:`apply`."""
-        return (tokens - self.shift) * (-self.log_scale).exp()
+        return tokens * (-self.log_scale).exp() - self.shift
 
     def log_abs_det(self) -> Tensor:
         """Log-det of :meth:`apply`, shape ``(B,)``."""
@@ -34,12 +34,13 @@ class AttentionAffine(nn.Module):
     r"""Scale :math:`D = e^s` and shift t of every attended entry, by a 1x1 convolution.
 
     .. math::
-        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta), \qquad
+        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / 2), \qquad
         \beta = 2 b / 0.95
 
-    with the gain bound b. A context joins the inputs. O and o start at zero, which makes it the
-    identity. The log-scale is bounded on both sides; the shift is not, as in every affine coupling.
-    A is applied to the passing half, so nothing needs to be inverted here.
+    with the gain bound b. The rows of O that give t have absolute values that sum to less than
+    :math:`\beta`, so that not only the scale but also the shear is bounded, whatever is learnt. A
+    context joins the inputs. O and o start at zero, which makes it the identity. A is applied to
+    the passing half, so nothing needs to be inverted here.
 
     Args:
         channels: C, the coordinates of a vector.
@@ -50,10 +51,12 @@ class AttentionAffine(nn.Module):
 
     def __init__(self, channels: int, heads: int, context_channels: int, gain_bound: float) -> None:
         super().__init__()
-        self.log_scale_bound = log_scale_bound(gain_bound)
-        inputs = (1 + heads) * channels + context_channels
-        self.output = nn.Parameter(torch.zeros(2 * channels, inputs))
-        self.output_offset = nn.Parameter(torch.zeros(2 * channels))
+        self.bound = log_scale_bound(gain_bound)
+        shape = (channels, (1 + heads) * channels + context_channels)
+        self.scale = nn.Parameter(torch.zeros(shape))
+        self.scale_offset = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(shape))
+        self.shift_offset = nn.Parameter(torch.zeros(channels))
 
     def forward(
         self, x1: Tensor, columns: Tensor, attention: Tensor, attended: Tensor
@@ -68,8 +71,11 @@ class AttentionAffine(nn.Module):
         """
         gathered = (attention @ x1.unsqueeze(1)).flatten(2).unflatten(2, (columns.shape[1], -1))
         inputs = torch.cat([columns, gathered.transpose(1, 2).flatten(2)], -1)
-        output, offset = self.output.to(x1.dtype), self.output_offset.to(x1.dtype)
-        raw, shift = (
-            part.reshape(x1.shape) * attended for part in (inputs @ output.mT + offset).chunk(2, -1)
+        scale, scale_offset, shift, shift_offset = (
+            parameter.to(x1.dtype)
+            for parameter in (self.scale, self.scale_offset, self.shift, self.shift_offset)
         )
-        return EntrywiseAffine(soft_bound(raw, self.log_scale_bound), shift)
+        raw = F.linear(inputs, scale, scale_offset).reshape(x1.shape)
+        shifts = F.linear(inputs, bounded_sum(shift, self.bound, -1), shift_offset)
+        log_scale = self.bound * torch.tanh(raw / 2)
+        return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)

@@ -56,15 +56,35 @@ class ITrans(InvertibleLayer):
     patches of a class are mixed; with two patches of odd edge each class is a single patch, which
     is only scaled.
 
-    By default :math:`W = c\,(I + \sum_h a_h A_h)` with :math:`\sum_h |a_h| < 0.95`, starting at the
-    identity: invertible for every input, with condition number below 39. ``init="paper"`` keeps the
-    raw :math:`W = \sum_h A_h + o I` of the supplement, :math:`o = 1.01`, :math:`d = 1`, which
-    training may make singular.
+    By default :math:`W = c\,(I + \sum_h a_h A_h)` with signed gains, :math:`\sum_h |a_h| < b`,
+    starting at the identity: invertible for every input, with condition number below :math:`(1 + b)
+    / (1 - b)`, 39 for :math:`b = 0.95`. ``init="paper"`` keeps the raw :math:`W = \sum_h A_h + o I`
+    of the supplement, :math:`o = 1.01`, :math:`d = 1`, which training may make singular.
+
+    **Depth**: ``gain_bound`` b bounds :math:`|\log c| < 2 b / 0.95` too, since c scales one half of
+    the event only. For fixed attention weights the condition number of a layer (in the maximum
+    norm, as a map of both halves) is below :math:`e^{2 b / 0.95} / (1 - b)`. For a stack of L
+    layers take :math:`b = 2 / L`, which keeps it near :math:`e^{6}` at most, whatever L and
+    whatever is learnt. V, D and t below move the layer away from the identity in proportion to b.
+
+    **Beyond the paper**, each off by default and zero at the start: ``position_bias`` adds a
+    learned number for every head and offset between patches to the scores; ``patches=None`` makes
+    every position a token; ``value_mixing`` and ``affine`` extend the map of the attended half to
+
+    .. math::
+        z_2 = D(x_1)\, \bigl(W(x_1)\, V x_2 + t(x_1)\bigr)
+
+    with an invertible 1x1 convolution V of the channels that are attended at a position
+    (:class:`~attnflow_plugin.layers.value_mixing.ValueMixing`), and a scale D and a shift t of
+    every entry from :math:`x_1` and :math:`A x_1`
+    (:class:`~attnflow_plugin.layers.attention_affine.AttentionAffine`). Their log-dets,
+    :math:`\sum_{M = 0} \log U_{cc}` and :math:`\sum_{M = 0} \log D`, join that of W.
 
     **Cost** per sample with H heads, for events of size D = NP: O(H C D) for queries and keys (a
     1x1 convolution without bias on both means :math:`Q K^T = x_1^T (W_q^T W_k)\, x_1`, one
     convolution), O(H N D) for the scores and for W, O(N^3) for the factorisation. The inverse adds
-    one solve. ``mask="random"`` has a submatrix for each feature and costs O(P N^3).
+    one solve. ``mask="random"`` has a submatrix for each feature and costs O(P N^3). Value mixing
+    adds O(C D), the affine part O(H N D + H C D).
 
     Shape:
         ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
@@ -72,8 +92,8 @@ class ITrans(InvertibleLayer):
 
     Args:
         channels: C.
-        patches: patches per spatial axis, one number or one per axis; the paper's N = 4 is 2. A
-            vector is cut along its channels.
+        patches: patches per spatial axis, one number or one per axis; the paper's N = 4 is 2.
+            ``None`` for single positions. A vector is cut along its channels.
         heads: number of attention heads, H, with 2 C^2 parameters each.
         head_mode: ``"sum"`` adds the attended features of the heads, as the paper does;
             ``"concat"`` gives each head its own share of the features.
@@ -81,11 +101,16 @@ class ITrans(InvertibleLayer):
         flip: swap the halves; two layers with both values attend to everything.
         activation: G, ``"softmax"`` over the tokens, or ``"sigmoid"`` (divided by N by default).
         init: ``"identity"`` or ``"paper"``.
+        gain_bound: b, in (0, 1).
+        position_bias: attention knows the offset of patches.
+        value_mixing: mix the attended channels of a position.
+        affine: scale and shift the attended half.
         context_channels: channels K of a context that queries and keys also see, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
-        OptionError: unknown option.
+        OptionError: unknown option; ``gain_bound`` with ``init="paper"``; ``value_mixing`` with
+            ``mask="random"``.
         MissingContextError: ``context_channels`` without a context.
         ShapeError: a size that ``patches`` does not divide, and as in
             :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
