@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound
+from attnflow_plugin.layers.low_rank import SlotWeights
 
 __all__ = ["AttentionAffine", "EntrywiseAffine"]
 
@@ -59,14 +60,14 @@ class AttentionAffine(nn.Module):
         self.shift_offset = nn.Parameter(torch.zeros(channels))
 
     def forward(
-        self, x1: Tensor, columns: Tensor, attention: Tensor, attended: Tensor
+        self, x1: Tensor, columns: Tensor, attention: Tensor | SlotWeights, attended: Tensor
     ) -> EntrywiseAffine:
         """The parameters of all entries, zero where they pass.
 
         Args:
             x1: tokens of the passing half, ``(B, N, P)``.
             columns: passing channels, and context, at each position, ``(B, n, C + K)``.
-            attention: A, ``(B, H, N, N)``.
+            attention: A, ``(B, H, N, N)``, or its factors.
             attended: one where a feature is attended and zero elsewhere, ``(N, P)``.
         """
         gathered = (attention @ x1.unsqueeze(1)).flatten(2).unflatten(2, (columns.shape[1], -1))
