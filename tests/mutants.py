@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin import IMap, ITrans
+from attnflow_plugin.layers.attention_affine import AttentionAffine
+from attnflow_plugin.layers.value_mixing import ValueMixing
 
 
 class LogDetDoubled(IMap):
@@ -84,6 +86,64 @@ class TransposeLost(ITrans):
         matrix = super()._matrix(attention, layout)
         matrix.solve = lambda features: torch.linalg.solve(matrix.matrix.mT, features)
         return matrix
+
+
+class ParityForgotten(ITrans):
+    """The log-det of V with every channel at half of the positions, as with an even number."""
+
+    def __init__(self, channels):
+        super().__init__(channels, patches=None, value_mixing=True)
+        self.value_mixing = _HalfThePositions("ITrans", channels, self.mask, self.flip, 0.95)
+
+
+class _HalfThePositions(ValueMixing):
+    def forward(self, attended):
+        matrix = super().forward(attended)
+        positions = attended.numel() // self.channels
+        return matrix._replace(log_det=matrix.upper.diagonal().log().sum() * positions / 2)
+
+
+class ValuesOfThePassingHalf(ITrans):
+    """V mixes neighbouring channels, whether they are attended at one position or not."""
+
+    def __init__(self, channels):
+        super().__init__(channels, value_mixing=True)
+        self.value_mixing = ValueMixing("ITrans", channels, "spatial", self.flip, 0.95)
+
+
+class PassingHalfMoved(ITrans):
+    """Scale and shift are applied to the half that they are computed from."""
+
+    def __init__(self, channels):
+        super().__init__(channels, affine=True)
+        self.affine = _EverythingAttended(channels, 1, 0, 0.95)
+
+
+class _EverythingAttended(AttentionAffine):
+    def forward(self, x1, columns, attention, attended):
+        return super().forward(x1, columns, attention, torch.ones_like(attended))
+
+
+class SlotsOfAllClasses(ITrans):
+    """Slots average the tokens of both classes of odd patches."""
+
+    def __init__(self, channels):
+        super().__init__(channels, rank=2)
+
+    def _layout(self, event):
+        layout = super()._layout(event)
+        return layout._replace(classes=torch.ones_like(layout.classes))
+
+
+class SlotsCountedAlike(ITrans):
+    """The log-det of all slots with the attended features of the first class."""
+
+    def __init__(self, channels):
+        super().__init__(channels, patches=None, rank=2)
+
+    def _layout(self, event):
+        layout = super()._layout(event)
+        return layout._replace(class_counts=layout.class_counts[:, :1].expand(-1, 2))
 
 
 class InputChanged(IMap):

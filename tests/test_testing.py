@@ -8,6 +8,7 @@ from tests import mutants
 
 ODD_IMAGE = (3, 4, 4)
 ODD_PATCHES = (2, 6, 2)
+ODD_POSITIONS = (3, 3, 3)
 
 WITHOUT_CONTEXT = [
     (mutants.LogDetDoubled, ODD_IMAGE, "differs from that of the Jacobian"),
@@ -18,6 +19,11 @@ WITHOUT_CONTEXT = [
     (mutants.BatchMixed, ODD_IMAGE, "mixes rows of the batch"),
     (mutants.WrongClassForOddPatches, ODD_PATCHES, "differs from that of the Jacobian"),
     (mutants.TransposeLost, ODD_IMAGE, "undoes"),
+    (mutants.ParityForgotten, ODD_POSITIONS, "differs from that of the Jacobian"),
+    (mutants.ValuesOfThePassingHalf, ODD_IMAGE, "differs from that of the Jacobian"),
+    (mutants.PassingHalfMoved, ODD_IMAGE, "differs from that of the Jacobian"),
+    (mutants.SlotsOfAllClasses, ODD_PATCHES, "differs from that of the Jacobian"),
+    (mutants.SlotsCountedAlike, ODD_POSITIONS, "differs from that of the Jacobian"),
     (mutants.InputChanged, ODD_IMAGE, "changed its input"),
 ]
 WITH_CONTEXT = [
