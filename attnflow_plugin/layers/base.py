@@ -1,5 +1,6 @@
 """The contract of an invertible layer, kept in one place for all of them."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -69,19 +70,26 @@ class InvertibleLayer(nn.Module, ABC):
             ``z`` of the shape and dtype of ``x``, and the log-det of shape ``(B,)``.
         """
         event = self._checked(x)
-        checked = x.device.type == "cpu" and in_plain_eager()
-        if checked:
-            self._require_finite(event)
+        finite = _is_finite(event)
+        if finite is False:
+            raise NonFiniteError(
+                f"{type(self).__name__}: expected finite values, found NaN or infinity in a tensor "
+                f"of shape {tuple(event.shape)}"
+            )
         with self._precision(x):
             z, log_det = self._to_latent(event, self._own(context))
-        return z.to(x.dtype), log_det if checked else _nan_where_not_finite(log_det, event)
+        if not finite:
+            log_det = _nan_where_not_finite(log_det, event)
+        return z.to(x.dtype), log_det
 
     def to_data(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         r"""Map latent to data: the inverse of :meth:`to_latent`, with the same shapes."""
         event = self._checked(z)
         with self._precision(z):
             x, log_det = self._to_data(event, self._own(context))
-        return x.to(z.dtype), _nan_where_not_finite(log_det, event)
+        if not _is_finite(event):
+            log_det = _nan_where_not_finite(log_det, event)
+        return x.to(z.dtype), log_det
 
     @abstractmethod
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -120,14 +128,6 @@ class InvertibleLayer(nn.Module, ABC):
         self._check_dtype_and_device(event)
         return event.float() if event.dtype in _HALF_DTYPES else event
 
-    def _require_finite(self, event: Tensor) -> None:
-        # A sum is the cheapest test; where it overflows, every entry is looked at.
-        if not event.detach().sum().isfinite() and not event.isfinite().all():
-            raise NonFiniteError(
-                f"{type(self).__name__}: expected finite values, found NaN or infinity in a tensor "
-                f"of shape {tuple(event.shape)}"
-            )
-
     def _check_dtype_and_device(self, event: Tensor) -> None:
         parameter = next(self.parameters())
         half_input_to_float_layer = event.dtype in _HALF_DTYPES and parameter.dtype == torch.float32
@@ -141,6 +141,14 @@ class InvertibleLayer(nn.Module, ABC):
                 f"{type(self).__name__}: expected device {parameter.device} as that of the "
                 f"parameters, found {event.device}"
             )
+
+
+def _is_finite(event: Tensor) -> bool | None:
+    """Whether all entries are finite; ``None`` where looking at them is not free or not allowed."""
+    if not (event.is_cpu and in_plain_eager()):
+        return None
+    # A sum is the cheapest test; where it overflows, every entry is looked at.
+    return math.isfinite(event.detach().sum()) or bool(event.isfinite().all())
 
 
 def _nan_where_not_finite(log_det: Tensor, event: Tensor) -> Tensor:

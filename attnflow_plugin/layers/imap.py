@@ -28,6 +28,8 @@ class _Layout(NamedTuple):
     attended: Tensor  # shape: (C, *S): 1 - M
     passing_counts: Tensor  # shape: (C,): passing positions of each channel
     attended_counts: Tensor  # shape: (positions,) or (C,): attended entries that share a score
+    per_channel: tuple[int, ...]  # (C, 1, ...), to which a vector of channels is viewed
+    per_score: tuple[int, ...]  # (1, *S) or (C, 1, ...), to which the scores are viewed
 
 
 def _build_layout(
@@ -42,7 +44,10 @@ def _build_layout(
     passing = make_mask(mask, shape[0], shape[1:], flip, device=device).to(dtype)
     attended = 1 - passing
     shared = attended.unsqueeze(-1).flatten(1).sum(0 if axis == "spatial" else 1)
-    return _Layout(passing, attended, passing.unsqueeze(-1).flatten(1).sum(1), shared)
+    per_channel = (shape[0], *[1] * len(shape[1:]))
+    per_score = (1, *shape[1:]) if axis == "spatial" else per_channel
+    counts = passing.unsqueeze(-1).flatten(1).sum(1)
+    return _Layout(passing, attended, counts, shared, per_channel, per_score)
 
 
 class IMap(InvertibleLayer):
@@ -162,18 +167,18 @@ class IMap(InvertibleLayer):
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout = self._layout(x)
-        passing_scale, log_det = self._passing_scale(x, layout)
+        passing_scale, passing_log_det = self._passing_scale(x, layout)
         attended_scale, log_scale = self._attend(x, layout.passing, context)
         z = x * self._scale(layout, passing_scale, attended_scale)
-        return z, log_scale @ layout.attended_counts + log_det
+        return z, log_scale @ layout.attended_counts + passing_log_det
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout = self._layout(z)
-        passing_scale, log_det = self._passing_scale(z, layout)
+        passing_scale, passing_log_det = self._passing_scale(z, layout)
         # M / g(s) turns z into x1, without a pass over memory of its own.
         attended_scale, log_scale = self._attend(z, layout.passing / passing_scale, context)
         x = z / self._scale(layout, passing_scale, attended_scale)
-        return x, -(log_scale @ layout.attended_counts + log_det)
+        return x, -(log_scale @ layout.attended_counts + passing_log_det)
 
     def _layout(self, event: Tensor) -> _Layout:
         return cached_constant(
@@ -190,13 +195,11 @@ class IMap(InvertibleLayer):
         """The learned scale of each channel, ``(C, 1, ...)``, and its log-det, one number."""
         activation = "sigmoid" if self.activation == "softmax" else self.activation
         scale, log_scale = self._maps()[activation](self.scale.to(event.dtype))
-        return scale.reshape(-1, *[1] * (event.ndim - 2)), log_scale @ layout.passing_counts
+        return scale.view(layout.per_channel), log_scale @ layout.passing_counts
 
     def _scale(self, layout: _Layout, passing_scale: Tensor, attended_scale: Tensor) -> Tensor:
         """The scale of every entry, ``(B, C, *S)``."""
-        spatial = layout.passing.shape[1:]
-        shape = (1, *spatial) if self.axis == "spatial" else (self.channels, *[1] * len(spatial))
-        attended_scale = attended_scale.reshape(-1, *shape)
+        attended_scale = attended_scale.unflatten(1, layout.per_score)
         return torch.addcmul(layout.passing * passing_scale, layout.attended, attended_scale)
 
     def _attend(
@@ -221,7 +224,7 @@ class IMap(InvertibleLayer):
             return (event * factor).unsqueeze(-1).flatten(2).mean(2) @ weight.T
         # The mean over the outputs is one weighted sum over the channels.
         per_channel = weight.mean(0).reshape(-1, *[1] * (event.ndim - 2))
-        return (event * (per_channel * factor)).sum(1).unsqueeze(-1).flatten(1)
+        return (event * (per_channel * factor)).sum(1, keepdim=True).flatten(1)
 
     def _maps(self) -> dict:
         return RAW_SCALES if self.init == "paper" else BOUNDED_SCALES

@@ -33,8 +33,9 @@ def soft_bound(value: Tensor, bound: float) -> Tensor:
 
 def bounded_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:
     r"""Scale :math:`1 + \kappa \tanh(m / 2)`, that is :math:`2\sigma(m)` kept away from 0 and 2."""
-    # tanh(m / 2) = 2 sigma(m) - 1
-    scale = torch.sigmoid(scores) * (2 * SIGMOID_AMPLITUDE) + (1 - SIGMOID_AMPLITUDE)
+    # tanh(m / 2) = 2 sigma(m) - 1; rsub(t, b, alpha=-a) is a t + b in one pass.
+    half = torch.sigmoid(scores)
+    scale = torch.rsub(half, 1 - SIGMOID_AMPLITUDE, alpha=-2 * SIGMOID_AMPLITUDE)
     return scale, scale.log()
 
 
