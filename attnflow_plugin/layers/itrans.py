@@ -64,8 +64,8 @@ class ITrans(InvertibleLayer):
     **Depth**: ``gain_bound`` b bounds :math:`|\log c| < 2 b / 0.95` too, since c scales one half of
     the event only. For fixed attention weights the condition number of a layer (in the maximum
     norm, as a map of both halves) is below :math:`e^{2 b / 0.95} / (1 - b)`. For a stack of L
-    layers take :math:`b = 2 / L`, which keeps it near :math:`e^{6}` at most, whatever L and
-    whatever is learnt. V, D and t below move the layer away from the identity in proportion to b.
+    layers take :math:`b = 2 / L`: however large L is and whatever is learnt, it stays near 500 at
+    most. V, D and t below move a layer away from the identity in proportion to b, too.
 
     **Beyond the paper**, each off by default and zero at the start: ``position_bias`` adds a
     learned number for every head and offset between patches to the scores; ``patches=None`` makes
