@@ -4,10 +4,15 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from attnflow_plugin import ITrans
+from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.low_rank import LowRankAttention
 from attnflow_plugin.linalg import AttentionMatrix, identity_like
-from tests.support import randomise
+from attnflow_plugin.testing import check_layer
+from tests.support import randomise, randomised
 
 GAINS = torch.tensor([[[0.5]], [[-0.4]]], dtype=torch.float64)
 
@@ -112,6 +117,111 @@ def test_a_smooth_event_is_attended_alike_at_every_resolution():
         return (weights.gather[0, :, 0, 0] * places[:, None]).sum(0)
 
     torch.testing.assert_close(mean_of_slots(256), mean_of_slots(64), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"head_mode": "concat"}, {"patches": None}], ids=str)
+def test_layer_equals_the_dense_matrix_of_its_attention(options):
+    layer = randomised(ITrans(2, rank=3, heads=2, **options)).double()
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    attention = layer.attention(x)
+    mixed = layer.mixing.gains(x) * attention
+    if "head_mode" not in options:
+        mixed = mixed.sum(1, keepdim=True)
+    matrix = layer.mixing.log_scales(x).exp() * (identity_like(mixed) + mixed)
+    layout = layer._layout(x)
+    tokens = layout.cut(x)
+    attended = tokens * (1 - layout.passing)
+    # The layer's own attention is zero between the classes: only the diagonal is left to restrict.
+    dense = AttentionMatrix(matrix, None, layout.counts)
+    expected = layout.join(
+        tokens - attended + layout.collect(dense.apply(layout.deal(attended))), x.shape[1:]
+    )
+    torch.testing.assert_close(layer.to_latent(x)[0], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "context"),
+    [
+        ((3, 4, 4), {"heads": 2}, (2,)),
+        ((3, 4, 4), {"patches": None, "position_bias": True}, (2, 2, 2)),
+        ((8,), {"patches": 4, "affine": True}, (2,)),
+    ],
+)
+def test_exact_with_a_context(shape, options, context):
+    layer = ITrans(shape[0], rank=3, context_channels=2, **options)
+    check_layer(layer, shape, context=torch.randn(3, *context))
+
+
+@pytest.mark.parametrize("direction", ["to_latent", "to_data"])
+def test_compiles_to_one_graph_and_runs_under_transforms(direction):
+    layer = randomised(ITrans(2, patches=None, rank=3, heads=2, position_bias=True))
+    run, x = getattr(layer, direction), torch.randn(3, 2, 4, 3)
+    expected = run(x)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(compiled(x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    log_dets = torch.func.vmap(lambda event: run(event[None])[1][0])(x)
+    torch.testing.assert_close(log_dets, expected[1])
+
+
+@pytest.mark.parametrize("direction", ["to_latent", "to_data"])
+def test_double_backward(direction):
+    layer = randomised(ITrans(2, patches=None, rank=2)).double()
+    x = torch.randn(2, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(getattr(layer, direction), (x,), atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that anything makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        sizes = (leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))
+        self.size = max(self.size, *sizes, 0)
+        return out
+
+
+@pytest.mark.parametrize("patches", [32, None])
+def test_nothing_grows_with_the_square_of_the_tokens(patches):
+    layer = randomised(ITrans(2, patches=patches, rank=8, position_bias=True))
+    x = torch.randn(1, 2, 64, 64)
+    with LargestTensor() as largest:
+        out, log_det = layer.to_latent(x)
+        (out.sum() + log_det.sum()).backward()
+        layer.to_data(out)
+    classes = 2 if patches is None else 1
+    tokens = 4096 if patches is None else 1024
+    # Factors and their gradients, places of tokens, events.
+    assert largest.size <= max(tokens * classes * 8, tokens * 12, x.numel())
+
+
+@pytest.mark.parametrize("scale", [0.5, 100.0])
+@pytest.mark.parametrize("patches", [32, None])
+def test_float32_of_a_layer_with_many_tokens(patches, scale):
+    layer = randomised(ITrans(2, patches=patches, rank=16, heads=2, position_bias=True), scale)
+    x = 3 * torch.randn(2, 2, 64, 64)
+    with torch.no_grad():
+        z, log_det = layer.to_latent(x)
+        back, _ = layer.to_data(z)
+        exact = layer.double().to_latent(x.double())[1]
+    torch.testing.assert_close(log_det.double(), exact, rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank to be a positive integer, found 0"),
+        ({"activation": "sigmoid"}, "activation with rank to be .*'softmax'.* found 'sigmoid'"),
+        ({"init": "paper"}, "init with rank to be .*'identity'.* found 'paper'"),
+        ({"mask": "random"}, "mask with rank to be .* found 'random'"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(OptionError, match="ITrans: expected " + message):
+        ITrans(3, **{"rank": 2, **options})
 
 
 @pytest.mark.parametrize("scale", [0.5, 100.0])
