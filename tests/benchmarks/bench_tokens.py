@@ -1,0 +1,60 @@
+"""Many tokens: attention between all pairs of them against low rank, with single positions."""
+
+import pytest
+import torch
+
+from attnflow_plugin import ITrans
+from tests.benchmarks.interleaved import DEVICE, take_turns
+from tests.benchmarks.passes import evaluation, run, training
+from tests.support import randomised
+
+CHANNELS, RANK = 12, 16
+TASKS = {
+    "training": (training, "to_latent"),
+    "density": (evaluation, "to_latent"),
+    "inverse": (evaluation, "to_data"),
+}
+
+
+def kept_for_backward(layer, x):
+    """MiB of the tensors that a forward pass keeps for the backward pass, parameters included."""
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = run([layer], "to_latent", x)
+    del graph
+    return sum(kept.values()) / 2**20
+
+
+# The matrices of 4096 tokens take most of a minute: once is enough.
+@pytest.mark.parametrize(("size", "rounds"), [(4, 31), (8, 31), (16, 15), (32, 5), (64, 1)])
+def test_tokens(measured, size, rounds):
+    layers = {
+        "dense": ITrans(CHANNELS, patches=None),
+        "low rank": ITrans(CHANNELS, patches=None, rank=RANK),
+    }
+    layers = {name: randomised(layer, 0.1).to(DEVICE) for name, layer in layers.items()}
+    x = torch.randn(1, CHANNELS, size, size, device=DEVICE)
+    memory = {name: kept_for_backward(layer, x) for name, layer in layers.items()}
+
+    def rows():
+        return [_row(name, *task) for name, task in TASKS.items()]
+
+    def _row(name, task, direction):
+        tasks = {key: task([layer], direction, x) for key, layer in layers.items()}
+        tasks["low rank"]()
+        turns = take_turns(tasks, rounds, warm_up=min(rounds - 1, 2))
+        return {
+            "task": name,
+            "tokens": size**2,
+            **{f"{key}, ms": 1e3 * turns.median(key) for key in layers},
+            "dense / low rank": turns.ratio("dense", "low rank"),
+            **({f"{key}, MiB": memory[key] for key in layers} if task is training else {}),
+        }
+
+    measured(f"ITrans over {size**2} positions", rows)
