@@ -54,7 +54,6 @@ class Greedy:
         dims: number of dimensions of an example.
         trials: all trials so far.
         kept: those that were kept.
-        spent: training steps so far, those of trials from a file too.
     """
 
     model: nn.Module
@@ -66,7 +65,6 @@ class Greedy:
     dims: int
     trials: list[Trial] = field(default_factory=list)
     kept: list[Trial] = field(default_factory=list)
-    spent: int = 0
 
     def run(self) -> str:
         """Run rounds until nothing pays or a limit is reached; returns which of these it was.
@@ -82,16 +80,17 @@ class Greedy:
                 f"after {self.trainer.steps} steps, found NaN or infinity; try an optimizer with a "
                 f"smaller learning rate"
             )
-        self.spent += self.trainer.steps
         while (stopped := self._stopped(todo := self._todo())) is None:
-            found = self._round(todo)
-            best = max(found, key=lambda trial: trial.gain.nats, default=None)
-            if best is None or not best.gain.exceeds(
-                self.limits.standard_errors, self.limits.bits_per_dim
-            ):
+            paying = [trial for trial in self._round(todo) if self._pays(trial)]
+            if not paying:
                 return "nothing more pays"
-            self.kept.append(best)
+            self.kept.append(max(paying, key=lambda trial: trial.gain.nats))
         return stopped
+
+    @property
+    def spent(self) -> int:
+        """Training steps so far: of the first baseline and of all trials, those of a file too."""
+        return (1 + len(self.trials)) * self.trainer.steps
 
     def total_gain(self) -> Gain:
         """The gain of all that was kept over the model without new layers."""
@@ -99,7 +98,6 @@ class Greedy:
         return paired_gain(self._scores(placements), self._scores([]), self.dims)
 
     def _round(self, todo: Sequence[Placement]) -> list[Trial]:
-        """Try all; returns those that stayed finite."""
         before = [trial.placement for trial in self.kept]
         baseline = self._scores(before)
         found = []
@@ -107,13 +105,14 @@ class Greedy:
             known = [*before, placement] in self.storage
             gain = paired_gain(self._scores([*before, placement]), baseline, self.dims)
             trial = Trial(len(self.kept) + 1, placement, self.fitting[placement], gain)
-            self.spent += self.trainer.steps
+            found.append(trial)
             self.trials.append(trial)
-            if gain.finite:
-                found.append(trial)
             if self.progress is not None and not known:
                 self.progress(trial)
         return found
+
+    def _pays(self, trial: Trial) -> bool:
+        return trial.gain.exceeds(self.limits.standard_errors, self.limits.bits_per_dim)
 
     def _scores(self, placements: Sequence[Placement]) -> Tensor | None:
         if placements not in self.storage:

@@ -74,7 +74,8 @@ class Storage:
         content = {"format": _FORMAT, "search": self._search, "scores": self._scores}
         # Beside the file and then in its place: an interruption leaves the one or the other.
         partial = path.with_name(f"{path.name}.partial")
-        torch.save(content, partial)
+        with partial.open("wb") as file:
+            torch.save(content, file)
         os.replace(partial, path)
 
 
