@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["cached_constant", "in_plain_eager", "in_transform"]
+__all__ = ["cached_constant", "in_forward_mode", "in_plain_eager", "in_transform"]
 
 Constant = TypeVar("Constant")
 
@@ -28,6 +28,11 @@ def in_plain_eager() -> bool:
 def in_transform() -> bool:
     """Whether a ``torch.func`` transform is running, where memory layouts cannot be asked for."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether tangents may be carried along, for which a hand-written gradient has no rule."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def cached_constant(

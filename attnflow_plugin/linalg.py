@@ -15,22 +15,16 @@ to the block of token n. With :math:`k_n` the number of attended features of tok
 where :math:`F_p` are the tokens in which feature p is attended.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant, in_plain_eager
+from attnflow_plugin.constants import in_forward_mode, in_plain_eager
+from attnflow_plugin.elimination import eliminate, identity_like
 from attnflow_plugin.errors import SingularAttentionError
 
 __all__ = ["AttentionMatrix", "identity_like"]
-
-
-def identity_like(matrix: Tensor) -> Tensor:
-    """The identity of the size, dtype and device of square matrices."""
-    return cached_constant(_identity, matrix.shape[-1], matrix.dtype, device=matrix.device)
-
-
-def _identity(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.eye(size, dtype=dtype, device=device)
 
 
 class AttentionMatrix:
@@ -41,11 +35,15 @@ class AttentionMatrix:
         coupled: which pairs of tokens are co-attended, shape ``(G, N, N)``, boolean; ``None`` if
             every attended feature is attended in all tokens.
         counts: attended features per token, shape ``(G, N)``, dtype of ``matrix``.
+        dominant: every W is diagonally dominant by rows, which makes solving cheaper.
     """
 
-    def __init__(self, matrix: Tensor, coupled: Tensor | None, counts: Tensor) -> None:
-        self.coupled, self.counts = coupled, counts
+    def __init__(
+        self, matrix: Tensor, coupled: Tensor | None, counts: Tensor, dominant: bool = False
+    ) -> None:
+        self.coupled, self.counts, self.dominant = coupled, counts, dominant
         self.matrix = matrix
+        self._pivots: Tensor | None = None
         if coupled is not None:
             self.matrix = torch.where(coupled, matrix, identity_like(matrix))
 
@@ -55,16 +53,18 @@ class AttentionMatrix:
 
     def solve(self, features: Tensor) -> Tensor:
         """W^-1 times features of shape ``(B, G, N, F)``. Cost O(G N^2 (N + F)) per sample."""
-        # There are mostly more features than tokens: inverting and multiplying is several times
-        # faster than solving for every feature, and as accurate.
-        return torch.linalg.inv_ex(self.matrix).inverse @ features
+        solution, self._pivots = eliminate(self.matrix, features, self.dominant)
+        return solution
 
     def log_abs_det(self) -> Tensor:
         """Log-det of :meth:`apply` over all attended features, shape ``(B,)``. Cost O(G N^3)."""
-        if self.coupled is None:
-            return torch.linalg.slogdet(self.matrix).logabsdet @ self.counts[:, 0]
-        pivots = torch.linalg.lu_factor_ex(self.matrix).LU.diagonal(dim1=-2, dim2=-1)
-        return (pivots.abs().log() * self.counts).flatten(1).sum(1)
+        if self._pivots is None and self.matrix.requires_grad:
+            if in_plain_eager() and not in_forward_mode():
+                return _LogAbsDet.apply(self.matrix, self.counts, self.dominant)
+            if self.coupled is None:
+                return torch.linalg.slogdet(self.matrix).logabsdet @ self.counts[:, 0]
+        pivots = _pivots(self.matrix) if self._pivots is None else self._pivots
+        return _weighted_log(pivots, self.counts)
 
     def require_nonsingular(self, owner: str) -> None:
         """Raise where a solve would return garbage; only matrices without a bound need this.
@@ -74,8 +74,7 @@ class AttentionMatrix:
         """
         if not in_plain_eager() or self.matrix.numel() == 0:
             return
-        factors = torch.linalg.lu_factor_ex(self.matrix.detach()).LU
-        pivots = factors.diagonal(dim1=-2, dim2=-1).abs()
+        pivots = _pivots(self.matrix.detach()).abs()
         tolerance = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
         ratio = (pivots.amin(-1) / pivots.amax(-1)).amin()
         if not ratio > tolerance:
@@ -84,3 +83,39 @@ class AttentionMatrix:
                 f'{float(ratio):.1e}. The raw parameters of init="paper" are not bounded; '
                 f'init="identity" keeps every matrix invertible'
             )
+
+
+class _LogAbsDet(torch.autograd.Function):
+    r"""The weighted log-det with its gradient :math:`\mathrm{diag}(k)\, W^{-T}`.
+
+    The inverse comes out of the same elimination, where the gradients of LAPACK's factorisations
+    solve anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, counts: Tensor, dominant: bool) -> Tensor:  # noqa: ANN401
+        inverse, pivots = _inverse_and_pivots(matrix, dominant)
+        ctx.save_for_backward(matrix, counts, inverse)
+        ctx.dominant = dominant
+        return _weighted_log(pivots, counts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        matrix, counts, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # For second derivatives the inverse has to be a function of the matrix.
+            inverse, _ = _inverse_and_pivots(matrix, ctx.dominant)
+        weights = gradient.reshape(-1, 1, 1) * counts
+        return weights.unsqueeze(-1) * inverse.mT, None, None
+
+
+def _inverse_and_pivots(matrix: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
+    return eliminate(matrix, identity_like(matrix).expand_as(matrix), dominant)
+
+
+def _pivots(matrix: Tensor) -> Tensor:
+    return torch.linalg.lu_factor_ex(matrix).LU.diagonal(dim1=-2, dim2=-1)
+
+
+def _weighted_log(pivots: Tensor, counts: Tensor) -> Tensor:
+    return pivots.abs().log().flatten(1) @ counts.flatten()

@@ -239,7 +239,8 @@ class ITrans(InvertibleLayer):
         groups = layout.counts.shape[0]
         if groups > weights.shape[1]:
             weights = weights.repeat_interleave(groups // weights.shape[1], dim=1)
-        matrix = AttentionMatrix(weights, layout.coupled, layout.counts)
+        bounded = isinstance(self.mixing, BoundedMixing)
+        matrix = AttentionMatrix(weights, layout.coupled, layout.counts, dominant=bounded)
         if self.init == "paper":
             matrix.require_nonsingular(type(self).__name__)
         return matrix
