@@ -148,19 +148,18 @@ class LowRankAttention(nn.Module):
             sharpness: what scores are multiplied by, ``(H, 1, 1)``.
             classes: the tokens of each class, ``(S, N)``, boolean; ``None`` if there is only one.
         """
-        queries = self._scores(self.query, columns, patches) + self.offset.to(columns.dtype)
-        keys = self._scores(self.key, columns, patches)
-        sharpness = sharpness.squeeze(-1)
-        spread = (queries * sharpness).softmax(-1).unsqueeze(2)
-        keys = (keys * sharpness).unsqueeze(2)
+        both = torch.cat([self.query, self.key], 1).to(columns.dtype) * sharpness
+        offset = self.offset.to(columns.dtype) * sharpness.squeeze(-1)
+        queries, keys = self._scores(both, columns, patches).chunk(2, -1)
+        spread, keys = (queries + offset).softmax(-1).unsqueeze(2), keys.unsqueeze(2)
         if classes is not None:
             inside = classes.T[..., None, None]
-            spread, keys = spread * inside, keys.masked_fill(~inside, -math.inf)
+            spread, keys = spread * inside, torch.where(inside, keys, -math.inf)
         return SlotWeights(spread, keys.softmax(1))
 
     def _scores(self, weight: Tensor, columns: Tensor, patches: Sequence[int]) -> Tensor:
-        """Scores between tokens and slots, ``(B, N, H, r)``."""
-        weight, tokens = weight.to(columns.dtype), math.prod(patches)
+        """Products of tokens and weights ``(H, R, C + K + ...)``, of shape ``(B, N, H, R)``."""
+        tokens = math.prod(patches)
         of_columns, of_places = weight.split(
             [columns.shape[2], weight.shape[2] - columns.shape[2]], 2
         )
@@ -175,7 +174,7 @@ class LowRankAttention(nn.Module):
         return scores + torch.einsum("ni,hri->nhr", places, of_places)
 
     def _scores_of_runs(self, weight: Tensor, vector: Tensor, tokens: int) -> Tensor:
-        """Scores of the tokens of a vector, runs of coordinates that have columns of their own."""
+        """The same for a vector: runs of coordinates, each with columns of its own."""
         sizes = [self.channels, vector.shape[1] - self.channels]
         (runs, context), (of_runs, of_context) = vector.split(sizes, 1), weight.split(sizes, 2)
         runs, of_runs = runs.unflatten(1, (tokens, -1)), of_runs.unflatten(2, (tokens, -1))
