@@ -1,60 +1,146 @@
-"""Deep stacks of attention in float32: round trip and log-det, bounded and as in the paper."""
+"""Deep stacks of attention in float32: errors, conditioning and gradients."""
 
 import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from attnflow_plugin import IMap, ITrans
 from attnflow_plugin.errors import SingularAttentionError
+from attnflow_plugin.masks import make_mask
+from tests.benchmarks.passes import run
 from tests.support import randomised
 
-CHANNELS, SIZE = 12, 8
+SHAPE, SMALL_SHAPE = (12, 8, 8), (12, 4, 4)
+DEPTHS = (16, 64, 256)
+SHARE = 2.0
+
+
+class Stack(NamedTuple):
+    """What a stack consists of.
+
+    Attributes:
+        layer_class: the class of its layers.
+        options: their options, from the number of layers.
+        noise: standard deviation of the noise on their parameters.
+        bound: how much a layer stretches its attended half in one direction more than in another,
+            at most: the ratio of the scales of IMap, the condition number of W; from the options.
+    """
+
+    layer_class: type
+    options: Callable[[int], dict]
+    noise: float
+    bound: Callable[[dict], float | None]
+
+    def layers(self, depth):
+        """Layers of both masks in turn."""
+        options = self.options(depth)
+        return [
+            randomised(self.layer_class(SHAPE[0], flip=bool(index % 2), **options), self.noise)
+            for index in range(depth)
+        ]
+
+
+def of_scales(options):
+    return math.exp(4) if options["activation"] == "exp" else 1e5
+
+
+def of_matrices(options):
+    if options.get("init") == "paper":
+        return 199.0
+    bound = options.get("gain_bound", 0.95)
+    return (1 + bound) / (1 - bound)
+
+
+def shared(depth, **options):
+    """One bound for the whole stack, in equal parts."""
+    return {"gain_bound": SHARE / depth, **options}
+
+
+EXP = {"activation": "exp"}
+PAPER = {"init": "paper"}
+ALL = {"position_bias": True, "value_mixing": True, "affine": True}
 STACKS = {
-    "IMap, exp": (IMap, {"activation": "exp"}, 0.1),
-    "IMap of the paper, at its start": (IMap, {"init": "paper"}, 0.0),
-    "ITrans": (ITrans, {}, 0.1),
-    "ITrans, large parameters": (ITrans, {}, 0.5),
-    "ITrans of the paper, at its start": (ITrans, {"init": "paper"}, 0.0),
+    "IMap, exp": Stack(IMap, lambda _: EXP, 0.1, of_scales),
+    "IMap, exp, large parameters": Stack(IMap, lambda _: EXP, 0.5, of_scales),
+    "IMap of the paper, at its start": Stack(
+        IMap, lambda _: PAPER | {"activation": "sigmoid"}, 0.0, of_scales
+    ),
+    "ITrans": Stack(ITrans, lambda _: {}, 0.1, of_matrices),
+    "ITrans, large parameters": Stack(ITrans, lambda _: {}, 0.5, of_matrices),
+    "ITrans, a gain bound of 2 / layers, large": Stack(ITrans, shared, 0.5, of_matrices),
+    "the same with bias, values and affine part": Stack(
+        ITrans, partial(shared, **ALL), 0.5, lambda _: None
+    ),
+    "ITrans of the paper, at its start": Stack(ITrans, lambda _: PAPER, 0.0, of_matrices),
 }
 
 
-def stack(name, depth):
-    """Layers of both masks in turn, with noise on their parameters."""
-    layer_class, options, noise = STACKS[name]
-    return [
-        randomised(layer_class(CHANNELS, flip=bool(index % 2), **options), noise)
-        for index in range(depth)
-    ]
-
-
-def run(layers, direction, event):
-    log_det = event.new_zeros(event.shape[0])
-    for layer in layers if direction == "to_latent" else layers[::-1]:
-        event, step = getattr(layer, direction)(event)
-        log_det = log_det + step
-    return event, log_det
+def in_double(layers):
+    return [copy.deepcopy(layer).double() for layer in layers]
 
 
 @torch.no_grad()
 def errors(layers, x):
     """Largest error of the round trip, and of the log-det per dimension against float64."""
     z, log_det = run(layers, "to_latent", x)
-    back, _ = run(layers, "to_data", z)
-    exact = run([copy.deepcopy(layer).double() for layer in layers], "to_latent", x.double())[1]
+    back, _ = run(layers[::-1], "to_data", z)
+    exact = run(in_double(layers), "to_latent", x.double())[1]
     return (back - x).abs().max().item(), (log_det - exact).abs().max().item() / x[0].numel()
 
 
-@pytest.mark.parametrize("depth", [16, 64, 256])
-@pytest.mark.parametrize("name", STACKS)
-def test_depth(benchmark, name, depth):
-    layers = stack(name, depth)
-    x = torch.randn(4, CHANNELS, SIZE, SIZE)
+def condition_numbers(layers, event):
+    """Of the Jacobian of all layers, and the largest of a layer's map of its attended half."""
+    dims = event[0].numel()
+    total, largest = torch.eye(dims, dtype=torch.float64), 1.0
+    for layer in in_double(layers):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda t, layer=layer: layer.to_latent(t)[0], event, vectorize=True
+        ).reshape(dims, dims)
+        attended = ~make_mask(layer.mask, event.shape[1], event.shape[2:], layer.flip).flatten()
+        own = jacobian[attended][:, attended]
+        largest = max(largest, torch.linalg.cond(own, math.inf).item())
+        total = jacobian @ total
+        event = layer.to_latent(event)[0].detach()
+    # What float64 does not resolve is not reported.
+    stacked = torch.linalg.cond(total).item()
+    return stacked if stacked < 1e15 else "above 1e15", largest
+
+
+def relative_gradient(layers, x):
+    """Norm of the gradient in the layer next to the data, relative to that next to the latent."""
+    z, log_det = run(layers, "to_latent", x)
+    loss = (z.square().flatten(1).sum(1) / 2 - log_det).mean()
+    first, last = (gradient_norm(loss, layer) for layer in (layers[0], layers[-1]))
+    ratio = (first / last).item()
+    return ratio if math.isfinite(ratio) else "overflow"
+
+
+def gradient_norm(loss, layer):
+    gradients = torch.autograd.grad(loss, tuple(layer.parameters()), retain_graph=True)
+    # In float64, because squares of large gradients overflow.
+    return torch.cat([each.flatten() for each in gradients]).double().norm()
+
+
+def row(name, depth):
+    kind = STACKS[name]
+    layers = kind.layers(depth)
+    x = torch.randn(4, *SHAPE)
+    found = {"stack": name, "layers": depth}
     try:
-        round_trip, log_det = errors(layers, x)
+        found["round trip"], found["log-det per dimension"] = errors(layers, x)
+        found["gradient, first to last"] = relative_gradient(layers, x)
+        stacked, single = condition_numbers(layers, torch.randn(1, *SMALL_SHAPE).double())
+        found["condition number"], found["of a layer"] = stacked, single
     except SingularAttentionError:
-        round_trip = log_det = float("nan")
-        layers = layers[:1]
-    print(f"{name:36s} depth {depth:3d}  round trip {round_trip:.1e}  log-det/dim {log_det:.1e}")
-    benchmark.extra_info.update(round_trip=round_trip, log_det=log_det)
-    benchmark.pedantic(run, args=(layers, "to_latent", x), rounds=2)
+        found["round trip"] = "singular"
+    return found | {"bound": kind.bound(kind.options(depth))}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_depth(measured, name):
+    measured("Depth", lambda: [row(name, depth) for depth in DEPTHS])

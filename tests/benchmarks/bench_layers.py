@@ -13,6 +13,7 @@ from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.layers.coupling import AffineCoupling
 from tests.benchmarks.host_glows import nflows_step
 from tests.benchmarks.interleaved import DEVICE, spread, take_turns
+from tests.benchmarks.passes import evaluation, run, training
 from tests.support import randomised
 
 BATCH, HIDDEN = 16, 96
@@ -38,29 +39,6 @@ def attention_layers(shape):
         for name, kind in KINDS.items()
         if shape[1] >= 8 or "64 tokens" not in name
     }
-
-
-def run(modules, direction, event):
-    total = event.new_zeros(event.shape[0])
-    for module in modules:
-        event, log_det = getattr(module, direction)(event)
-        total = total + log_det
-    return event, total
-
-
-def training(modules, direction, x):
-    x = x.clone().requires_grad_()
-    inputs = [x, *nn.ModuleList(modules).parameters()]
-
-    def step():
-        out, log_det = run(modules, direction, x)
-        torch.autograd.grad(out.square().sum() - log_det.sum(), inputs, allow_unused=True)
-
-    return step
-
-
-def evaluation(modules, direction, x):
-    return torch.no_grad()(partial(run, modules, direction, x))
 
 
 def turns_of_tasks(candidates, x, to_latent="to_latent", to_data="to_data"):

@@ -1,0 +1,29 @@
+"""What is timed of a list of layers: one direction of all, with gradients or without."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+
+def run(modules, direction, event):
+    total = event.new_zeros(event.shape[0])
+    for module in modules:
+        event, log_det = getattr(module, direction)(event)
+        total = total + log_det
+    return event, total
+
+
+def training(modules, direction, x):
+    x = x.clone().requires_grad_()
+    inputs = [x, *nn.ModuleList(modules).parameters()]
+
+    def step():
+        out, log_det = run(modules, direction, x)
+        torch.autograd.grad(out.square().sum() - log_det.sum(), inputs, allow_unused=True)
+
+    return step
+
+
+def evaluation(modules, direction, x):
+    return torch.no_grad()(partial(run, modules, direction, x))
