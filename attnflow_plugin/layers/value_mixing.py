@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound
 from attnflow_plugin.layers.scales import soft_bound
@@ -72,8 +73,6 @@ class ValueMixing(nn.Module):
         has the LU decomposition.
     """
 
-    places: Tensor
-
     def __init__(
         self, owner: str, channels: int, mask: MaskKind, flip: bool, gain_bound: float
     ) -> None:
@@ -83,13 +82,10 @@ class ValueMixing(nn.Module):
                 f"{owner}: expected a mask with a pattern of channels for value_mixing, found "
                 f'"random"'
             )
-        self.channels = channels
+        self.channels, self.mask, self.flip = channels, mask, flip
         self.gain_bound = gain_bound
-        # Two neighbours show all patterns.
-        attended = (~make_mask(mask, channels, (2,), flip)).float()
-        places = (attended @ attended.mT).flatten().nonzero().flatten()
-        self.register_buffer("places", places, persistent=False)
-        self.entries = nn.Parameter(torch.zeros(len(places)))
+        count = int(_together(channels, mask, flip, torch.device("cpu")).sum())
+        self.entries = nn.Parameter(torch.zeros(count))
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -102,7 +98,9 @@ class ValueMixing(nn.Module):
             attended: one where a feature of a token is attended and zero elsewhere, ``(N, P)``.
         """
         entries = self.entries.to(attended.dtype)
-        table = entries.new_zeros(self.channels**2).index_copy(0, self.places, entries)
+        sizes = (self.channels, self.mask, self.flip, len(entries))
+        places = cached_constant(_build_places, *sizes, device=entries.device)
+        table = entries.new_zeros(self.channels**2).index_copy(0, places, entries)
         table = table.unflatten(0, (self.channels, self.channels))
         identity = identity_like(table)
         lower = identity + bounded_sum(table.tril(-1), self.gain_bound, -1)
@@ -110,6 +108,21 @@ class ValueMixing(nn.Module):
         log_scale = soft_bound(table.diagonal(), log_scale_bound(self.gain_bound))
         counts = attended.flatten().unflatten(0, (-1, self.channels)).sum(0)
         return ChannelMatrix(lower, upper * log_scale.exp(), log_scale @ counts)
+
+
+def _together(channels: int, mask: MaskKind, flip: bool, device: torch.device) -> Tensor:
+    """Which pairs of channels some position attends to, ``(C * C,)``."""
+    # Two neighbours show all patterns.
+    attended = (~make_mask(mask, channels, (2,), flip, device=device)).float()
+    return (attended @ attended.mT > 0).flatten()
+
+
+def _build_places(
+    channels: int, mask: MaskKind, flip: bool, count: int, device: torch.device
+) -> Tensor:
+    """Where the entries of a table are; sorting needs no sizes that depend on data."""
+    together = _together(channels, mask, flip, device)
+    return together.int().argsort(descending=True, stable=True)[:count]
 
 
 def _mix_channels(matrix: Tensor, tokens: Tensor) -> Tensor:
