@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["cached_constant", "in_forward_mode", "in_plain_eager", "in_transform"]
+__all__ = ["cached_constant", "in_plain_eager", "in_transform", "may_use_own_gradient"]
 
 Constant = TypeVar("Constant")
 
@@ -30,9 +30,9 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def in_forward_mode() -> bool:
-    """Whether tangents may be carried along, for which a hand-written gradient has no rule."""
-    return torch.autograd.forward_ad._current_level >= 0
+def may_use_own_gradient() -> bool:
+    """Whether a hand-written gradient does, which has no rule for transforms and tangents."""
+    return in_plain_eager() and torch.autograd.forward_ad._current_level < 0
 
 
 def cached_constant(

@@ -62,10 +62,12 @@ class BoundedMixing(nn.Module):
 
     def forward(self, attention: Tensor) -> Tensor:
         """The matrix W from attention weights."""
-        mixed = self.gains(attention) * attention
+        gains, identity = self.gains(attention), identity_like(attention)
         if self.sum_heads:
-            mixed = mixed.sum(1, keepdim=True)
-        return self.log_scales(attention).exp() * (identity_like(attention) + mixed)
+            matrix = identity + (gains * attention).sum(1, keepdim=True)
+        else:
+            matrix = torch.addcmul(identity, gains, attention)
+        return self.log_scales(attention).exp() * matrix
 
     def sharpness(self, like: Tensor) -> Tensor:
         """What scores are multiplied by, in the dtype of ``like``, ``(H, 1, 1)``."""
