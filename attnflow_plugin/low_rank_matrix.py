@@ -20,13 +20,11 @@ class LowRankMatrix:
         \log |\det W| &= N \log c + \log |\det C|
 
     Where the tokens fall into classes that must not be coupled, every column of U and of V is zero
-    outside of one class. C is then block diagonal: partial pivoting stays inside a block, because
-    the other blocks are exactly zero in that column, and the pivots of a block make up the
-    determinant of its class. With :math:`k_n` the attended features of token n and
-    :math:`\kappa_s` those of each token of class s,
+    outside of one class, and C has a block :math:`C_s` for each class. With :math:`k_n` the
+    attended features of token n and :math:`\kappa_s` those of each token of class s,
 
     .. math:: \sum_p \log |\det W[F_p, F_p]|
-              = \sum_n k_n \log c + \sum_s \kappa_s \sum_{j \in s} \log |C_{jj}^{LU}|
+              = \sum_n k_n \log c + \sum_s \kappa_s \log |\det C_s|
 
     where :math:`F_p` are the tokens in which feature p is attended.
 
@@ -48,6 +46,8 @@ class LowRankMatrix:
     ) -> None:
         self.log_scale, self.left, self.right = log_scale, left, right
         self.counts, self.class_counts = counts, class_counts
+        by_class = (factor.unflatten(-1, (class_counts.shape[1], -1)) for factor in (left, right))
+        left, right = (factor.transpose(2, 3) for factor in by_class)
         product = right.mT @ left
         self.factors, self.pivots, _ = torch.linalg.lu_factor_ex(identity_like(product) + product)
 
@@ -56,16 +56,16 @@ class LowRankMatrix:
         return self.log_scale.exp() * (features + self.left @ (self.right.mT @ features))
 
     def solve(self, features: Tensor) -> Tensor:
-        """W^-1 times features of shape ``(B, G, N, F)``. Cost O(G (N + R) R F) per sample."""
-        inside = torch.linalg.lu_solve(self.factors, self.pivots, self.right.mT @ features)
+        """W^-1 times features of shape ``(B, G, N, F)``. Cost O(G (N + R / S) R F) per sample."""
+        averages = (self.right.mT @ features).unflatten(2, self.factors.shape[2:4])
+        inside = torch.linalg.lu_solve(self.factors, self.pivots, averages).flatten(2, 3)
         return (features - self.left @ inside) * (-self.log_scale).exp()
 
     def log_abs_det(self) -> Tensor:
         """Log-det of :meth:`apply` over all attended features, shape ``(B,)``.
 
-        Cost O(G (N R^2 + R^3)) with the factorisation.
+        Cost O(G (N + R / S) R^2 / S) with the factorisation.
         """
         of_scale = (self.log_scale.flatten() * self.counts.sum(1)).sum()
-        of_columns = self.factors.diagonal(dim1=-2, dim2=-1).abs().log()
-        of_classes = of_columns.unflatten(-1, (self.class_counts.shape[1], -1)).sum(-1)
+        of_classes = self.factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
         return of_scale + (of_classes * self.class_counts).flatten(1).sum(1)
