@@ -80,11 +80,17 @@ class ITrans(InvertibleLayer):
     (:class:`~attnflow_plugin.layers.attention_affine.AttentionAffine`). Their log-dets,
     :math:`\sum_{M = 0} \log U_{cc}` and :math:`\sum_{M = 0} \log D`, join that of W.
 
+    **Many tokens**: with ``rank`` r, A is the product of two averages, of the tokens by r slots and
+    of the slots by every token (:class:`~attnflow_plugin.layers.low_rank.LowRankAttention`), among
+    patches with the same pattern. W is then the identity plus rank R = H r, and no matrix of N x N
+    is made (:class:`~attnflow_plugin.low_rank_matrix.LowRankMatrix`).
+
     **Cost** per sample with H heads, for events of size D = NP: O(H C D) for queries and keys (a
     1x1 convolution without bias on both means :math:`Q K^T = x_1^T (W_q^T W_k)\, x_1`, one
     convolution), O(H N D) for the scores and for W, O(N^3) for the factorisation. The inverse adds
     one solve. ``mask="random"`` has a submatrix for each feature and costs O(P N^3). Value mixing
-    adds O(C D), the affine part O(H N D + H C D).
+    adds O(C D), the affine part O(H N D + H C D). With ``rank`` all of W costs O(R (D + N C + N R +
+    R^2)) in either direction.
 
     Shape:
         ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
@@ -105,6 +111,10 @@ class ITrans(InvertibleLayer):
         position_bias: attention knows the offset of patches.
         value_mixing: mix the attended channels of a position.
         affine: scale and shift the attended half.
+        rank: slots r of each head, for many tokens; ``None`` for attention between all pairs.
+            Needs the defaults of ``activation`` and ``init`` and no random mask; with it
+            ``position_bias`` is a function of place and slot, and :meth:`attention` still costs
+            O(N^2).
         context_channels: channels K of a context that queries and keys also see, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
