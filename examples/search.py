@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
@@ -88,8 +88,8 @@ def glow(channels: int, size: int) -> nf.MultiscaleFlow:
             nf.distributions.DiagGaussian((fine // 2, size // 2, size // 2)),
         ],
         flows=[
-            [*(nf.flows.GlowBlock(channels, 32) for _ in range(2)), nf.flows.Squeeze()]
-            for channels in (coarse, fine)
+            [*(nf.flows.GlowBlock(width, 32) for _ in range(2)), nf.flows.Squeeze()]
+            for width in (coarse, fine)
         ],
         merges=[nf.flows.Merge()],
         class_cond=False,
@@ -118,45 +118,63 @@ def arms(
     model: nf.MultiscaleFlow, split: Split, seed: int, options: argparse.Namespace
 ) -> Iterator[tuple[str, nf.MultiscaleFlow]]:
     """The trained model as it is, where the search says, and everywhere."""
+    example = split.noisy(split.train[:1], 0)
+    everywhere = {
+        label: with_attention(model, example, seed, attention, **layer_options)
+        for label, (attention, layer_options) in CANDIDATES.items()
+    }
     yield PLAIN, deepcopy(model)
-    batches = list(islice(split.batches(1000 + seed), options.trial_steps))
-    held_out = split.noisy(split.held_out, 2).split(256)
-    everywhere = {}
-    for label, (attention, layer_options) in CANDIDATES.items():
-        everywhere[label] = deepcopy(model)
-        torch.manual_seed(seed)
-        insert_attention(everywhere[label], attention, example=batches[0][:1], **layer_options)
-    small = count(everywhere["imap"]) - count(model)
-    # Searches that differ in their limits alone share their trials.
-    name = f"{options.data}-{seed}-{options.steps}-{options.trial_steps}"
-    for arm, limits in searches(small).items():
-        with tqdm(total=options.budget, desc=arm, leave=False, mininterval=1) as bar:
-            result = search_attention(
-                model,
-                batches,
-                CANDIDATES,
-                options.budget,
-                held_out=held_out,
-                steps=options.trial_steps,
-                seed=seed,
-                path=options.out / f"{name}-{limits.get('train', 'all')}.pt",
-                progress=lambda trial, bar=bar: bar.update(options.trial_steps),
-                **limits,
-            )
-        print(f"\nseed {seed}, {arm}: {result}\n", flush=True)
-        found = deepcopy(model)
-        result.apply(found)
-        yield arm, found
+    for arm, limits in searches(count(everywhere["imap"]) - count(model)).items():
+        yield arm, searched(model, split, seed, options, arm, limits)
     yield from ((f"{label} everywhere", changed) for label, changed in everywhere.items())
 
 
+def with_attention(
+    model: nf.MultiscaleFlow, example: Tensor, seed: int, attention: str, **layer_options: object
+) -> nf.MultiscaleFlow:
+    changed = deepcopy(model)
+    torch.manual_seed(seed)
+    insert_attention(changed, attention, example=example, **layer_options)
+    return changed
+
+
 def searches(small: int) -> dict[str, dict]:
-    """What is searched, and what for."""
+    """What is searched for, by options of ``search_attention``."""
     return {
         "search": {},
-        "search, as small as imap everywhere": {"max_parameters": small},
+        "search, no larger than imap everywhere": {"max_parameters": small},
         "search, trials train new layers only": {"train": "new"},
     }
+
+
+def searched(
+    model: nf.MultiscaleFlow,
+    split: Split,
+    seed: int,
+    options: argparse.Namespace,
+    arm: str,
+    limits: dict,
+) -> nf.MultiscaleFlow:
+    # Searches that differ in their limits alone share a file, and so their trials.
+    trained = limits.get("train", "all")
+    path = f"{options.data}-{seed}-{options.steps}-{options.trial_steps}-{trained}.pt"
+    with tqdm(total=options.budget, desc=arm, leave=False, mininterval=1) as bar:
+        result = search_attention(
+            model,
+            islice(split.batches(1000 + seed), options.trial_steps),
+            CANDIDATES,
+            options.budget,
+            held_out=split.noisy(split.held_out, 2).split(256),
+            steps=options.trial_steps,
+            seed=seed,
+            path=options.out / path,
+            progress=lambda trial: bar.update(options.trial_steps),
+            **limits,
+        )
+    print(f"\nseed {seed}, {arm}: {result}\n", flush=True)
+    found = deepcopy(model)
+    result.apply(found)
+    return found
 
 
 def count(model: nf.MultiscaleFlow) -> int:
@@ -196,8 +214,8 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def main() -> None:
-    options = parse_options()
+def main(given: Sequence[str] | None = None) -> None:
+    options = parse_options(given)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     split = load(options.data)
@@ -210,20 +228,20 @@ def main() -> None:
     print(f"\n{time.perf_counter() - started:.0f} s; numbers and trials in {options.out}")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", choices=("digits", "photographs"), default="digits")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--steps", type=int, default=1200, help="training steps before the search")
-    parser.add_argument("--trial-steps", type=int, default=50, help="training steps of a trial")
-    parser.add_argument("--budget", type=int, default=2200, help="training steps of a search")
-    parser.add_argument("--then", type=int, default=600, help="training steps after it")
+    parser.add_argument("--steps", type=int, default=800, help="training steps before the search")
+    parser.add_argument("--trial-steps", type=int, default=40, help="training steps of a trial")
+    parser.add_argument("--budget", type=int, default=1500, help="training steps of a search")
+    parser.add_argument("--then", type=int, default=400, help="training steps after it")
     parser.add_argument("--out", type=Path, default=Path("outputs/search"))
     parser.add_argument("--quick", action="store_true", help="one seed, few steps")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     if options.quick:
-        options.seeds, options.steps, options.then = 1, 60, 40
-        options.trial_steps, options.budget = 5, 130
+        options.seeds, options.steps, options.then = 1, 30, 10
+        options.trial_steps, options.budget = 3, 80
     return options
 
 

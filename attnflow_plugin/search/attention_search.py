@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from os import PathLike
 from typing import get_args
 
@@ -75,8 +76,9 @@ class AttentionSearch:
 
         and the next round tries what else pays on top of it, until nothing does.
 
-        The model itself is never changed, nor are random states; see
-        :meth:`~attnflow_plugin.search.SearchResult.apply`.
+        The model itself is not changed before
+        :meth:`~attnflow_plugin.search.SearchResult.apply`, and random states are put back, but for
+        what ``batches`` and ``held_out`` draw themselves.
 
         **Cost**: one baseline, and in each round a training of ``steps`` steps for each candidate
         at each place. Memory for a copy of the model in training, and for ``steps`` batches.
@@ -177,9 +179,9 @@ def _fingerprint(
     inserter = trainer.inserter
     optimizer = trainer.optimizer([nn.Parameter(torch.zeros(1))])
     return {
-        "model": digest(model.state_dict()),
-        "batches": digest([tuple(batch) for batch in trainer.batches]),
-        "held_out": digest([tuple(batch) for batch in trainer.held_out]),
+        "model": digest(chain.from_iterable(model.state_dict().items())),
+        "batches": digest(chain.from_iterable(trainer.batches)),
+        "held_out": digest(chain.from_iterable(trainer.held_out)),
         "candidates": str({k: entry.description for k, entry in inserter.candidates.items()}),
         "places": str(list(map(str, placements))),
         "settings": (

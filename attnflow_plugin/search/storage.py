@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -79,10 +79,14 @@ class Storage:
         os.replace(partial, path)
 
 
-def digest(value: object) -> str:
-    """A fingerprint of tensors in lists and mappings."""
+def digest(values: Iterable[object]) -> str:
+    """A fingerprint of tensors and names; where tensors are and how they lie there is no matter."""
+    plain = [
+        value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
+        for value in values
+    ]
     buffer = io.BytesIO()
-    torch.save(value, buffer)
+    torch.save(plain, buffer)
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 

@@ -1,7 +1,5 @@
 """Mistakes are told before any training, and leave everything as it was."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -123,7 +121,7 @@ def test_what_does_not_fit_somewhere_is_skipped_and_told(host):
         max_layers=1,
         optimizer=FAST_ADAM,
     )
-    assert {(placement.candidate) for placement in result.skipped} == {"fine"}
+    assert {placement.candidate for placement in result.skipped} == {"fine"}
     assert all("divisible" in reason for reason in result.skipped.values())
     assert {trial.placement for trial in result.trials}.isdisjoint(result.skipped)
     assert len(result.trials) + len(result.skipped) == 2 * subject.couplings
@@ -131,7 +129,7 @@ def test_what_does_not_fit_somewhere_is_skipped_and_told(host):
 
 
 def test_the_table_shows_what_was_kept(host):
-    result = copy.copy(gaussian(host, 2.0).search("imap", steps=5, train="new"))
+    result = gaussian(host, 2.0).search("imap", steps=5, train="new")
     lines = str(result).splitlines()
     assert len(lines) == 2 + len(result.trials)
     assert sum("*" in line for line in lines) == len(result.chosen)

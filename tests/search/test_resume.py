@@ -133,6 +133,8 @@ def test_a_file_of_other_data_or_another_model_is_refused(host, tmp_path):
     problem.search(path=path, budget=50, **OPTIONS)
     with pytest.raises(OptionError, match=r"differs in: batches, held_out$"):
         gaussian(host).search(path=path, **OPTIONS)
+    copies = [batch.clone() for batch in problem.held_out]
+    assert problem.search(path=path, budget=50, held_out=copies, **OPTIONS).steps == 50
     with pytest.raises(OptionError, match=r"differs in: held_out$"):
         problem.search(path=path, held_out=problem.held_out[:1], **OPTIONS)
     layer = next(m for m in problem.model.modules() if type(m).__name__ == "Rotation")
