@@ -31,8 +31,11 @@ test: $(READY) lint  ## Lint, types, all tests, the notebooks.
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 	$(BIN)/python -m pytest -n 2 --nbmake examples/*.ipynb
 
-bench: $(READY)  ## Time the layers against the hosts' own.
-	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only -s $(ARGS)
+bench: $(READY)  ## Time the layers, and compare them (15 minutes; ARGS="-k glow": a part).
+	mkdir -p outputs/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -q -s \
+		--benchmark-only --benchmark-quiet --benchmark-json outputs/benchmarks/run.json $(ARGS)
+	$(BIN)/python -m tests.benchmarks.report outputs/benchmarks/run.json
 
 lint: $(READY)  ## Style and types.
 	$(BIN)/ruff check .

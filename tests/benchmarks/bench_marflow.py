@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from attnflow_plugin.backbones import ChannelLSTM
 from attnflow_plugin.normflows import build_marflow, log_prob, prepare
-from tests.benchmarks.interleaved import medians
+from tests.benchmarks.interleaved import take_turns
 from tests.support import randomise
 
 BATCH = 16
@@ -51,7 +51,7 @@ def generated(net, channels, kept):
 
 
 @pytest.mark.parametrize("level", range(3))
-def test_prior(benchmark, level):
+def test_prior(measured, level):
     count, kept_channels, size, options = LEVELS[level]
     net = randomise(ChannelLSTM(kept_channels, **options), 0.05)
     plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
@@ -67,16 +67,22 @@ def test_prior(benchmark, level):
         "all channels at once": torch.no_grad()(lambda: net(channels, kept)),
         "channel by channel": lambda: generated(net, channels, kept),
     }
-    seconds = medians(tasks, rounds=7)
-    for name, value in seconds.items():
-        ratio = seconds["plain loop"] / value
-        print(f"level {level}  {name:22s} {1e3 * value:7.1f} ms  {ratio:5.2f}x as fast as the loop")
-        benchmark.extra_info[name] = value
-    benchmark.pedantic(tasks["all channels at once"], rounds=3)
+
+    def rows():
+        turns = take_turns(tasks, rounds=7)
+        return [
+            {
+                "level": f"{count} channels at {size}x{size}",
+                **{f"{name}, ms": 1e3 * turns.median(name) for name in tasks},
+                "plain loop / channel by channel": turns.ratio("plain loop", "channel by channel"),
+            }
+        ]
+
+    measured(f"The channel-autoregressive prior for {BATCH} images", rows)
 
 
 @pytest.mark.parametrize("prior", ["channel-autoregressive", "gaussian"])
-def test_model(benchmark, prior):
+def test_model(measured, prior):
     model = build_marflow(
         (3, 32, 32), levels=3, steps=2, hidden_channels=48, prior=prior, dropout=0.0
     )
@@ -87,8 +93,9 @@ def test_model(benchmark, prior):
         "sample": torch.no_grad()(lambda: model.sample(BATCH)),
         "training step": lambda: log_prob(model, x).mean().backward(),
     }
-    seconds = medians(tasks, rounds=3, warm_up=1)
-    for name, value in seconds.items():
-        print(f"mARFlow L3 K2 C48, {prior:22s} {name:14s} {value:6.2f} s for {BATCH} images")
-        benchmark.extra_info[name] = value
-    benchmark.pedantic(tasks["log_prob"], rounds=1)
+
+    def rows():
+        turns = take_turns(tasks, rounds=3, warm_up=1)
+        return [{"prior": prior, **{f"{name}, s": turns.median(name) for name in tasks}}]
+
+    measured(f"Levels 3, steps 2, 48 channels, {BATCH} images of 3x32x32", rows)

@@ -53,12 +53,6 @@ def take_turns(tasks: dict[str, Task], rounds: int = 15, warm_up: int = 2) -> Tu
     return Turns({name: np.array(values) for name, values in seconds.items()})
 
 
-def medians(tasks: dict[str, Task], rounds: int = 15, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each task."""
-    turns = take_turns(tasks, rounds, warm_up)
-    return {name: turns.median(name) for name in tasks}
-
-
 def _seconds(task: Task) -> float:
     """Time on the GPU, or of this process on the CPU: what others do there is not counted."""
     if DEVICE.type == "cpu":
