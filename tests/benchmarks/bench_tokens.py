@@ -31,15 +31,17 @@ def kept_for_backward(layer, x):
     return sum(kept.values()) / 2**20
 
 
-# The matrices of 4096 tokens take most of a minute: once is enough.
-@pytest.mark.parametrize(("size", "rounds"), [(4, 31), (8, 31), (16, 15), (32, 5), (64, 1)])
-def test_tokens(measured, size, rounds):
+# The matrices of 4096 tokens take seconds: one event, once, is enough.
+@pytest.mark.parametrize(
+    ("size", "batch", "rounds"), [(4, 8, 31), (8, 8, 31), (16, 8, 15), (32, 4, 7), (64, 1, 1)]
+)
+def test_tokens(measured, size, batch, rounds):
     layers = {
         "dense": ITrans(CHANNELS, patches=None),
         "low rank": ITrans(CHANNELS, patches=None, rank=RANK),
     }
     layers = {name: randomised(layer, 0.1).to(DEVICE) for name, layer in layers.items()}
-    x = torch.randn(1, CHANNELS, size, size, device=DEVICE)
+    x = torch.randn(batch, CHANNELS, size, size, device=DEVICE)
     memory = {name: kept_for_backward(layer, x) for name, layer in layers.items()}
 
     def rows():
@@ -52,9 +54,14 @@ def test_tokens(measured, size, rounds):
         return {
             "task": name,
             "tokens": size**2,
-            **{f"{key}, ms": 1e3 * turns.median(key) for key in layers},
+            "batch": batch,
+            **{f"{key}, ms an event": 1e3 * turns.median(key) / batch for key in layers},
             "dense / low rank": turns.ratio("dense", "low rank"),
-            **({f"{key}, MiB": memory[key] for key in layers} if task is training else {}),
+            **(
+                {f"{key}, MiB an event": memory[key] / batch for key in layers}
+                if task is training
+                else {}
+            ),
         }
 
     measured(f"ITrans over {size**2} positions", rows)
