@@ -77,13 +77,13 @@ class Arm:
 
     def fits(self, size: int) -> bool:
         """Whether there are as many patches as asked for in the first level of such images."""
-        return self.layers.get("itrans", {}).get("patches", 1) <= size // 2
+        return (self.layers.get("itrans", {}).get("patches") or 1) <= size // 2
 
 
 def _layer(
     channels: int, *, kind: str, options: Mapping[str, Any], image_shape: tuple[int, ...]
 ) -> nn.Module:
-    if "patches" in options:
+    if options.get("patches") is not None:
         # A level has twice the channels of the one before and half its edge.
         edge = 2 * image_shape[0] * image_shape[1] // channels
         options = {**options, "patches": min(options["patches"], edge)}
@@ -152,6 +152,25 @@ def _kinds() -> dict[str, Arm]:
     }
 
 
+def _stronger() -> dict[str, Arm]:
+    options: dict[str, dict[str, Any]] = {
+        "bias": {"position_bias": True},
+        "positions": {"patches": None},
+        "positions-bias": {"patches": None, "position_bias": True},
+        "values": {"value_mixing": True},
+        "affine": {"affine": True},
+        "small-gains": {"gain_bound": 0.1},
+        "low-rank": {"patches": None, "rank": 8},
+        "together": {
+            **{"patches": None, "position_bias": True, "heads": 4},
+            **{"value_mixing": True, "affine": True},
+        },
+    }
+    each = {f"itrans-{name}": Arm({"itrans": chosen}) for name, chosen in options.items()}
+    both = Arm({"imap": IMAP, "itrans": options["together"]})
+    return {"itrans": Arm({"itrans": {}}), **each, "imap-itrans-together": both}
+
+
 def _init() -> dict[str, Arm]:
     sigmoid = {"activation": "sigmoid"}
     return {
@@ -180,6 +199,7 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "masks": _masks(),
     "maps": _maps(),
     "patches": _patches(),
+    "stronger": _stronger(),
     "init": _init(),
 }
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
