@@ -89,8 +89,8 @@ class ITrans(InvertibleLayer):
     1x1 convolution without bias on both means :math:`Q K^T = x_1^T (W_q^T W_k)\, x_1`, one
     convolution), O(H N D) for the scores and for W, O(N^3) for the factorisation. The inverse adds
     one solve. ``mask="random"`` has a submatrix for each feature and costs O(P N^3). Value mixing
-    adds O(C D), the affine part O(H N D + H C D). With ``rank`` all of W costs O(R (D + N C + N R +
-    R^2)) in either direction.
+    adds O(C D), the affine part O(H N D + H C D). With ``rank`` all of W costs O(R (D + N R + R^2))
+    in either direction.
 
     Shape:
         ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
@@ -120,7 +120,7 @@ class ITrans(InvertibleLayer):
 
     Raises:
         OptionError: unknown option; ``gain_bound`` with ``init="paper"``; ``value_mixing`` with
-            ``mask="random"``.
+            ``mask="random"``; ``rank`` with that, with ``"sigmoid"`` or with ``init="paper"``.
         MissingContextError: ``context_channels`` without a context.
         ShapeError: a size that ``patches`` does not divide, and as in
             :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
