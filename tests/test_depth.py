@@ -29,18 +29,16 @@ def test_deep_training(host):
         SHAPE, levels=1, steps=STEPS, hidden_channels=4, attention=["imap", "itrans"]
     )
     module.prepare(model, data(64))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, losses = data(64), []
     for _ in range(8):
-        loss = -module.log_prob(model, data(32)).mean()
+        loss = -module.log_prob(model, x).mean()
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0, error_if_nonfinite=True)
-        assert norm > 0
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0, error_if_nonfinite=True)
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    x = data(16)
+    assert losses[-1] < losses[0] - 0.5
     with torch.no_grad():
         assert (back(host, model, x) - x).abs().max() < 1e-3
         log_det = latents(host, model, x, None)[1]

@@ -21,7 +21,7 @@ def models(tables: Tables, path: Path) -> None:
             _bars(axes, [row[task] for row in rows], shift, task)
         axes.set_yticks(range(len(rows)), [row["model"] for row in rows])
         axes.axvline(1, color="0.3", linewidth=1)
-        axes.set(title=title, xlabel="CPU time relative to build_glow, with quartiles")
+        axes.set(title=title, xlabel="time relative to build_glow")
     panels[0].invert_yaxis()
     panels[-1].legend()
     _save(figure, path)

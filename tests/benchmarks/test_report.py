@@ -6,6 +6,7 @@ import pytest
 
 from tests.benchmarks import report
 from tests.benchmarks.interleaved import spread, take_turns
+from tests.benchmarks.pictures import PICTURES
 from tests.benchmarks.tables import cell, markdown
 
 ROWS = [{"level": "a", "x, ms": 1.5, "ratio": [2.0, 1.0, 3.0]}, {"level": "b", "other": 3}]
@@ -18,6 +19,25 @@ RUN = {
         {"fullname": f"tests/benchmarks/bench_marflow.py::test_{i}", "extra_info": info}
         for i, info in enumerate([{"table": "prior", "rows": [row]} for row in ROWS])
     ],
+}
+
+SPREAD = [2.0, 1.0, 3.0]
+TABLES = {
+    "bench_glow": {"in a host": [{"model": "a", "training step": SPREAD, "sampling": SPREAD}]},
+    "bench_layers": {
+        "Layers behind a coupling, 2x4x4": [{"two layers": "a", "training step": SPREAD}],
+        "Layers beside those of a host": [{"layer": "a", "training step": SPREAD}],
+    },
+    "bench_tokens": {"16": [{"task": "training", "tokens": 16, "dense, ms": 1.0}]},
+    "bench_depth": {
+        "Depth": [
+            {"stack": "a", "layers": 16, "round trip": 1e-6, "log-det per dimension": 1e-7},
+            {"stack": "a", "layers": 64, "round trip": "singular"},
+        ]
+    },
+    "bench_estimate": {
+        "log-dets": [{"layer": "a", "deviation of x": 1.0, "error of a log-det": [0.0, 0.0, 1e99]}]
+    },
 }
 
 
@@ -80,3 +100,9 @@ def test_a_page_without_marks(tmp_path):
     page.write_text("text")
     with pytest.raises(ValueError, match="expected <!-- results"):
         report.write_page(RUN, page)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(tmp_path, name):
+    PICTURES[name](TABLES[name], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
