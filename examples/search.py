@@ -1,6 +1,6 @@
 """Where does attention pay? Search a trained Glow, insert what was found, and train on.
 
-    python examples/search.py                      # 8x8 digits, 3 seeds, about ten minutes
+    python examples/search.py                      # 8x8 digits, 3 seeds; ten minutes of one core
     python examples/search.py --data photographs   # 16x16 patches
     python examples/search.py --quick              # one seed and few steps: does everything run?
 
