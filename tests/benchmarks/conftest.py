@@ -1,5 +1,6 @@
 """Where measurements go: into the JSON of pytest-benchmark, with what they were made on."""
 
+import platform
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -33,6 +34,6 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         instructions=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        python=cpu["python_version"].split(" ")[0],
+        python=platform.python_version(),
         versions={name: version(name) for name in PACKAGES},
     )
