@@ -64,4 +64,4 @@ def test_tokens(measured, size, batch, rounds):
             ),
         }
 
-    measured(f"ITrans over {size**2} positions", rows)
+    measured("ITrans over all positions of 12 channels", rows)

@@ -28,7 +28,7 @@ TABLES = {
         "Layers behind a coupling, 2x4x4": [{"two layers": "a", "training step": SPREAD}],
         "Layers beside those of a host": [{"layer": "a", "training step": SPREAD}],
     },
-    "bench_tokens": {"16": [{"task": "training", "tokens": 16, "dense, ms": 1.0}]},
+    "bench_tokens": {"16": [{"task": "training", "tokens": 16, "dense, ms an event": 1.0}]},
     "bench_depth": {
         "Depth": [
             {"stack": "a", "layers": 16, "round trip": 1e-6, "log-det per dimension": 1e-7},
