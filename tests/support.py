@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,3 +47,22 @@ def brute_force_log_det(run, x):
     mixed = jacobian.abs().amax((1, 3)).fill_diagonal_(0)
     assert mixed.max() == 0
     return torch.linalg.slogdet(own)[1]
+
+
+def stack(
+    layer_class: type, depth: int, noise: float, channels: int, **options: object
+) -> list[nn.Module]:
+    """Layers of both masks in turn, from data to latent, with noise on their parameters."""
+    return [
+        randomised(layer_class(channels, flip=bool(index % 2), **options), noise)
+        for index in range(depth)
+    ]
+
+
+def run(layers: Sequence[nn.Module], direction: str, event: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer after the other in the order given, and the sum of their log-dets."""
+    total = event.new_zeros(event.shape[0])
+    for layer in layers:
+        event, log_det = getattr(layer, direction)(event)
+        total = total + log_det
+    return event, total

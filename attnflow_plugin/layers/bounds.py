@@ -4,12 +4,16 @@ One number b in (0, 1) bounds every part of a layer: sums of absolute weights st
 log-scales within :math:`\pm 2 b / 0.95`, which is 2 for the default.
 """
 
+from typing import Literal
+
 from torch import Tensor
 
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND
 
-__all__ = ["GAIN_BOUND", "bounded_sum", "gain_bound_in", "log_scale_bound"]
+__all__ = ["GAIN_BOUND", "Init", "bounded_sum", "gain_bound_in", "log_scale_bound", "strength"]
+
+Init = Literal["identity", "paper"]
 
 #: Default of b. The condition number of an attention matrix stays below 1.95 / 0.05 = 39.
 GAIN_BOUND = 0.95
@@ -20,13 +24,27 @@ def bounded_sum(values: Tensor, bound: float, dim: int) -> Tensor:
     return bound * values / (1 + values.abs().sum(dim, keepdim=True))
 
 
+def strength(gain_bound: float) -> float:
+    """How far a layer may move in proportion to the default."""
+    return gain_bound / GAIN_BOUND
+
+
 def log_scale_bound(gain_bound: float) -> float:
     """Bound of log-scales, in proportion to that of the gains."""
-    return LOG_SCALE_BOUND * gain_bound / GAIN_BOUND
+    return LOG_SCALE_BOUND * strength(gain_bound)
 
 
-def gain_bound_in(owner: str, value: float) -> float:
-    """Return ``value`` if it lies between zero and one, else raise an :class:`OptionError`."""
+def gain_bound_in(owner: str, value: float, init: Init) -> float:
+    """Return ``value`` if it can be the bound of a layer.
+
+    Raises:
+        OptionError: it is outside of (0, 1), or not the default for the paper's layers.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise OptionError(f"{owner}: expected gain_bound to be in (0, 1), found {value!r}")
+    if init == "paper" and value != GAIN_BOUND:
+        raise OptionError(
+            f'{owner}: expected gain_bound only with init="identity", found {value} with '
+            f'init="paper", which has no bound'
+        )
     return float(value)

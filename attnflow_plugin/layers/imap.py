@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.bounds import GAIN_BOUND, Init, gain_bound_in, strength
 from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.scales import BOUNDED_SCALES, RAW_SCALES
+from attnflow_plugin.layers.scales import ScaleMap, bounded_scale, raw_scale
 from attnflow_plugin.masks import MaskKind, make_mask
 from attnflow_plugin.options import non_negative_int, one_of
 
@@ -18,7 +19,6 @@ __all__ = ["IMap"]
 
 Axis = Literal["spatial", "channel"]
 Activation = Literal["sigmoid", "softmax", "exp"]
-Init = Literal["identity", "paper"]
 
 
 class _Layout(NamedTuple):
@@ -79,6 +79,10 @@ class IMap(InvertibleLayer):
     formula to the letter: :math:`g = \sigma(m + 8) + 10^{-5}` (or the softmax of equation 6),
     :math:`s \sim N(0, 1)`.
 
+    **Depth**: the factors 0.98 and 2 are those of the default ``gain_bound``, b = 0.95, and in
+    proportion to it. For a stack of L layers take :math:`b = 2 / L`: the scales of all layers
+    together then stay between 1/68 and 68 with ``exp``, whatever is learnt.
+
     **Where it cannot help**: with ``mask="spatial"``, or a single channel, all channels of a
     position are on one side of the mask, and the map of an attended position is computed from
     zeros. For a vector the map is one number (and softmax of one number is constant).
@@ -95,11 +99,12 @@ class IMap(InvertibleLayer):
         axis: ``"spatial"`` for a score per position, ``"channel"`` for a score per channel.
         activation: the positive scale.
         init: ``"identity"`` or ``"paper"``.
+        gain_bound: b, in (0, 1).
         context_channels: channels K of a context that the map also sees, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
-        OptionError: unknown option.
+        OptionError: unknown option; ``gain_bound`` with ``init="paper"``.
         MissingContextError: ``context_channels`` without a context.
         ShapeError: see :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
 
@@ -123,6 +128,7 @@ class IMap(InvertibleLayer):
         axis: Axis = "spatial",
         activation: Activation = "sigmoid",
         init: Init = "identity",
+        gain_bound: float = GAIN_BOUND,
         context_channels: int = 0,
     ) -> None:
         super().__init__(channels)
@@ -133,6 +139,7 @@ class IMap(InvertibleLayer):
         self.axis = one_of(name, "axis", axis, get_args(Axis))
         self.activation = one_of(name, "activation", activation, get_args(Activation))
         self.init = one_of(name, "init", init, get_args(Init))
+        self.gain_bound = gain_bound_in(name, gain_bound, self.init)
         if (init, activation) == ("paper", "exp"):
             raise OptionError(
                 f'{name}: expected activation "sigmoid" or "softmax" with init="paper", found '
@@ -194,7 +201,7 @@ class IMap(InvertibleLayer):
     def _passing_scale(self, event: Tensor, layout: _Layout) -> tuple[Tensor, Tensor]:
         """The learned scale of each channel, ``(C, 1, ...)``, and its log-det, one number."""
         activation = "sigmoid" if self.activation == "softmax" else self.activation
-        scale, log_scale = self._maps()[activation](self.scale.to(event.dtype))
+        scale, log_scale = self._map(activation)(self.scale.to(event.dtype))
         return scale.view(layout.per_channel), log_scale @ layout.passing_counts
 
     def _scale(self, layout: _Layout, passing_scale: Tensor, attended_scale: Tensor) -> Tensor:
@@ -216,7 +223,7 @@ class IMap(InvertibleLayer):
             scores = scores + self._pooled(features, self.context_weight.to(dtype), 1.0)
         bias = self.bias.to(dtype)
         shift = (bias.mean() if self.axis == "spatial" else bias) + self.offset.to(dtype)
-        return self._maps()[self.activation](scores + shift)
+        return self._map(self.activation)(scores + shift)
 
     def _pooled(self, event: Tensor, weight: Tensor, factor: Tensor | float) -> Tensor:
         """The mean of ``weight @ (factor * event)`` over channels or positions."""
@@ -226,8 +233,10 @@ class IMap(InvertibleLayer):
         per_channel = weight.mean(0).reshape(-1, *[1] * (event.ndim - 2))
         return (event * (per_channel * factor)).sum(1, keepdim=True).flatten(1)
 
-    def _maps(self) -> dict:
-        return RAW_SCALES if self.init == "paper" else BOUNDED_SCALES
+    def _map(self, activation: str) -> ScaleMap:
+        if self.init == "paper":
+            return raw_scale(activation)
+        return bounded_scale(activation, strength(self.gain_bound))
 
     def _init_as_in_the_paper(self) -> None:
         bound = 1 / math.sqrt(self.channels)

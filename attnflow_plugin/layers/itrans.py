@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.layers.attention_affine import AttentionAffine
 from attnflow_plugin.layers.base import InvertibleLayer
-from attnflow_plugin.layers.bounds import GAIN_BOUND
+from attnflow_plugin.layers.bounds import GAIN_BOUND, Init
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.dot_products import dot_products, vector_dot_products
 from attnflow_plugin.layers.factors import Chain, Factor, TokenMatrix
@@ -18,7 +18,7 @@ from attnflow_plugin.layers.low_rank import (
     SlotWeights,
     require_low_rank_options,
 )
-from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, Init, mixing_for
+from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, mixing_for
 from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import (
     TokenLayout,

@@ -9,15 +9,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.bounds import GAIN_BOUND, bounded_sum, gain_bound_in, log_scale_bound
+from attnflow_plugin.layers.bounds import (
+    GAIN_BOUND,
+    Init,
+    bounded_sum,
+    gain_bound_in,
+    log_scale_bound,
+)
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.linalg import identity_like
 
-__all__ = ["BoundedMixing", "HeadMode", "Init", "RawMixing", "mixing_for"]
+__all__ = ["BoundedMixing", "HeadMode", "RawMixing", "mixing_for"]
 
 HeadMode = Literal["sum", "concat"]
-Init = Literal["identity", "paper"]
 
 
 class BoundedMixing(nn.Module):
@@ -122,14 +126,9 @@ def mixing_for(
     Raises:
         OptionError: a gain bound outside of (0, 1), or one of its own for the raw matrices.
     """
-    bound = gain_bound_in(owner, gain_bound)
+    bound = gain_bound_in(owner, gain_bound, init)
     if init == "identity":
         return BoundedMixing(heads, head_mode, activation, bound)
-    if bound != GAIN_BOUND:
-        raise OptionError(
-            f'{owner}: expected gain_bound only with init="identity", found {bound} with '
-            f'init="paper", whose matrices have no bound'
-        )
     return RawMixing(heads, head_mode, activation)
 
 

@@ -2,6 +2,7 @@ r"""Maps from attention scores to positive scales, each returned with its logari
 
 The bounded maps serve ``init="identity"``. Zero scores give a scale of exactly one and a log-scale
 of exactly zero, and both ends are bounded, so neither direction can divide by something near zero.
+Their strength a, one by default, is in proportion to the bound of the log-scale and to its slope.
 The raw maps serve ``init="paper"`` and are the formulas of the supplement.
 
 Every map takes scores of shape ``(..., n)``; softmax normalises over the last axis.
@@ -9,12 +10,13 @@ Every map takes scores of shape ``(..., n)``; softmax normalises over the last a
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BOUNDED_SCALES", "LOG_SCALE_BOUND", "RAW_SCALES", "ScaleMap", "soft_bound"]
+__all__ = ["LOG_SCALE_BOUND", "ScaleMap", "bounded_scale", "raw_scale", "soft_bound"]
 
 ScaleMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -31,32 +33,36 @@ def soft_bound(value: Tensor, bound: float) -> Tensor:
     return bound * torch.tanh(value / bound)
 
 
-def bounded_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`1 + \kappa \tanh(m / 2)`, that is :math:`2\sigma(m)` kept away from 0 and 2."""
-    # tanh(m / 2) = 2 sigma(m) - 1; rsub(t, b, alpha=-a) is a t + b in one pass.
-    half = torch.sigmoid(scores)
-    scale = torch.rsub(half, 1 - SIGMOID_AMPLITUDE, alpha=-2 * SIGMOID_AMPLITUDE)
+def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    r"""Scale :math:`1 + 0.98\, a \tanh(m / 2)`: a sigmoid kept away from its ends."""
+    # tanh(m / 2) = 2 sigma(m) - 1; rsub(t, b, alpha=-c) is c t + b in one pass.
+    amplitude = SIGMOID_AMPLITUDE * strength
+    scale = torch.rsub(torch.sigmoid(scores), 1 - amplitude, alpha=-2 * amplitude)
     return scale, scale.log()
 
 
-def bounded_exp(scores: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`\exp(b \tanh(m / b))`."""
-    log_scale = soft_bound(scores, LOG_SCALE_BOUND)
+def bounded_exp(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    r"""Scale :math:`\exp(2 a \tanh(m / 2))`."""
+    log_scale = _bounded(scores, strength)
     return log_scale.exp(), log_scale
 
 
-def bounded_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`n \, \mathrm{softmax}(b \tanh(m / b))`: the n scales average to one.
+def bounded_softmax(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    r"""Scale :math:`n \, \mathrm{softmax}(2 a \tanh(m / 2))`: the n scales average to one.
 
-    The log-scale lies in (-2b, 2b), since each scale is a ratio of two numbers within
-    :math:`e^{\pm b}`.
+    The log-scale lies in (-4a, 4a), since each scale is a ratio of two numbers within
+    :math:`e^{\pm 2 a}`.
     """
-    bounded = soft_bound(scores, LOG_SCALE_BOUND)
+    bounded = _bounded(scores, strength)
     # The mean of exp, rather than a softmax times n, keeps uniform scores at exactly one.
     shifted = bounded - bounded.amax(-1, keepdim=True)
     exponentials = shifted.exp()
     mean = exponentials.mean(-1, keepdim=True)
     return exponentials / mean, shifted - mean.log()
+
+
+def _bounded(scores: Tensor, strength: float) -> Tensor:
+    return strength * LOG_SCALE_BOUND * torch.tanh(scores / LOG_SCALE_BOUND)
 
 
 def raw_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,14 +80,15 @@ def _log_with_floor(log_scale: Tensor) -> Tensor:
     return torch.logaddexp(log_scale, log_scale.new_tensor(math.log(PAPER_FLOOR)))
 
 
-BOUNDED_SCALES: dict[str, ScaleMap] = {
-    "sigmoid": bounded_sigmoid,
-    "softmax": bounded_softmax,
-    "exp": bounded_exp,
-}
-# The supplement has no exponential scale; an unbounded one would be unsafe, so it stays bounded.
-RAW_SCALES: dict[str, ScaleMap] = {
-    "sigmoid": raw_sigmoid,
-    "softmax": raw_softmax,
-    "exp": bounded_exp,
-}
+_BOUNDED = {"sigmoid": bounded_sigmoid, "softmax": bounded_softmax, "exp": bounded_exp}
+_RAW = {"sigmoid": raw_sigmoid, "softmax": raw_softmax}
+
+
+def bounded_scale(activation: str, strength: float) -> ScaleMap:
+    """The bounded map of an activation."""
+    return partial(_BOUNDED[activation], strength=strength)
+
+
+def raw_scale(activation: str) -> ScaleMap:
+    """The supplement's map of an activation; the exponential is not among them."""
+    return _RAW[activation]

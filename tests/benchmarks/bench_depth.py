@@ -12,8 +12,7 @@ import torch
 from attnflow_plugin import IMap, ITrans
 from attnflow_plugin.errors import SingularAttentionError
 from attnflow_plugin.masks import make_mask
-from tests.benchmarks.passes import run
-from tests.support import randomised
+from tests.support import run, stack
 
 SHAPE, SMALL_SHAPE = (12, 8, 8), (12, 4, 4)
 DEPTHS = (16, 64, 256)
@@ -38,15 +37,13 @@ class Stack(NamedTuple):
 
     def layers(self, depth):
         """Layers of both masks in turn."""
-        options = self.options(depth)
-        return [
-            randomised(self.layer_class(SHAPE[0], flip=bool(index % 2), **options), self.noise)
-            for index in range(depth)
-        ]
+        return stack(self.layer_class, depth, self.noise, SHAPE[0], **self.options(depth))
 
 
 def of_scales(options):
-    return math.exp(4) if options["activation"] == "exp" else 1e5
+    if options["activation"] != "exp":
+        return 1e5
+    return math.exp(4 * options.get("gain_bound", 0.95) / 0.95)
 
 
 def of_matrices(options):
@@ -67,6 +64,9 @@ ALL = {"position_bias": True, "value_mixing": True, "affine": True}
 STACKS = {
     "IMap, exp": Stack(IMap, lambda _: EXP, 0.1, of_scales),
     "IMap, exp, large parameters": Stack(IMap, lambda _: EXP, 0.5, of_scales),
+    "IMap, exp, a gain bound of 2 / layers, large": Stack(
+        IMap, partial(shared, **EXP), 0.5, of_scales
+    ),
     "IMap of the paper, at its start": Stack(
         IMap, lambda _: PAPER | {"activation": "sigmoid"}, 0.0, of_scales
     ),

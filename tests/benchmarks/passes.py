@@ -5,13 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-
-def run(modules, direction, event):
-    total = event.new_zeros(event.shape[0])
-    for module in modules:
-        event, log_det = getattr(module, direction)(event)
-        total = total + log_det
-    return event, total
+from tests.support import run
 
 
 def training(modules, direction, x):

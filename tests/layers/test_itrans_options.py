@@ -1,6 +1,5 @@
 """What ITrans can do beyond the paper: formulas written out, depth, contexts, hosts, errors."""
 
-import copy
 import math
 
 import pytest
@@ -16,7 +15,7 @@ from tests.insertion import models
 from tests.insertion.subject import train
 from tests.layers.test_contract import DIRECTIONS, layer_and_batch
 from tests.registry import ALL
-from tests.support import randomised
+from tests.support import randomised, stack
 
 MASKS = st.sampled_from(["spatial-channel", "spatial", "channel"])
 
@@ -138,13 +137,6 @@ def test_gains_have_signs_and_share_the_bound():
     torch.testing.assert_close(layer._matrix(layer.attention(x), layout).matrix[0, 0], expected)
 
 
-def stack(depth, noise, channels=3, **options):
-    return [
-        randomised(ITrans(channels, flip=bool(index % 2), **options), noise)
-        for index in range(depth)
-    ]
-
-
 def condition_number(layers, x):
     """Of the map of a stack with the attention weights of one event, in the maximum norm."""
     shape, total = x.shape[1:], torch.eye(x.numel(), dtype=x.dtype)
@@ -165,7 +157,7 @@ def test_the_gain_bound_keeps_deep_stacks_well_conditioned(gain):
     depth, x = 64, torch.randn(1, 3, 4, 4, dtype=torch.float64)
 
     def extreme(bound):
-        layers = stack(depth, 100.0, heads=2, patches=None, gain_bound=bound)
+        layers = stack(ITrans, depth, 100.0, 3, heads=2, patches=None, gain_bound=bound)
         for layer in layers:
             layer.double().mixing.gain.fill_(gain)
             layer.mixing.log_scale.fill_(-1e3 if layer.flip else 1e3)
@@ -175,38 +167,6 @@ def test_the_gain_bound_keeps_deep_stacks_well_conditioned(gain):
     guaranteed = (math.exp(2 * bound / 0.95) / (1 - bound)) ** depth
     assert 10 < condition_number(extreme(bound), x) <= guaranteed < 520
     assert condition_number(extreme(0.2), x) > 1e4
-
-
-def run(layers, direction, event):
-    log_det = event.new_zeros(event.shape[0])
-    for layer in layers if direction == "to_latent" else layers[::-1]:
-        event, step = getattr(layer, direction)(event)
-        log_det = log_det + step
-    return event, log_det
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("depth", "noise", "options", "tolerance"),
-    [
-        (64, 0.1, {"position_bias": True}, 1e-4),
-        (64, 0.1, {"patches": None}, 1e-4),
-        (64, 0.1, {"value_mixing": True}, 1e-4),
-        (64, 0.5, {"gain_bound": 2 / 64, **ALL}, 1e-4),
-        (64, 0.5, {"gain_bound": 2 / 64, "patches": None, **ALL}, 1e-4),
-        (64, 10.0, {"gain_bound": 2 / 64, "position_bias": True}, 1e-3),
-        (64, 10.0, {"gain_bound": 2 / 64, "value_mixing": True}, 1e-3),
-        (256, 0.5, {"gain_bound": 2 / 256}, 1e-4),
-        (256, 10.0, {"gain_bound": 2 / 256}, 1e-3),
-        (256, 0.5, {"gain_bound": 2 / 256, **ALL}, 1e-3),
-    ],
-)
-def test_deep_stacks_in_float32(depth, noise, options, tolerance):
-    layers, x = stack(depth, noise, channels=4, **options), torch.randn(4, 4, 4, 4)
-    z, log_det = run(layers, "to_latent", x)
-    assert (run(layers, "to_data", z)[0] - x).abs().max() < tolerance
-    exact = run([copy.deepcopy(layer).double() for layer in layers], "to_latent", x.double())[1]
-    assert (log_det - exact).abs().max() / x[0].numel() < 1e-5
 
 
 # Events, contexts of another size or without positions, options.
