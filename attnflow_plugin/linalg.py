@@ -4,11 +4,11 @@ Tokens are numbered :math:`n = 1..N`; a group holds the features that share one 
 attended feature is attended in all tokens, :math:`\sum_p \log |\det W[F_p, F_p]|` is the number of
 attended features times :math:`\log |\det W|`.
 
-Elsewhere W only couples tokens of a group that are *co-attended*, that is, in which some feature is
-attended at once. The classes of co-attended tokens are disjoint, so W is block diagonal up to a
-permutation and everything follows from one LU factorisation: partial pivoting stays inside a block,
-because the other blocks are exactly zero in that column, and hence the pivot :math:`U_{nn}` belongs
-to the block of token n. With :math:`k_n` the number of attended features of token n,
+Elsewhere W only couples tokens of a group that are *alike*, that is, in which the same features are
+attended. The classes of such tokens are disjoint, so W is block diagonal up to a permutation and
+everything follows from one LU factorisation: partial pivoting stays inside a block, because the
+other blocks are exactly zero in that column, and hence the pivot :math:`U_{nn}` belongs to the
+block of token n. With :math:`k_n` the number of attended features of token n,
 
 .. math:: \sum_p \log |\det W[F_p, F_p]| = \sum_n k_n \log |U_{nn}|
 
@@ -28,11 +28,11 @@ __all__ = ["AttentionMatrix", "identity_like"]
 
 
 class AttentionMatrix:
-    r"""A batch of attention matrices, restricted to co-attended tokens.
+    r"""A batch of attention matrices, restricted to tokens that are alike.
 
     Args:
         matrix: W, shape ``(B, G, N, N)``.
-        coupled: which pairs of tokens are co-attended, shape ``(G, N, N)``, boolean; ``None`` if
+        coupled: which pairs of tokens are alike, shape ``(G, N, N)``, boolean; ``None`` if
             every attended feature is attended in all tokens.
         counts: attended features per token, shape ``(G, N)``, dtype of ``matrix``.
         dominant: every W is diagonally dominant by rows, which makes solving cheaper.

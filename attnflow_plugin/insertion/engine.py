@@ -1,7 +1,7 @@
 """Building attention layers, trying them in a copy, and inserting them."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_pl
 from attnflow_plugin.insertion.probe import Probe, preserved_rng
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 
-__all__ = ["insert"]
+__all__ = ["insert", "insert_at", "places_in"]
 
 
 @dataclass(frozen=True)
@@ -52,27 +52,64 @@ def insert(
     context: Tensor | None,
     layer_options: Mapping[str, object],
 ) -> InsertionReport:
-    """Insert attention into ``model``; see ``insert_attention`` of the host modules.
+    """Insert attention into ``model``; see ``insert_attention`` of the host modules."""
+    factories = attention_factories("insert_attention", host, attention, both_masks, layer_options)
+    positions = as_list(position)
+    return insert_at(host, model, lambda _: factories, example, positions, context)
+
+
+def insert_at(
+    host: Host,
+    model: nn.Module,
+    layers_at: Callable[[Place], Sequence[LayerFactory]],
+    example: Tensor,
+    positions: Sequence[Position],
+    context: Tensor | None,
+) -> InsertionReport:
+    """Insert into ``model`` what is chosen for each place.
 
     Nothing but the last step touches the model, and that step cannot fail on a model whose copy
     took the same layers.
     """
-    factories = attention_factories("insert_attention", host, attention, both_masks, layer_options)
     _check_example(model, example)
     with preserved_rng(model, example):
-        probe = Probe(host, model)
-        _run(probe, example, context)
-        places = find_places(host, probe, as_list(position))
-        insertions = [
-            _Insertion(
-                neighbour,
-                [(place, _build(host, make, place)) for place in found for make in factories],
-            )
-            for neighbour, found in places.items()
-        ]
+        probe, places = _probe(host, model, example, positions, context)
+        insertions = []
+        for neighbour, found in places.items():
+            layers = [
+                (place, _build(host, make, place)) for place in found for make in layers_at(place)
+            ]
+            if layers:
+                insertions.append(_Insertion(neighbour, layers))
         _try_in_copy(host, probe, insertions, example, context)
     _apply(host, model, insertions)
     return _report(model, insertions)
+
+
+def places_in(
+    host: Host,
+    model: nn.Module,
+    example: Tensor,
+    positions: Sequence[Position],
+    context: Tensor | None,
+) -> list[Place]:
+    """All places of a model that :func:`insert_at` would ask about, in their order."""
+    _check_example(model, example)
+    with preserved_rng(model, example):
+        _, places = _probe(host, model, example, positions, context)
+    return [place for found in places.values() for place in found]
+
+
+def _probe(
+    host: Host,
+    model: nn.Module,
+    example: Tensor,
+    positions: Sequence[Position],
+    context: Tensor | None,
+) -> tuple[Probe, dict[Neighbour, list[Place]]]:
+    probe = Probe(host, model)
+    _run(probe, example, context)
+    return probe, find_places(host, probe, positions)
 
 
 def _check_example(model: nn.Module, example: Tensor) -> None:

@@ -39,7 +39,7 @@ class TokenLayout(NamedTuple):
     gather: Tensor  # shape: (N * P,): where each feature of each token lies in the event
     scatter: Tensor  # the inverse permutation
     passing: Tensor  # shape: (N, P): one where a feature passes and zero elsewhere
-    coupled: Tensor | None  # shape: (G, N, N), boolean: co-attended tokens; None for all
+    coupled: Tensor | None  # shape: (G, N, N), boolean: tokens that are alike; None for all
     classes: Tensor | None  # shape: (S, N), boolean: the same for tokens by class; None for all
     counts: Tensor  # shape: (G, N): attended features of each token
     class_counts: Tensor  # shape: (G, S): attended features of each token of a class

@@ -12,19 +12,10 @@ from torch import nn
 
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.insertion import InsertionReport
-from attnflow_plugin.insertion.engine import (
-    _apply,
-    _build,
-    _check_example,
-    _Insertion,
-    _report,
-    _run,
-    _try_in_copy,
-)
+from attnflow_plugin.insertion.engine import insert_at, places_in
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.insertion.host import Host
-from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
-from attnflow_plugin.insertion.probe import Probe, preserved_rng
+from attnflow_plugin.insertion.places import Place, Position
 from attnflow_plugin.search.candidates import Candidate
 from attnflow_plugin.search.data import Batch
 
@@ -73,12 +64,9 @@ class Inserter:
         Raises:
             InsertionError: a candidate fits nowhere, or the model has no such position.
         """
-        example = self._example(model)
-        with preserved_rng(model, example.x):
-            _, places = self._probe(model, example)
         fitting: dict[Placement, int] = {}
         others: dict[Placement, str] = {}
-        for key, label in product(_keys(places), self.candidates):
+        for key, label in product(self._keys(model), self.candidates):
             placement = Placement(*key, label)
             try:
                 report = self.insert(copy.deepcopy(model), [placement])
@@ -97,41 +85,32 @@ class Inserter:
         Raises:
             InsertionError: a place does not exist, or a layer does not fit; the model is untouched.
         """
-        example = self._example(model)
-        with preserved_rng(model, example.x):
-            probe, places = self._probe(model, example)
-            self._check_existence(places, placements)
-            insertions = [
-                insertion
-                for neighbour, found in places.items()
-                if (insertion := self._insertion(neighbour, found, placements)).layers
-            ]
-            _try_in_copy(self.host, probe, insertions, *example)
-        _apply(self.host, model, insertions)
-        return _report(model, insertions)
+        keys = self._keys(model)
+        for placement in placements:
+            if (placement.position, placement.neighbour) not in keys:
+                raise InsertionError(
+                    f"search_attention: expected a model with a place {placement.position} "
+                    f"{placement.neighbour}, as the model that was searched, found {keys}"
+                )
+        chosen = partial(self._factories_at, placements)
+        x, context = self._example(model)
+        return insert_at(self.host, model, chosen, x, self.positions, context)
 
-    def _probe(
-        self, model: nn.Module, example: Batch
-    ) -> tuple[Probe, dict[Neighbour, list[Place]]]:
-        probe = Probe(self.host, model)
-        _run(probe, *example)
-        return probe, find_places(self.host, probe, self.positions)
+    def _keys(self, model: nn.Module) -> list[tuple[str, str]]:
+        """Position and neighbour of every place."""
+        x, context = self._example(model)
+        return [_key(place) for place in places_in(self.host, model, x, self.positions, context)]
 
     def _example(self, model: nn.Module) -> Batch:
-        _check_example(model, self.example.x)
         return self.example.to(device_of(model, self.example))
 
-    def _insertion(
-        self, neighbour: Neighbour, found: Sequence[Place], placements: Sequence[Placement]
-    ) -> _Insertion:
-        layers = [
-            (place, _build(self.host, make, place))
-            for place in found
+    def _factories_at(self, placements: Sequence[Placement], place: Place) -> list[LayerFactory]:
+        return [
+            make
             for placement in placements
             if (placement.position, placement.neighbour) == _key(place)
             for make in self._factories(placement)
         ]
-        return _Insertion(neighbour, layers)
 
     def _factories(self, placement: Placement) -> list[LayerFactory]:
         """Their random weights do not depend on what else is inserted."""
@@ -141,26 +120,11 @@ class Inserter:
             for number, make in enumerate(factories)
         ]
 
-    def _check_existence(
-        self, places: Mapping[Neighbour, Sequence[Place]], placements: Sequence[Placement]
-    ) -> None:
-        keys = _keys(places)
-        for placement in placements:
-            if (placement.position, placement.neighbour) not in keys:
-                raise InsertionError(
-                    f"search_attention: expected a model with a place {placement.position} "
-                    f"{placement.neighbour}, as the model that was searched, found {keys}"
-                )
-
 
 def device_of(model: nn.Module, batch: Batch) -> torch.device:
     """Where a model is, or the batch if the model has no tensors."""
     tensors = (*model.parameters(), *model.buffers(), batch.x)
     return tensors[0].device
-
-
-def _keys(places: Mapping[Neighbour, Sequence[Place]]) -> list[tuple[str, str]]:
-    return [_key(place) for found in places.values() for place in found]
 
 
 def _key(place: Place) -> tuple[str, str]:
