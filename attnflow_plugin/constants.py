@@ -31,7 +31,7 @@ def in_transform() -> bool:
 
 
 def may_use_own_gradient() -> bool:
-    """Whether a hand-written gradient does, which has no rule for transforms and tangents."""
+    """Whether a hand-written gradient will do: it has no rules for transforms and forward mode."""
     return in_plain_eager() and torch.autograd.forward_ad._current_level < 0
 
 

@@ -4,6 +4,7 @@
     python examples/label_to_photo.py --seeds 3           # differences with their spread
     python examples/label_to_photo.py --data disparity    # from how far things are
     python examples/label_to_photo.py --data pairs --data-dir ~/pairs    # source/ and target/
+    python examples/label_to_photo.py --arms plain itrans itrans-context    # weights see the map
     python examples/label_to_photo.py --quick             # few steps: does everything run?
 
 All arms of a seed share the weights of the backbone, the batches and the noise. Photographs to test

@@ -29,16 +29,12 @@ from training.options import Options
 
 from attnflow_plugin.metrics import bits_per_dim, dequantize
 from attnflow_plugin.normflows import insert_attention, log_prob, prepare, search_attention
+from attnflow_plugin.search import DEFAULT_CANDIDATES
 
 # The host calls these inside its 1x1 convolutions; its users can do nothing about it.
 warnings.filterwarnings("ignore", message="torch.(lu|triangular_solve) is deprecated")
 
 PLAIN = "nothing"
-CANDIDATES = {
-    "imap": ("imap", {"activation": "exp"}),
-    "itrans": ("itrans", {}),
-    "coupling": ("coupling", {}),
-}
 
 
 class Split(NamedTuple):
@@ -121,7 +117,7 @@ def arms(
     example = split.noisy(split.train[:1], 0)
     everywhere = {
         label: with_attention(model, example, seed, attention, **layer_options)
-        for label, (attention, layer_options) in CANDIDATES.items()
+        for label, (attention, layer_options) in DEFAULT_CANDIDATES.items()
     }
     yield PLAIN, deepcopy(model)
     for arm, limits in searches(count(everywhere["imap"]) - count(model)).items():
@@ -162,7 +158,7 @@ def searched(
         result = search_attention(
             model,
             islice(split.batches(1000 + seed), options.trial_steps),
-            CANDIDATES,
+            DEFAULT_CANDIDATES,
             options.budget,
             held_out=split.noisy(split.held_out, 2).split(256),
             steps=options.trial_steps,

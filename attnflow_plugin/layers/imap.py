@@ -169,7 +169,7 @@ class IMap(InvertibleLayer):
         """The options, for ``repr``."""
         return (
             f"{self.channels}, mask={self.mask!r}, flip={self.flip}, axis={self.axis!r}, "
-            f"activation={self.activation!r}, init={self.init!r}"
+            f"activation={self.activation!r}, init={self.init!r}, gain_bound={self.gain_bound}"
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,17 @@ keeps what the trials gave, ``greedy`` decides which to run and which to keep, `
 """
 
 from attnflow_plugin.search.attention_search import AttentionSearch
-from attnflow_plugin.search.candidates import Candidates
+from attnflow_plugin.search.candidates import DEFAULT_CANDIDATES, Candidates
 from attnflow_plugin.search.gain import Gain
 from attnflow_plugin.search.placement import Placement
 from attnflow_plugin.search.result import SearchResult, Trial
 
-__all__ = ["AttentionSearch", "Candidates", "Gain", "Placement", "SearchResult", "Trial"]
+__all__ = [
+    "DEFAULT_CANDIDATES",
+    "AttentionSearch",
+    "Candidates",
+    "Gain",
+    "Placement",
+    "SearchResult",
+    "Trial",
+]

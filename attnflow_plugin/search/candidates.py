@@ -18,7 +18,7 @@ Entry = Attention | Sequence[Attention]
 Candidates = Entry | Mapping[str, Entry | tuple[Entry, Mapping[str, object]]]
 
 #: The exponential scale of iMap learns faster than its default, the sigmoid of the paper.
-DEFAULT_CANDIDATES: Candidates = {
+DEFAULT_CANDIDATES: dict[str, tuple[str, dict[str, object]]] = {
     "imap": ("imap", {"activation": "exp"}),
     "itrans": ("itrans", {}),
     "coupling": ("coupling", {}),
