@@ -13,7 +13,7 @@ from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
-from attnflow_plugin.layers.token_attention import Patches, TokenAttention, patch_order
+from attnflow_plugin.layers.token_attention import TokenAttention
 from attnflow_plugin.layers.tokens import patches_per_axis
 from attnflow_plugin.layers.windows import Windows, token_windows
 from attnflow_plugin.masks import MaskKind, make_mask
@@ -161,7 +161,7 @@ class AttentionCoupling(InvertibleLayer):
         """
         event = self._checked(x)
         with self._precision(x):
-            return self.attend.weights(self._embed(event, context), *self._tokens(event))
+            return self.attend.weights(self._embed(event, context), self._windows(event))
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -182,7 +182,7 @@ class AttentionCoupling(InvertibleLayer):
     def _affine(self, event: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-scale and shift of every entry, zero where it passes."""
         features = self._embed(event, context)
-        features = F.elu(features + self.attend(features, *self._tokens(event)))
+        features = F.elu(features + self.attend(features, self._windows(event)))
         raw, shift = self._out(features, event).to(event.dtype).unbind(1)
         attended = self._halves(event).attended
         return soft_bound(raw, self.scale_bound) * attended, shift * attended
@@ -226,16 +226,12 @@ class AttentionCoupling(InvertibleLayer):
         sizes = (self.mask, event.shape[1:], self.flip, event.dtype)
         return cached_constant(_build_halves, *sizes, device=event.device)
 
-    def _tokens(self, event: Tensor) -> tuple[Windows, Patches | None]:
+    def _windows(self, event: Tensor) -> Windows:
         """How the positions make tokens, and those make windows."""
         name, shape = type(self).__name__, event.shape[1:]
-        grid: Sequence[int] = shape[1:] or shape  # The coordinates of a vector are a sequence.
-        patches = None
-        if self.patches is not None:
-            counts = patches_per_axis(name, self.patches, shape)
-            patches = patch_order(grid, counts, event.device)
-            grid = counts
-        return token_windows(name, self.window, grid, self.flip, event.device), patches
+        patches = None if self.patches is None else patches_per_axis(name, self.patches, shape)
+        grid = shape[1:] or shape  # The coordinates of a vector are a sequence.
+        return token_windows(name, grid, patches, self.window, self.flip, event.device)
 
 
 def _kernel(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,39 +1,21 @@
 r"""Multi-head attention between tokens that are positions, or patches of them."""
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnflow_plugin.constants import cached_constant, in_transform
+from attnflow_plugin.constants import in_transform
 from attnflow_plugin.layers.position_bias import RelativePositionBias
-from attnflow_plugin.layers.tokens import to_tokens
 from attnflow_plugin.layers.windows import Windows
 
-__all__ = ["Patches", "TokenAttention", "patch_order"]
+__all__ = ["TokenAttention"]
 
-
-class Patches(NamedTuple):
-    """The order of positions in which those of a patch are neighbours."""
-
-    gather: Tensor  # shape: (n,)
-    scatter: Tensor  # the inverse permutation
-
-
-def patch_order(grid: Sequence[int], counts: Sequence[int], device: torch.device) -> Patches:
-    """The order for ``counts`` patches per axis, from the cache where it was built before."""
-    return cached_constant(_build_order, tuple(grid), tuple(counts), device=device)
-
-
-def _build_order(grid: tuple[int, ...], counts: tuple[int, ...], device: torch.device) -> Patches:
-    positions = torch.arange(math.prod(grid), device=device).reshape(1, 1, *grid)
-    gather = to_tokens(positions, counts).flatten()
-    return Patches(gather, gather.argsort())
+#: From here on, memory is what a fused kernel saves on a CPU.
+MANY_TOKENS = 512
 
 
 class TokenAttention(nn.Module):
@@ -51,51 +33,69 @@ class TokenAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        # Rows are ordered by head, then query, key and value: heads are cut off without a copy.
         self.query_key_value = nn.Parameter(torch.empty(3 * width, width))
         nn.init.kaiming_uniform_(self.query_key_value, a=math.sqrt(5))
         self.offset = nn.Parameter(torch.zeros(3 * width))
         self.bias = RelativePositionBias(heads)
 
-    def forward(self, features: Tensor, windows: Windows, patches: Patches | None) -> Tensor:
-        """Features of all positions, ``(B, n, width)``, to what they attend to, of this shape."""
-        query, key, value = self._projected(features, windows, patches)
-        attended = self._attend(query, key, value, windows)
-        places = attended.unflatten(-1, (-1, features.shape[2] // self.heads))
-        positions = places.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
-        return positions if patches is None else positions.index_select(1, patches.scatter)
+    def forward(self, features: Tensor, windows: Windows) -> Tensor:
+        """Features of all positions, ``(B, n, w)``, to what they attend to, of this shape."""
+        query, key, value = self._projected(features, windows)
+        attended = _attend(query, key, value, self._bias(windows, features.dtype))
+        places = attended.unflatten(0, (-1, self.heads)).flatten(1)
+        return windows.join(places.unflatten(1, (features.shape[2], -1)).mT)
 
-    def weights(self, features: Tensor, windows: Windows, patches: Patches | None) -> Tensor:
-        """The weights between all tokens, ``(B, heads, N, N)``; zero between windows."""
-        query, key, _ = self._projected(features, windows, patches)
+    def weights(self, features: Tensor, windows: Windows) -> Tensor:
+        """The weights between all tokens, ``(B, H, N, N)``; zero between windows."""
+        query, key, _ = self._projected(features, windows)
+        bias = self._bias(windows, features.dtype)
         # Attending to the unit vectors gives the weights themselves.
-        tokens = query.shape[2]
-        unit = torch.eye(tokens, dtype=query.dtype, device=query.device)
-        return self._attend(query, key, unit.expand(*query.shape[:2], -1, -1), windows)
+        unit = torch.eye(windows.places.shape[0], dtype=query.dtype, device=query.device)
+        units = unit[:, windows.tokens].movedim(1, 0).unsqueeze(1)
+        value = units.expand(features.shape[0], -1, self.heads, -1, -1).flatten(0, 2)
+        rows = _attend(query, key, value, bias).mT.unflatten(0, (features.shape[0], -1, self.heads))
+        return rows.transpose(1, 2).flatten(2, 3).index_select(2, windows.places)
 
-    def _projected(
-        self, features: Tensor, windows: Windows, patches: Patches | None
-    ) -> tuple[Tensor, ...]:
-        """Queries, keys and values, each ``(B, heads, N, features of a token)``."""
+    def _projected(self, features: Tensor, windows: Windows) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each ``(B * G * H, features of a token, T)``."""
         dtype = features.dtype
-        projected = F.linear(features, self.query_key_value.to(dtype), self.offset.to(dtype))
-        if patches is not None:
-            projected = projected.index_select(1, patches.gather)
-        places = projected.unflatten(2, (3, self.heads, -1))
-        places = places.unflatten(1, (windows.tokens, -1))
-        return places.permute(3, 0, 4, 1, 2, 5).flatten(4).unbind()
+        weight, offset = self.query_key_value.to(dtype), self.offset.to(dtype)
+        rows = windows.cut(features)
+        # Features before positions: what follows are views, where the positions of a token are
+        # features of it.
+        columns = torch.baddbmm(offset.unsqueeze(1), weight.expand(rows.shape[0], -1, -1), rows.mT)
+        by_head = columns.unflatten(1, (self.heads, 3, -1)).flatten(0, 1).flatten(2)
+        return by_head.unflatten(2, (-1, windows.tokens.shape[1])).unbind(1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, windows: Windows) -> Tensor:
-        # Fused kernels take a mask of four axes; with three, attention is several times slower.
-        bias = windows.mask(self.bias(windows.sizes, query.dtype)).unsqueeze(0)
-        with _kernels():
-            dealt = F.scaled_dot_product_attention(
-                windows.cut(query), windows.cut(key), windows.cut(value), attn_mask=bias
-            )
-        return windows.join(dealt, self.heads)
+    def _bias(self, windows: Windows, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores, ``(H, T, T)`` or ``(G, H, T, T)``; rows are queries."""
+        return windows.mask(self.bias(windows.sizes, dtype))
 
 
-def _kernels() -> AbstractContextManager[object]:
-    """Any kernel, but under ``torch.func`` transforms, for which the fused ones are not made."""
-    if torch.compiler.is_compiling() or not in_transform():
-        return nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    r"""Attention of sequences whose features come first, :math:`(*, d, T)`.
+
+    The kernels of ``scaled_dot_product_attention`` have no gradient for a bias on the CPU, and what
+    it does there instead takes longer than these lines, which run over queries in the inner loop.
+    """
+    *_, features, tokens = query.shape
+    if not query.is_cpu or tokens > MANY_TOKENS:
+        return _attend_fused(query, key, value, bias)
+    scores = (key.mT @ query).unflatten(0, (-1, *bias.shape[:-2]))
+    scores = torch.add(bias.mT.contiguous(), scores, alpha=1 / math.sqrt(features))
+    return value @ scores.flatten(0, -3).softmax(1)
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    # Fused kernels take a mask of four axes; with three, attention is several times slower.
+    mask = bias.flatten(0, -3).unsqueeze(0)
+    query, key, value = (part.mT.unflatten(0, (-1, mask.shape[1])) for part in (query, key, value))
+    with sdpa_kernel(SDPBackend.MATH) if _in_eager_transform() else nullcontext():
+        rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return rows.flatten(0, 1).mT
+
+
+def _in_eager_transform() -> bool:
+    """Whether this is a ``torch.func`` transform, for which the fused kernels are not made."""
+    return not torch.compiler.is_compiling() and in_transform()

@@ -58,7 +58,8 @@ def literal(layer, x):
     e = e + torch.einsum("wc,cn->nw", layer.colour_embedding, 2 * mask - 1) + layer.offset
     e = F.elu(e)
     net, size = layer.attend, layer.width // layer.heads
-    query, key, value = (e @ net.query_key_value.T + net.offset).chunk(3, -1)
+    by_head = (e @ net.query_key_value.T + net.offset).unflatten(-1, (layer.heads, 3, size))
+    query, key, value = (by_head[..., part, :].flatten(-2) for part in range(3))
     attended = torch.zeros_like(e)
     for head in range(layer.heads):
         own = slice(head * size, (head + 1) * size)
