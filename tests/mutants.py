@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin import IMap, ITrans
-from attnflow_plugin.layers.attention_affine import AttentionAffine
-from attnflow_plugin.layers.value_mixing import ValueMixing
+from attnflow_plugin.layers.itrans.affine import AttentionAffine
+from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
 
 
 class LogDetDoubled(IMap):

@@ -7,7 +7,7 @@ from normflows.flows import AffineCoupling as HostCoupling
 
 from attnflow_plugin.backbones import GatedAttentionNet
 from attnflow_plugin.errors import OptionError, ShapeError
-from attnflow_plugin.layers.mixing import BoundedMixing
+from attnflow_plugin.layers.itrans.mixing import BoundedMixing
 from attnflow_plugin.normflows import IMap, build_marflow, log_prob
 from tests.marflow.models import VARIANTS, build
 from tests.support import HOSTS, brute_force_log_det, host_module, latents, randomise

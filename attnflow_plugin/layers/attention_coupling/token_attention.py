@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnflow_plugin.constants import in_transform
+from attnflow_plugin.layers.attention_coupling.windows import Windows
 from attnflow_plugin.layers.position_bias import RelativePositionBias
-from attnflow_plugin.layers.windows import Windows
 
 __all__ = ["TokenAttention"]
 

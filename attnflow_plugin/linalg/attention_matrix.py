@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.constants import in_plain_eager, may_use_own_gradient
-from attnflow_plugin.elimination import eliminate, identity_like
 from attnflow_plugin.errors import SingularAttentionError
+from attnflow_plugin.linalg.elimination import eliminate, identity_like
 
 __all__ = ["AttentionMatrix", "identity_like"]
 

@@ -7,18 +7,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.layers.attention_affine import AttentionAffine
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.bounds import GAIN_BOUND, Init
 from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.dot_products import dot_products, vector_dot_products
-from attnflow_plugin.layers.factors import Chain, Factor, TokenMatrix
-from attnflow_plugin.layers.low_rank import (
+from attnflow_plugin.layers.itrans.affine import AttentionAffine
+from attnflow_plugin.layers.itrans.dot_products import dot_products, vector_dot_products
+from attnflow_plugin.layers.itrans.factors import Chain, Factor, TokenMatrix
+from attnflow_plugin.layers.itrans.low_rank import (
     LowRankAttention,
     SlotWeights,
     require_low_rank_options,
 )
-from attnflow_plugin.layers.mixing import BoundedMixing, HeadMode, mixing_for
+from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing_for
+from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
 from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import (
     TokenLayout,
@@ -26,9 +27,7 @@ from attnflow_plugin.layers.tokens import (
     to_tokens,
     token_layout,
 )
-from attnflow_plugin.layers.value_mixing import ValueMixing
-from attnflow_plugin.linalg import AttentionMatrix
-from attnflow_plugin.low_rank_matrix import LowRankMatrix
+from attnflow_plugin.linalg import AttentionMatrix, LowRankMatrix
 from attnflow_plugin.masks import MaskKind
 from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
 
@@ -75,15 +74,14 @@ class ITrans(InvertibleLayer):
         z_2 = D(x_1)\, \bigl(W(x_1)\, V x_2 + t(x_1)\bigr)
 
     with an invertible 1x1 convolution V of the channels that are attended at a position
-    (:class:`~attnflow_plugin.layers.value_mixing.ValueMixing`), and a scale D and a shift t of
-    every entry from :math:`x_1` and :math:`A x_1`
-    (:class:`~attnflow_plugin.layers.attention_affine.AttentionAffine`). Their log-dets,
+    (``value_mixing.py``), and a scale D and a shift t of every entry from :math:`x_1` and
+    :math:`A x_1` (``affine.py``). Their log-dets,
     :math:`\sum_{M = 0} \log U_{cc}` and :math:`\sum_{M = 0} \log D`, join that of W.
 
     **Many tokens**: with ``rank`` r, A is the product of two averages, of the tokens by r slots and
-    of the slots by every token (:class:`~attnflow_plugin.layers.low_rank.LowRankAttention`), among
-    patches with the same pattern. W is then the identity plus rank R = H r, and no matrix of N x N
-    is made (:class:`~attnflow_plugin.low_rank_matrix.LowRankMatrix`).
+    of the slots by every token (``low_rank.py``), among patches with the same pattern. W is then
+    the identity plus rank R = H r, and no matrix of N x N is made
+    (``linalg/low_rank_matrix.py``).
 
     **Cost** per sample with H heads, for events of size D = NP: O(H C D) for queries and keys (a
     1x1 convolution without bias on both means :math:`Q K^T = x_1^T (W_q^T W_k)\, x_1`, one

@@ -3,7 +3,7 @@ r"""The attention matrix W for many tokens: identity plus low rank, and never a 
 import torch
 from torch import Tensor
 
-from attnflow_plugin.linalg import identity_like
+from attnflow_plugin.linalg.elimination import identity_like
 
 __all__ = ["LowRankMatrix"]
 

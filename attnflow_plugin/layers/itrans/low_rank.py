@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant
-from attnflow_plugin.low_rank_matrix import LowRankMatrix
+from attnflow_plugin.linalg import LowRankMatrix
 from attnflow_plugin.masks import MaskKind
 from attnflow_plugin.options import one_of, positive_int
 

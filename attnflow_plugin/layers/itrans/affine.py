@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound
-from attnflow_plugin.layers.low_rank import SlotWeights
+from attnflow_plugin.layers.itrans.low_rank import SlotWeights
 
 __all__ = ["AttentionAffine", "EntrywiseAffine"]
 
