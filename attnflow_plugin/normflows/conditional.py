@@ -71,7 +71,7 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         log_det = x.new_zeros(x.shape[0])
         latents = []
         for level in range(len(self.q0) - 1, -1, -1):
-            for flow in self.flows[level][::-1]:
+            for flow in reversed(self.flows[level]):
                 x, step = run_with_context(flow, "inverse", x, embedded)
                 log_det = log_det + step
             if level > 0:

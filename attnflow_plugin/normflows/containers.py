@@ -35,7 +35,7 @@ class Chain(nf.flows.Flow):
     def inverse(self, z: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """Data to latent; the log-det has shape ``(B,)``."""
         log_det = z.new_zeros(z.shape[0])
-        for flow in self.flows[::-1]:
+        for flow in reversed(self.flows):
             z, step = flow.inverse(z, *args, **kwargs)  # type: ignore[operator]
             log_det = log_det + step
         return z, log_det
@@ -68,7 +68,7 @@ class GlowStep(nf.flows.Flow):
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to latent."""
         log_det = z.new_zeros(z.shape[0])
-        for flow in self.flows[::-1]:
+        for flow in reversed(self.flows):
             z, step = run_with_context(flow, "inverse", z, context)
             log_det = log_det + step
         return z, log_det
