@@ -35,9 +35,9 @@ QUICK_STEPS = 20
 PLAIN = "plain"
 ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {"attention": "none"},
-    "imap": {"attention": "imap"},
+    "imap": {"attention": "imap", "activation": "sigmoid"},  # As in the paper.
     "itrans": {"attention": "itrans"},
-    "imap-context": {"attention": "imap", "context_in_attention": True},
+    "imap-context": {"attention": "imap", "activation": "sigmoid", "context_in_attention": True},
     "itrans-context": {"attention": "itrans", "context_in_attention": True},
 }
 DEFAULT_ARMS = (PLAIN, "imap", "itrans")

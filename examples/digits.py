@@ -33,7 +33,7 @@ LEVELS = 17
 DIMENSIONS = 64
 # What to insert, with which options. iMap's exponential scale learns more here than the default,
 # the paper's sigmoid.
-ARMS: dict[str, dict | None] = {"plain": None, "imap": {"activation": "exp"}, "itrans": {}}
+ARMS: dict[str, dict | None] = {"plain": None, "imap": {}, "itrans": {}}
 WORKERS = 2
 
 

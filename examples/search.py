@@ -116,8 +116,8 @@ def arms(
     """The trained model as it is, where the search says, and everywhere."""
     example = split.noisy(split.train[:1], 0)
     everywhere = {
-        label: with_attention(model, example, seed, attention, **layer_options)
-        for label, (attention, layer_options) in DEFAULT_CANDIDATES.items()
+        label: with_attention(model, example, seed, attention)
+        for label, attention in DEFAULT_CANDIDATES.items()
     }
     yield PLAIN, deepcopy(model)
     for arm, limits in searches(count(everywhere["imap"]) - count(model)).items():
@@ -126,11 +126,11 @@ def arms(
 
 
 def with_attention(
-    model: nf.MultiscaleFlow, example: Tensor, seed: int, attention: str, **layer_options: object
+    model: nf.MultiscaleFlow, example: Tensor, seed: int, attention: str
 ) -> nf.MultiscaleFlow:
     changed = deepcopy(model)
     torch.manual_seed(seed)
-    insert_attention(changed, attention, example=example, **layer_options)
+    insert_attention(changed, attention, example=example)
     return changed
 
 

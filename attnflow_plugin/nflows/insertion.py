@@ -51,7 +51,7 @@ def insert_attention(
             or "1x1" a permutation.
         both_masks: insert two layers with complementary masks, so that everything is attended.
         context: a batch of contexts for conditional models.
-        **layer_options: options of the layers, such as ``heads=5`` or ``activation="exp"``; with
+        **layer_options: options of the layers, such as ``heads=5`` or ``init="paper"``; with
             several attentions each gets those it knows.
 
     Returns:

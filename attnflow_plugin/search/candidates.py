@@ -17,12 +17,7 @@ __all__ = ["DEFAULT_CANDIDATES", "Candidate", "Candidates", "read_candidates"]
 Entry = Attention | Sequence[Attention]
 Candidates = Entry | Mapping[str, Entry | tuple[Entry, Mapping[str, object]]]
 
-#: The exponential scale of iMap learns faster than its default, the sigmoid of the paper.
-DEFAULT_CANDIDATES: dict[str, tuple[str, dict[str, object]]] = {
-    "imap": ("imap", {"activation": "exp"}),
-    "itrans": ("itrans", {}),
-    "coupling": ("coupling", {}),
-}
+DEFAULT_CANDIDATES: Mapping[str, str] = {"imap": "imap", "itrans": "itrans", "coupling": "coupling"}
 
 
 @dataclass(frozen=True)

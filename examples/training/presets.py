@@ -45,5 +45,5 @@ PRESETS: dict[str, dict[str, Any]] = {}
 """Options by the name of the preset."""
 for _name, (_options, _heads) in _BACKBONES.items():
     PRESETS[_name] = _options
-    PRESETS[f"{_name}-imap"] = _options | {"attention": "imap"}
+    PRESETS[f"{_name}-imap"] = _options | {"attention": "imap", "activation": "sigmoid"}
     PRESETS[f"{_name}-itrans"] = _options | {"attention": "itrans", "heads": _heads}

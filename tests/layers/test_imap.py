@@ -104,3 +104,8 @@ def test_both_flips_together_change_everything():
 def test_unknown_options(options, message):
     with pytest.raises(OptionError, match=message):
         IMap(**{"channels": 3, **options})
+
+
+def test_the_paper_has_its_own_activation():
+    assert (IMap(3).activation, IMap(3, init="paper").activation) == ("exp", "sigmoid")
+    assert IMap(3, init="paper", activation="softmax").activation == "softmax"
