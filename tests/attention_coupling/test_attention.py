@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attnflow_plugin import AttentionCoupling
+from attnflow_plugin.layers.attention_coupling import token_attention
 from attnflow_plugin.masks import make_mask
 from tests.support import randomised
 
@@ -38,6 +39,35 @@ def test_weights_depend_on_the_passing_half_only():
     other = torch.where(make_mask("spatial-channel", 3, (4, 4)), x, torch.randn(2, 3, 4, 4))
     assert torch.equal(layer.attention(x), layer.attention(other))
     assert not torch.equal(layer.attention(x), layer.attention(x.flip(0)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((5,), {}),
+        ((2, 8, 4), {"patches": (4, 2), "window": (3, 2), "flip": True}),
+        ((3, 5, 3), {"window": 2}),
+        ((2, 8, 8), {"window": 4}),
+    ],
+)
+def test_fused_kernels_attend_to_the_same(monkeypatch, shape, options):
+    """Without gradients they are used on the CPU too, from some number of tokens on."""
+    layer = randomised(AttentionCoupling(shape[0], **options)).double()
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    expected = layer.to_latent(x)
+    monkeypatch.setattr(token_attention, "FEW_TOKENS", 0)
+    calls = []
+    fused = token_attention.F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        token_attention.F,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(args) or fused(*args, **kwargs),
+    )
+    torch.testing.assert_close(layer.to_latent(x), expected, rtol=0, atol=0)
+    assert not calls
+    with torch.no_grad():
+        torch.testing.assert_close(layer.to_latent(x), expected)
+    assert calls
 
 
 def test_weights_depend_on_the_context():

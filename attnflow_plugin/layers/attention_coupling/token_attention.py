@@ -14,8 +14,8 @@ from attnflow_plugin.layers.position_bias import RelativePositionBias
 
 __all__ = ["TokenAttention"]
 
-#: From here on, memory is what a fused kernel saves on a CPU.
-MANY_TOKENS = 512
+#: Above it a fused kernel pays on a CPU.
+FEW_TOKENS = 128
 
 
 class TokenAttention(nn.Module):
@@ -76,11 +76,11 @@ class TokenAttention(nn.Module):
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     r"""Attention of sequences whose features come first, :math:`(*, d, T)`.
 
-    The kernels of ``scaled_dot_product_attention`` have no gradient for a bias on the CPU, and what
-    it does there instead takes longer than these lines, which run over queries in the inner loop.
+    The fused kernels of a CPU have no gradient for a bias. What ``scaled_dot_product_attention``
+    does instead takes longer than these lines, which run over queries in the inner loop.
     """
     *_, features, tokens = query.shape
-    if not query.is_cpu or tokens > MANY_TOKENS:
+    if not query.is_cpu or (tokens > FEW_TOKENS and not torch.is_grad_enabled()):
         return _attend_fused(query, key, value, bias)
     scores = (key.mT @ query).unflatten(0, (-1, *bias.shape[:-2]))
     scores = torch.add(bias.mT.contiguous(), scores, alpha=1 / math.sqrt(features))
@@ -88,12 +88,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 
 
 def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    # Fused kernels take a mask of four axes; with three, attention is several times slower.
+    # Fused kernels want a mask of four axes, and features that are neighbours in memory.
     mask = bias.flatten(0, -3).unsqueeze(0)
-    query, key, value = (part.mT.unflatten(0, (-1, mask.shape[1])) for part in (query, key, value))
+    rows = [part.mT.contiguous().unflatten(0, (-1, mask.shape[1])) for part in (query, key, value)]
     with sdpa_kernel(SDPBackend.MATH) if _in_eager_transform() else nullcontext():
-        rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return rows.flatten(0, 1).mT
+        attended = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask)
+    return attended.flatten(0, 1).mT
 
 
 def _in_eager_transform() -> bool:
