@@ -21,7 +21,7 @@ WINDOW = 8
 
 def imap() -> None:
     """The passing half, the scales from it, the result."""
-    trained = train_attention("imap", activation="exp")
+    trained = train_attention("imap")
     figure, axes = plt.subplots(1, 4, figsize=(7.6, 2.3), layout="constrained")
     show_halves(axes[:2], trained)
     show_scales(axes[2], trained.layer.attention(trained.x)[0].numpy(), "scales $g(m(x_1))$")
