@@ -82,8 +82,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     *_, features, tokens = query.shape
     if not query.is_cpu or (tokens > FEW_TOKENS and not torch.is_grad_enabled()):
         return _attend_fused(query, key, value, bias)
-    scores = (key.mT @ query).unflatten(0, (-1, *bias.shape[:-2]))
-    scores = torch.add(bias.mT.contiguous(), scores, alpha=1 / math.sqrt(features))
+    scores = key.mT @ (query / math.sqrt(features))
+    scores = scores.unflatten(0, (-1, *bias.shape[:-2])) + bias.mT.contiguous()
     return value @ scores.flatten(0, -3).softmax(1)
 
 
