@@ -18,7 +18,8 @@ WARM_UP = 2
 def step_times(arms: Sequence[str], data: str, folder: Path, rounds: int) -> dict[str, float]:
     """What a step of each arm takes in steps of the plain model; measured once, then read.
 
-    All arms take turns in this process, on one thread: a noisy machine is as noisy for each.
+    All arms take turns in this process, on one thread, and CPU time is counted: a busy machine is as
+    busy for each.
     """
     path = folder / f"timing-{data}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -37,9 +38,9 @@ def _measure(arms: Sequence[str], data: str, rounds: int) -> dict[str, float]:
     for turn in range(rounds + WARM_UP):
         seconds = {}
         for arm, trainer in trainers.items():
-            started = time.perf_counter()
+            started = time.process_time()
             trainer.step(x, context)
-            seconds[arm] = time.perf_counter() - started
+            seconds[arm] = time.process_time() - started
         if turn >= WARM_UP:
             for arm in arms:
                 ratios[arm].append(seconds[arm] / seconds[PLAIN])
