@@ -1,7 +1,7 @@
 """What the runs of one data set and one length say about every arm."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,27 @@ def read_results(folder: Path) -> list[Result]:
     return [result for path in paths if is_current(result := json.loads(path.read_text()))]
 
 
-def outcomes(results: Iterable[Result], times: Mapping[str, float]) -> dict[str, Outcome]:
+def final(result: Result) -> float | None:
+    """Bits/dim at the end."""
+    return result["final"]
+
+
+def lowest(result: Result) -> float | None:
+    """Bits/dim where they were lowest on the way, if the run was finite to the end."""
+    return None if result["final"] is None else min(bits for _, bits in result["curve"])
+
+
+def outcomes(
+    results: Iterable[Result],
+    times: Mapping[str, float],
+    score: Callable[[Result], float | None] = final,
+) -> dict[str, Outcome]:
     """Every arm, from runs of one data set and one length."""
     scores: dict[str, dict[int, float | None]] = {}
     parameters: dict[str, int] = {}
     for result in results:
         config = result["config"]
-        scores.setdefault(config["arm"], {})[config["seed"]] = result["final"]
+        scores.setdefault(config["arm"], {})[config["seed"]] = score(result)
         parameters[config["arm"]] = result["parameters"]
     return {
         arm: Outcome(

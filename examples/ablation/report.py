@@ -8,11 +8,13 @@ from typing import Any
 
 from ablation.forest import draw
 from ablation.jobs import LENGTHS, SIZES, write_json
-from ablation.outcomes import Result, outcomes, read_results
+from ablation.outcomes import Result, final, lowest, outcomes, read_results
 from ablation.tables import group_tables
 
 START, END = "<!-- results -->", "<!-- end of results -->"
 RAW = "ablation.json"
+# Long trainings may overfit: there a model is also worth what it was at its best.
+SCORES = {"": final, ", each run where it was best": lowest}
 
 
 def write_report(folder: Path) -> str:
@@ -41,12 +43,12 @@ def _write(folder: Path, out: Path, link: str = "") -> str:
     results = read_results(folder)
     times = {data: _times(folder, data) for data in SIZES}
     parts = []
-    for length, data in product(LENGTHS, SIZES):
+    for length, data, (where, score) in product(LENGTHS, SIZES, SCORES.items()):
         chosen = [result for result in results if _is_from(result, data, length)]
-        if chosen:
-            title = f"{data.capitalize()}, {length}: {LENGTHS[length][data]} steps"
-            picture = f"{data}-{length}.png"
-            found = outcomes(chosen, times[data])
+        if chosen and (score is final or length == "long"):
+            title = f"{data.capitalize()}, {length}: {LENGTHS[length][data]} steps{where}"
+            picture = f"{data}-{length}{'' if score is final else '-best'}.png"
+            found = outcomes(chosen, times[data], score)
             draw(found, title, out / picture)
             parts += [f"## {title}", f"![{title}]({link}{picture})", group_tables(found)]
     parts.append(f"{_made_with(results)} The numbers of all runs: [{RAW}]({link}{RAW}).")

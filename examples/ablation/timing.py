@@ -18,8 +18,8 @@ WARM_UP = 2
 def step_times(arms: Sequence[str], data: str, folder: Path, rounds: int) -> dict[str, float]:
     """What a step of each arm takes in steps of the plain model; measured once, then read.
 
-    All arms take turns in this process, on one thread, and CPU time is counted: a busy machine is as
-    busy for each.
+    All arms take turns in this process, on one thread, and CPU time is counted: a busy machine is
+    as busy for each.
     """
     path = folder / f"timing-{data}.json"
     found = json.loads(path.read_text()) if path.exists() else {}

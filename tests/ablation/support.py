@@ -8,13 +8,15 @@ VERSIONS = {"python": "3.11", "torch": "2.9"}
 HARDWARE = {"machine": "abacus", "instructions": "beads", "cores": 3}
 
 
-def write_result(folder, arm, seed, final, *, data="digits", length="short", parameters=100):
+def write_result(
+    folder, arm, seed, final, *, data="digits", length="short", parameters=100, curve=None
+):
     """The file of a run."""
     job = Job(arm, seed, data, length)
     result = {
         "config": job.config,
         "final": final,
-        "curve": [[job.steps, final]],
+        "curve": curve or [[job.steps, final]],
         "skipped": 0,
         "parameters": parameters,
         "seconds": 1.0,

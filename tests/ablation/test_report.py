@@ -105,3 +105,15 @@ def test_the_command_reports_what_there_is(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ablate.py", "--report", "--out", str(folder)])
     ablate.main()
     assert "| imap | 2 |" in capsys.readouterr().out
+
+
+def test_long_runs_are_reported_at_their_end_and_at_their_best(tmp_path):
+    for arm, curve in {"plain": [3.0, 2.0, 2.5], "imap": [2.9, 1.8, 9.0]}.items():
+        for seed in (0, 1):
+            steps = [[step, bits + seed] for step, bits in zip((1, 2, 3), curve, strict=True)]
+            write_result(tmp_path, arm, seed, curve[-1] + seed, length="long", curve=steps)
+    text = write_report(tmp_path)
+    assert "## Digits, long: 2000 steps, each run where it was best" in text
+    end, best = rows(text, "imap")
+    assert end[4:6] == ["9.500", "+6.500 ± 0.000"]
+    assert best[4:6] == ["2.300", "-0.200 ± 0.000"]
