@@ -15,7 +15,7 @@ SIZES = {"digits": 8, "photographs": 16}
 LENGTHS = {
     "quick": {"digits": 200, "photographs": 100},
     "short": {"digits": 500, "photographs": 1500},
-    "long": {"digits": 2000, "photographs": 6000},
+    "long": {"digits": 2000, "photographs": 4000},
 }
 
 
