@@ -124,7 +124,7 @@ def test_the_joint_loss_goes_down(host):
     loss = module.JointNegativeLogLikelihood(model)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
-    for _ in range(50):
+    for _ in range(100):
         optimizer.zero_grad()
         value = loss(target, source).mean()
         value.backward()

@@ -23,7 +23,7 @@ def randomized(name: str) -> Subject:
     subject = make(name, "trained")
     positions = list(subject.counts)
     report = subject.insert(["imap", "itrans"], position=positions, patches=subject.patches)
-    randomize(report.parameters(), 0.2)
+    randomize(report.parameters(), 0.1)
     return subject
 
 
