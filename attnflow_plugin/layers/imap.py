@@ -97,8 +97,8 @@ class IMap(InvertibleLayer):
         mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         axis: ``"spatial"`` for a score per position, ``"channel"`` for a score per channel.
-        activation: the positive scale; by default ``"exp"``, which learned most where the three
-            were compared, and the paper's ``"sigmoid"`` with ``init="paper"``.
+        activation: the positive scale; by default ``"exp"``, which learned more than the sigmoid on
+            digits and as much on photographs, and the paper's ``"sigmoid"`` with ``init="paper"``.
         init: ``"identity"`` or ``"paper"``.
         gain_bound: b, in (0, 1).
         context_channels: channels K of a context that the map also sees, ``(B, K)`` or
