@@ -24,7 +24,7 @@ from attnflow_plugin.constants import in_plain_eager, may_use_own_gradient
 from attnflow_plugin.errors import SingularAttentionError
 from attnflow_plugin.linalg.elimination import eliminate, identity_like
 
-__all__ = ["AttentionMatrix", "identity_like"]
+__all__ = ["AttentionMatrix"]
 
 
 class AttentionMatrix:

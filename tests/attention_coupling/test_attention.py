@@ -67,7 +67,9 @@ def test_fused_kernels_attend_to_the_same(monkeypatch, shape, options):
     assert not calls
     with torch.no_grad():
         torch.testing.assert_close(layer.to_latent(x), expected)
-    assert calls
+        each = torch.func.vmap(lambda event: layer.to_latent(event.unsqueeze(0))[0].squeeze(0))
+        torch.testing.assert_close(each(x), expected[0])
+    assert len(calls) == 2
 
 
 def test_weights_depend_on_the_context():
