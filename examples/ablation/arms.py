@@ -21,6 +21,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "coupling": AttentionCoupling,
     "scales": ConstantScales,
     "conv": ConvCoupling,
+    "conv-narrow": partial(ConvCoupling, like=partial(ITrans, affine=True)),
 }
 # The scale of iMap that learns most here; the paper's is the sigmoid.
 IMAP = {"activation": "exp"}
@@ -186,6 +187,7 @@ def _controls() -> dict[str, Arm]:
     return {
         "scales": Arm({"scales": {}}),
         "conv": Arm({"conv": {}}),
+        "conv-narrow": Arm({"conv-narrow": {}}),
         "attention-net": Arm(coupling_net="attention"),
         **deeper,
     }
@@ -202,6 +204,14 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "stronger": _stronger(),
     "init": _init(),
 }
+# What is compared with something else than the plain model or deeper ones.
+PAIRS = (
+    *(("coupling", "conv"), ("itrans-affine", "conv-narrow")),
+    *(("imap", "scales"), ("itrans", "scales"), ("itrans-affine", "itrans")),
+    *(("imap", "imap-sigmoid"), ("imap", "imap-one-mask"), ("itrans", "itrans-one-mask")),
+    *(("itrans-together", "itrans-affine"), ("imap-itrans-together", "itrans-together")),
+    ("coupling-imap", "coupling"),
+)
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
 # What a quick look takes; in depth, the two next to the plain model.
 QUICK = (

@@ -1,5 +1,7 @@
 """Layers without attention that take the place of attention, as flows of normflows."""
 
+from collections.abc import Callable
+
 import normflows as nf
 import torch
 from torch import Tensor, nn
@@ -68,14 +70,25 @@ class ConvCoupling(MaskedFlow):
 
     With :math:`x_1 = M x`, :math:`(r, t) = conv(relu(conv(x_1)))`, :math:`s = 2 \tanh(r / 2)`:
     :math:`z_1 = x_1`, :math:`z_2 = x_2 e^s + t`. The number of hidden channels is the one that
-    comes nearest to the parameters of an :class:`AttentionCoupling`.
+    comes nearest to the parameters of a layer with attention.
+
+    Args:
+        channels: C.
+        like: makes that layer for this number of channels.
+        flip: swap the halves.
     """
 
     autocast_inside = True
 
-    def __init__(self, channels: int, *, flip: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        like: Callable[[int], nn.Module] = AttentionCoupling,
+        flip: bool = False,
+    ) -> None:
         super().__init__(channels, flip=flip)
-        width = max(1, round(count_parameters(AttentionCoupling(channels)) / (27 * channels)))
+        width = max(1, round(count_parameters(like(channels)) / (27 * channels)))
         last = nn.Conv2d(width, 2 * channels, 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)

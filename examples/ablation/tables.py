@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from ablation.arms import GROUPS, PLAIN
-from ablation.differences import Difference
+from ablation.arms import GROUPS, PAIRS, PLAIN
+from ablation.differences import Difference, paired_difference
 from ablation.outcomes import Outcome
 
 _HEAD = [
@@ -33,13 +33,25 @@ def _rank(outcome: Outcome) -> tuple[bool, float, str]:
 
 
 def group_tables(found: Mapping[str, Outcome]) -> str:
-    """A table for every group, with the plain model on top."""
+    """A table for every group, with the plain model on top, and one of single comparisons."""
     plain = [_start(found[PLAIN]) + [""] * 3] if PLAIN in found else []
     tables = []
     for name, members in in_groups(found).items():
-        lines = [_HEAD, ["---"] * len(_HEAD), *plain, *map(_row, members)]
-        tables.append(f"**{name}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        tables.append(_table(name, [_HEAD, *plain, *map(_row, members)]))
+    pairs = [
+        [arm, other, _difference(paired_difference(found[arm].scores, found[other].scores))]
+        for arm, other in PAIRS
+        if arm in found and other in found
+    ]
+    if pairs:
+        tables.append(_table("one against another", [["", "against", "difference"], *pairs]))
     return "\n\n".join(tables)
+
+
+def _table(name: str, rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return f"**{name}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _row(outcome: Outcome) -> list[str]:

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
+from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, PAIRS, PLAIN, QUICK, attention_net
 from ablation.control_layers import ConvCoupling, MaskedFlow, count_parameters
 
 from attnflow_plugin.backbones import ConvNet
@@ -99,8 +99,23 @@ def test_controls_have_about_as_many_parameters(channels):
     assert count_parameters(net) == pytest.approx(glows, rel=0.2)
 
 
+@pytest.mark.parametrize(
+    ("attention", "control"), [("coupling", "conv"), ("itrans-affine", "conv-narrow")]
+)
+@pytest.mark.parametrize("shape", [DIGITS, PHOTOGRAPHS])
+def test_a_glow_with_attention_is_as_large_as_its_control(attention, control, shape):
+    sizes = []
+    for arm in (attention, control):
+        flow = build_glow(shape, levels=LEVELS, steps=DEPTH, hidden_channels=HIDDEN)
+        ARMS[arm].insert(flow, torch.rand(2, *shape))
+        sizes.append(count_parameters(flow))
+    assert (attention, control) in PAIRS
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
 def test_an_arm_is_the_same_in_all_groups():
     for group in GROUPS.values():
         for name, arm in group.items():
             assert arm == ARMS[name]
     assert set(QUICK) <= ARMS.keys()
+    assert {arm for pair in PAIRS for arm in pair} <= ARMS.keys()

@@ -65,6 +65,16 @@ def test_order_is_by_effect_and_groups_are_not_repeated(folder):
     assert arms[1:] == ["---", "plain", "imap", "itrans", "coupling"]
 
 
+def test_arms_are_compared_with_each_other(folder):
+    for seed, bits in enumerate([2.75, 3.75]):
+        write_result(folder, "scales", seed, bits)
+    text = write_report(folder)
+    table = text[text.index("**one against another**") :]
+    assert rows(table, "imap") == [["imap", "scales", "-0.100 ± 0.635"]]
+    assert rows(table, "itrans") == [["itrans", "scales", "+0.400 ± 0.635"]]
+    assert rows(table, "coupling") == []  # There is no run of its control.
+
+
 def test_files(folder):
     write_report(folder)
     raw = json.loads((folder / "ablation.json").read_text())
