@@ -7,7 +7,12 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from ablation.control_layers import ConstantScales, ConvCoupling, count_parameters
+from ablation.control_layers import (
+    ConstantScales,
+    ConvCoupling,
+    PointwiseCoupling,
+    count_parameters,
+)
 from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
 from attnflow_plugin.backbones.multiscale import StepPosition
 from attnflow_plugin.normflows import AttentionCoupling, IMap, ITrans, insert_attention
@@ -21,6 +26,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "coupling": AttentionCoupling,
     "scales": ConstantScales,
     "conv": ConvCoupling,
+    "pointwise": PointwiseCoupling,
     "conv-narrow": partial(ConvCoupling, like=partial(ITrans, affine=True)),
 }
 # The scale of iMap that learns most here; the paper's is the sigmoid.
@@ -160,6 +166,7 @@ def _stronger() -> dict[str, Arm]:
         "positions-bias": {"patches": None, "position_bias": True},
         "values": {"value_mixing": True},
         "affine": {"affine": True},
+        "affine-values": {"affine": True, "value_mixing": True},
         "small-gains": {"gain_bound": 0.1},
         "low-rank": {"patches": None, "rank": 8},
         "together": {
@@ -188,6 +195,7 @@ def _controls() -> dict[str, Arm]:
         "scales": Arm({"scales": {}}),
         "conv": Arm({"conv": {}}),
         "conv-narrow": Arm({"conv-narrow": {}}),
+        "pointwise": Arm({"pointwise": {}}),
         "attention-net": Arm(coupling_net="attention"),
         **deeper,
     }
@@ -206,11 +214,12 @@ GROUPS: dict[str, dict[str, Arm]] = {
 }
 # What is compared with something else than the plain model or deeper ones.
 PAIRS = (
-    *(("coupling", "conv"), ("itrans-affine", "conv-narrow")),
+    *(("coupling", "conv"), ("itrans-affine", "conv-narrow"), ("itrans-affine", "pointwise")),
+    *(("itrans-affine-values", "conv-narrow"), ("itrans-affine-values", "itrans-affine")),
     *(("imap", "scales"), ("itrans", "scales"), ("itrans-affine", "itrans")),
     *(("imap", "imap-sigmoid"), ("imap", "imap-one-mask"), ("itrans", "itrans-one-mask")),
     *(("itrans-together", "itrans-affine"), ("imap-itrans-together", "itrans-together")),
-    ("coupling-imap", "coupling"),
+    *(("coupling-imap", "coupling"), ("itrans-affine-values", "itrans-values")),
 )
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
 # What a quick look takes; in depth, the two next to the plain model.

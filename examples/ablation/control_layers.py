@@ -65,34 +65,28 @@ class ConstantScales(MaskedFlow):
         return passing * of_passing + (1 - passing) * of_attended
 
 
-class ConvCoupling(MaskedFlow):
-    r"""The coupling of :class:`AttentionCoupling`, computed by two 3x3 convolutions.
+class MaskedCoupling(MaskedFlow):
+    r"""The coupling of :class:`AttentionCoupling`, computed by some other net.
 
-    With :math:`x_1 = M x`, :math:`(r, t) = conv(relu(conv(x_1)))`, :math:`s = 2 \tanh(r / 2)`:
-    :math:`z_1 = x_1`, :math:`z_2 = x_2 e^s + t`. The number of hidden channels is the one that
-    comes nearest to the parameters of a layer with attention.
+    With :math:`x_1 = M x`, :math:`(r, t) = net(x_1)`, :math:`s = 2 \tanh(r / 2)`:
+    :math:`z_1 = x_1`, :math:`z_2 = x_2 e^s + t`.
 
     Args:
         channels: C.
-        like: makes that layer for this number of channels.
+        net: C channels to 2 C.
+        last: its last layer, which starts at zero.
         flip: swap the halves.
     """
 
     autocast_inside = True
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        like: Callable[[int], nn.Module] = AttentionCoupling,
-        flip: bool = False,
+        self, channels: int, net: nn.Module, last: nn.Module, *, flip: bool = False
     ) -> None:
         super().__init__(channels, flip=flip)
-        width = max(1, round(count_parameters(like(channels)) / (27 * channels)))
-        last = nn.Conv2d(width, 2 * channels, 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
-        self.net = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), last)
+        self.net = net
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._affine(x)
@@ -106,6 +100,36 @@ class ConvCoupling(MaskedFlow):
         passing = self.passing(event)
         raw, shift = affine_parameters(type(self).__name__, self.net, event * passing, event)
         return soft_bound(raw, LOG_SCALE_BOUND) * (1 - passing), shift * (1 - passing)
+
+
+class ConvCoupling(MaskedCoupling):
+    """A coupling by two 3x3 convolutions, with about the parameters of a layer with attention.
+
+    Args:
+        channels: C.
+        like: makes that layer for this number of channels.
+        flip: swap the halves.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        like: Callable[[int], nn.Module] = AttentionCoupling,
+        flip: bool = False,
+    ) -> None:
+        width = max(1, round(count_parameters(like(channels)) / (27 * channels)))
+        last = nn.Conv2d(width, 2 * channels, 3, padding=1)
+        net = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), last)
+        super().__init__(channels, net, last, flip=flip)
+
+
+class PointwiseCoupling(MaskedCoupling):
+    """A coupling by one 1x1 convolution: the affine part of ITrans without its attention."""
+
+    def __init__(self, channels: int, *, flip: bool = False) -> None:
+        net = nn.Conv2d(channels, 2 * channels, 1)
+        super().__init__(channels, net, net, flip=flip)
 
 
 def count_parameters(module: nn.Module) -> int:

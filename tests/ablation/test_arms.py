@@ -100,7 +100,12 @@ def test_controls_have_about_as_many_parameters(channels):
 
 
 @pytest.mark.parametrize(
-    ("attention", "control"), [("coupling", "conv"), ("itrans-affine", "conv-narrow")]
+    ("attention", "control"),
+    [
+        ("coupling", "conv"),
+        ("itrans-affine", "conv-narrow"),
+        ("itrans-affine-values", "conv-narrow"),
+    ],
 )
 @pytest.mark.parametrize("shape", [DIGITS, PHOTOGRAPHS])
 def test_a_glow_with_attention_is_as_large_as_its_control(attention, control, shape):

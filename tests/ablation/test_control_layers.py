@@ -2,20 +2,22 @@
 
 import pytest
 import torch
-from ablation.control_layers import ConstantScales, ConvCoupling
+from ablation.control_layers import ConstantScales, ConvCoupling, PointwiseCoupling
 
 from attnflow_plugin.masks import make_mask
 from attnflow_plugin.testing import check_layer
 
+KINDS = [ConstantScales, ConvCoupling, PointwiseCoupling]
+
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("shape", [(4, 4, 4), (3, 5, 3)])
-@pytest.mark.parametrize("kind", [ConstantScales, ConvCoupling])
+@pytest.mark.parametrize("kind", KINDS)
 def test_exactness(kind, shape, flip):
     check_layer(kind(shape[0], flip=flip), shape)
 
 
-@pytest.mark.parametrize("kind", [ConstantScales, ConvCoupling])
+@pytest.mark.parametrize("kind", KINDS)
 def test_identity_start(kind):
     x = torch.randn(2, 4, 4, 4)
     z, log_det = kind(4).to_latent(x)
@@ -23,8 +25,9 @@ def test_identity_start(kind):
     assert torch.equal(log_det, torch.zeros(2))
 
 
-def test_the_passing_half_of_the_convolution_passes():
-    layer = ConvCoupling(4, flip=True)
+@pytest.mark.parametrize("kind", [ConvCoupling, PointwiseCoupling])
+def test_the_passing_half_of_a_convolution_passes(kind):
+    layer = kind(4, flip=True)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()
