@@ -174,6 +174,10 @@ def _stronger() -> dict[str, Arm]:
             **{"value_mixing": True, "affine": True},
         },
     }
+    options |= {
+        "affine-4-patches": {**options["affine"], "patches": 4},
+        "together-4-patches": {**options["together"], "patches": 4},
+    }
     each = {f"itrans-{name}": Arm({"itrans": chosen}) for name, chosen in options.items()}
     both = Arm({"imap": IMAP, "itrans": options["together"]})
     return {"itrans": Arm({"itrans": {}}), **each, "imap-itrans-together": both}
@@ -215,6 +219,8 @@ GROUPS: dict[str, dict[str, Arm]] = {
 # What is compared with something else than the plain model or deeper ones.
 PAIRS = (
     *(("coupling", "conv"), ("itrans-affine", "conv-narrow"), ("itrans-affine", "pointwise")),
+    *(("itrans-affine-4-patches", "conv-narrow"), ("itrans-affine-4-patches", "itrans-affine")),
+    *(("itrans-together", "conv"), ("itrans-together-4-patches", "conv")),
     *(("itrans-affine-values", "conv-narrow"), ("itrans-affine-values", "itrans-affine")),
     *(("imap", "scales"), ("itrans", "scales"), ("itrans-affine", "itrans")),
     *(("imap", "imap-sigmoid"), ("imap", "imap-one-mask"), ("itrans", "itrans-one-mask")),
