@@ -70,13 +70,21 @@ class AttentionAffine(nn.Module):
             attention: A, ``(B, H, N, N)``, or its factors.
             attended: one where a feature is attended and zero elsewhere, ``(N, P)``.
         """
-        gathered = (attention @ x1.unsqueeze(1)).flatten(2).unflatten(2, (columns.shape[1], -1))
-        inputs = torch.cat([columns, gathered.transpose(1, 2).flatten(2)], -1)
-        scale, scale_offset, shift, shift_offset = (
-            parameter.to(x1.dtype)
-            for parameter in (self.scale, self.scale_offset, self.shift, self.shift_offset)
-        )
-        raw = F.linear(inputs, scale, scale_offset).reshape(x1.shape)
-        shifts = F.linear(inputs, bounded_sum(shift, self.bound, -1), shift_offset)
+        gathered = _gathered(attention, x1).flatten(2).unflatten(2, (columns.shape[1], -1))
+        inputs = torch.cat([columns, *gathered.unbind(1)], -1)
+        shift = bounded_sum(self.shift.to(x1.dtype), self.bound, -1)
+        # One product for both: it reads the inputs once.
+        weight = torch.cat([self.scale.to(x1.dtype), shift])
+        offset = torch.cat([self.scale_offset, self.shift_offset]).to(x1.dtype)
+        raw, shifts = F.linear(inputs, weight, offset).chunk(2, -1)
+        raw = raw.reshape(x1.shape)
         log_scale = self.bound * torch.tanh(raw / 2)
         return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)
+
+
+def _gathered(attention: Tensor | SlotWeights, x1: Tensor) -> Tensor:
+    """What every head gathers, ``(B, H, N, P)``."""
+    if isinstance(attention, SlotWeights):
+        return attention @ x1.unsqueeze(1)
+    # Heads as rows of one product: to broadcast x1 over them would copy it.
+    return (attention.flatten(1, 2) @ x1).unflatten(1, attention.shape[1:3])
