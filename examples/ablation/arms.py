@@ -194,7 +194,7 @@ def _init() -> dict[str, Arm]:
 
 
 def _controls() -> dict[str, Arm]:
-    deeper = {f"depth-{depth}": Arm(depth=depth) for depth in (5, 6, 8, 12)}
+    deeper = {f"depth-{depth}": Arm(depth=depth) for depth in (5, 6, 8, 12, 16)}
     return {
         "scales": Arm({"scales": {}}),
         "conv": Arm({"conv": {}}),
