@@ -6,7 +6,7 @@ and positions inside its patch. The features are dealt to G groups; each group h
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,11 @@ from attnflow_plugin.constants import cached_constant, in_transform
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.masks import MaskKind, is_same_in_patches, make_mask
 
-__all__ = ["TokenLayout", "patches_per_axis", "to_tokens", "token_layout"]
+__all__ = ["Patches", "TokenLayout", "patches_per_axis", "to_tokens", "token_layout"]
+
+#: Patches along each axis that is cut: one number or one per axis; None for single positions; or
+#: chosen by the size.
+Patches = int | Sequence[int] | None | Literal["auto"]
 
 # The axes of an event, cut into patches, by the number of axes that are cut.
 _EVENT = {
@@ -70,12 +74,11 @@ class TokenLayout(NamedTuple):
         return features.unflatten(2, (self.channels, -1)).mT.flatten(2)
 
 
-def patches_per_axis(
-    owner: str, patches: int | Sequence[int] | None, shape: Sequence[int]
-) -> list[int]:
+def patches_per_axis(owner: str, patches: Patches, shape: Sequence[int]) -> list[int]:
     """Number of patches along each axis that is cut, checked against the event ``(C, *S)``.
 
-    With ``None`` every position is a patch.
+    With ``None`` every position is a patch. ``"auto"`` is 4 where that leaves an even edge, so that
+    the mask looks the same in all patches, and 2 elsewhere.
 
     Raises:
         ShapeError: the number of axes differs, or a size does not divide.
@@ -83,7 +86,10 @@ def patches_per_axis(
     sizes = list(shape[1:]) or [shape[0]]
     if patches is None:
         return sizes
-    counts = [patches] * len(sizes) if isinstance(patches, int) else list(patches)
+    if patches == "auto":
+        counts = [4 if size % 8 == 0 else 2 for size in sizes]
+    else:
+        counts = [patches] * len(sizes) if isinstance(patches, int) else list(patches)
     if len(counts) != len(sizes):
         raise ShapeError(
             f"{owner}: expected patches for {len(counts)} axes, found an event of shape "

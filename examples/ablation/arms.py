@@ -31,6 +31,8 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
 }
 # The scale of iMap that learns most here; the paper's is the sigmoid.
 IMAP = {"activation": "exp"}
+# The paper's number of patches.
+ITRANS = {"patches": 2}
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,14 @@ class Arm:
 
     def fits(self, size: int) -> bool:
         """Whether there are as many patches as asked for in the first level of such images."""
-        return (self.layers.get("itrans", {}).get("patches") or 1) <= size // 2
+        patches = self.layers.get("itrans", {}).get("patches")
+        return not isinstance(patches, int) or patches <= size // 2
 
 
 def _layer(
     channels: int, *, kind: str, options: Mapping[str, Any], image_shape: tuple[int, ...]
 ) -> nn.Module:
-    if options.get("patches") is not None:
+    if isinstance(options.get("patches"), int):
         # A level has twice the channels of the one before and half its edge.
         edge = 2 * image_shape[0] * image_shape[1] // channels
         options = {**options, "patches": min(options["patches"], edge)}
@@ -114,8 +117,10 @@ def _position() -> dict[str, Arm]:
 
 
 def _heads() -> dict[str, Arm]:
-    return {"itrans": Arm({"itrans": {}})} | {
-        f"itrans-{heads}-heads-{mode}": Arm({"itrans": {"heads": heads, "head_mode": mode}})
+    return {"itrans": Arm({"itrans": ITRANS})} | {
+        f"itrans-{heads}-heads-{mode}": Arm(
+            {"itrans": {**ITRANS, "heads": heads, "head_mode": mode}}
+        )
         for heads in (3, 5, 7)
         for mode in ("sum", "concat")
     }
@@ -123,7 +128,7 @@ def _heads() -> dict[str, Arm]:
 
 def _masks() -> dict[str, Arm]:
     arms = {}
-    for kind, options in {"imap": IMAP, "itrans": {}}.items():
+    for kind, options in {"imap": IMAP, "itrans": ITRANS}.items():
         arms[kind] = Arm({kind: options})
         arms[f"{kind}-one-mask"] = Arm({kind: options}, both_masks=False)
         for mask in ("spatial", "channel", "random"):
@@ -144,15 +149,15 @@ def _maps() -> dict[str, Arm]:
 
 
 def _patches() -> dict[str, Arm]:
-    others = {f"itrans-{n}-patches": Arm({"itrans": {"patches": n}}) for n in (4, 8)}
-    return {"itrans": Arm({"itrans": {}}), **others}
+    others = {f"itrans-{n}-patches": Arm({"itrans": {"patches": n}}) for n in (4, 8, "auto")}
+    return {"itrans": Arm({"itrans": ITRANS}), **others}
 
 
 def _kinds() -> dict[str, Arm]:
     return {
         "imap": Arm({"imap": IMAP}),
-        "itrans": Arm({"itrans": {}}),
-        "imap-itrans": Arm({"imap": IMAP, "itrans": {}}),
+        "itrans": Arm({"itrans": ITRANS}),
+        "imap-itrans": Arm({"imap": IMAP, "itrans": ITRANS}),
         "coupling": Arm({"coupling": {}}),
         "coupling-3x3": Arm({"coupling": {"kernel": (3, 3)}}),
         "coupling-imap": Arm({"coupling": {}, "imap": IMAP}),
@@ -175,12 +180,15 @@ def _stronger() -> dict[str, Arm]:
         },
     }
     options |= {
-        "affine-4-patches": {**options["affine"], "patches": 4},
-        "together-4-patches": {**options["together"], "patches": 4},
+        f"{name}-{patches}-patches": {**options[name], "patches": patches}
+        for name in ("affine", "together")
+        for patches in (4, "auto")
     }
-    each = {f"itrans-{name}": Arm({"itrans": chosen}) for name, chosen in options.items()}
+    each = {
+        f"itrans-{name}": Arm({"itrans": {**ITRANS, **chosen}}) for name, chosen in options.items()
+    }
     both = Arm({"imap": IMAP, "itrans": options["together"]})
-    return {"itrans": Arm({"itrans": {}}), **each, "imap-itrans-together": both}
+    return {"itrans": Arm({"itrans": ITRANS}), **each, "imap-itrans-together": both}
 
 
 def _init() -> dict[str, Arm]:
@@ -188,8 +196,8 @@ def _init() -> dict[str, Arm]:
     return {
         "imap-sigmoid": Arm({"imap": sigmoid}),
         "imap-paper": Arm({"imap": {**sigmoid, "init": "paper"}}),
-        "itrans": Arm({"itrans": {}}),
-        "itrans-paper": Arm({"itrans": {"init": "paper"}}),
+        "itrans": Arm({"itrans": ITRANS}),
+        "itrans-paper": Arm({"itrans": {**ITRANS, "init": "paper"}}),
     }
 
 
@@ -219,8 +227,10 @@ GROUPS: dict[str, dict[str, Arm]] = {
 # What is compared with something else than the plain model or deeper ones.
 PAIRS = (
     *(("coupling", "conv"), ("itrans-affine", "conv-narrow"), ("itrans-affine", "pointwise")),
-    *(("itrans-affine-4-patches", "conv-narrow"), ("itrans-affine-4-patches", "itrans-affine")),
-    *(("itrans-together", "conv"), ("itrans-together-4-patches", "conv")),
+    *(("itrans-auto-patches", "itrans"), ("itrans-affine-auto-patches", "itrans-affine")),
+    *(("itrans-affine-auto-patches", "conv-narrow"), ("itrans-affine-auto-patches", "pointwise")),
+    *(("itrans-affine-4-patches", "conv-narrow"), ("itrans-together-4-patches", "conv")),
+    ("itrans-together", "conv"),
     *(("itrans-affine-values", "conv-narrow"), ("itrans-affine-values", "itrans-affine")),
     *(("imap", "scales"), ("itrans", "scales"), ("itrans-affine", "itrans")),
     *(("imap", "imap-sigmoid"), ("imap", "imap-one-mask"), ("itrans", "itrans-one-mask")),

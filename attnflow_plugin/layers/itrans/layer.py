@@ -1,7 +1,6 @@
 r"""Second-order attention: patches mixed by a transformer's attention matrix."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -22,6 +21,7 @@ from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing
 from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
 from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import (
+    Patches,
     TokenLayout,
     patches_per_axis,
     to_tokens,
@@ -97,7 +97,8 @@ class ITrans(InvertibleLayer):
     Args:
         channels: C.
         patches: patches per spatial axis, one number or one per axis; the paper's N = 4 is 2.
-            ``None`` for single positions. A vector is cut along its channels.
+            ``None`` for single positions. ``"auto"`` is 4 where 8 divides the size and 2 elsewhere,
+            and with ``init="paper"`` always 2. A vector is cut along its channels.
         heads: number of attention heads, H, with 2 C^2 parameters each.
         head_mode: ``"sum"`` adds the attended features of the heads, as the paper does;
             ``"concat"`` gives each head its own share of the features.
@@ -139,7 +140,7 @@ class ITrans(InvertibleLayer):
         self,
         channels: int,
         *,
-        patches: int | Sequence[int] | None = 2,
+        patches: Patches = "auto",
         heads: int = 1,
         head_mode: HeadMode = "sum",
         mask: MaskKind = "spatial-channel",
@@ -155,7 +156,7 @@ class ITrans(InvertibleLayer):
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
-        self.patches = sizes_per_axis(name, "patches", patches)
+        self.patches = _patches(name, patches, init)
         self.heads = positive_int(name, "heads", heads)
         self.head_mode = one_of(name, "head_mode", head_mode, get_args(HeadMode))
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
@@ -296,3 +297,10 @@ class ITrans(InvertibleLayer):
 
     def _patches(self, shape: torch.Size) -> list[int]:
         return patches_per_axis(type(self).__name__, self.patches, shape)
+
+
+def _patches(owner: str, patches: Patches, init: Init) -> Patches:
+    if isinstance(patches, str):
+        one_of(owner, "patches", patches, ["auto"])
+        return 2 if init == "paper" else patches
+    return sizes_per_axis(owner, "patches", patches)
