@@ -35,10 +35,11 @@ QUICK_STEPS = 20
 PLAIN = "plain"
 ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {"attention": "none"},
-    "imap": {"attention": "imap", "activation": "sigmoid"},  # As in the paper.
-    "itrans": {"attention": "itrans"},
+    # As in the paper.
+    "imap": {"attention": "imap", "activation": "sigmoid"},
+    "itrans": {"attention": "itrans", "patches": 2},
     "imap-context": {"attention": "imap", "activation": "sigmoid", "context_in_attention": True},
-    "itrans-context": {"attention": "itrans", "context_in_attention": True},
+    "itrans-context": {"attention": "itrans", "patches": 2, "context_in_attention": True},
 }
 DEFAULT_ARMS = (PLAIN, "imap", "itrans")
 

@@ -31,8 +31,7 @@ from attnflow_plugin.metrics import bits_per_dim, dequantize
 
 LEVELS = 17
 DIMENSIONS = 64
-# What to insert, with which options. iMap's exponential scale learns more here than the default,
-# the paper's sigmoid.
+# What to insert, with which options.
 ARMS: dict[str, dict | None] = {"plain": None, "imap": {}, "itrans": {}}
 WORKERS = 2
 

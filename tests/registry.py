@@ -76,6 +76,7 @@ CASES: dict[str, Case] = {
     "itrans-one-odd-edge": itrans(3, 6, 4),
     "itrans-single-positions": itrans(2, 3, 3, patches=3),
     "itrans-one-channel": itrans(1, 4, 4),
+    "itrans-more-patches-of-the-longer-edge": itrans(2, 4, 8),
     "itrans-unequal-patches": itrans(3, 6, 4, patches=(3, 2)),
     "itrans-volume": itrans(2, 2, 2, 4),
     # Options

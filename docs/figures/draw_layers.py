@@ -31,7 +31,7 @@ def imap() -> None:
 
 def itrans() -> None:
     """Four patches, the attention between them, the matrix that mixes them, the result."""
-    trained = train_attention("itrans")
+    trained = train_attention("itrans", patches=2)
     figure, axes = plt.subplots(1, 5, figsize=(8.4, 1.9), layout="constrained")
     show_halves(axes[:2], trained)
     for n in range(4):

@@ -30,7 +30,7 @@ _CONTEXTS = {
     "full-glow": ("source",),
 }
 _OF_ATTENTION = {
-    *("activation", "heads", "position", "both_masks"),
+    *("activation", "heads", "patches", "affine", "position", "both_masks"),
     *("context_in_attention", "source_attention"),
 }
 
@@ -44,7 +44,7 @@ def check_options(options: Options) -> None:
     if options.attention == "none":
         _refuse(options, _OF_ATTENTION, "--attention none")
     if options.attention == "imap":
-        _refuse(options, {"heads"}, "--attention imap")
+        _refuse(options, {"heads", "patches", "affine"}, "--attention imap")
     if options.context != "source":
         _refuse(options, {"scale"}, f"--context {options.context}")
     if options.context not in _CONTEXTS[options.backbone]:

@@ -74,7 +74,7 @@ def _attention(options: Options) -> dict[str, Any]:
         return {}
     return {
         "attention": kinds[options.attention],
-        "attention_options": _given(options, "activation", "heads"),
+        "attention_options": _given(options, "activation", "heads", "patches", "affine"),
         "position": options.position,
         "both_masks": options.both_masks,
         **_given(options, "context_in_attention", "source_attention"),

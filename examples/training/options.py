@@ -57,6 +57,8 @@ class Options:
     backbone: Annotated[Backbone, "kind of flow"] = "glow"
     attention: Annotated[Attention, "attention in every step of the flow"] = "imap"
     heads: Annotated[int | None, "heads of iTrans"] = None
+    patches: Annotated[int | None, "patches of iTrans along each axis, else its own choice"] = None
+    affine: Annotated[bool, "iTrans also scales and shifts"] = False
     activation: Annotated[Activation | None, "activation of the attention, else its own"] = None
     position: Annotated[Position, "where in a step of the flow"] = "after_coupling"
     both_masks: Annotated[bool, "a second attention with the complementary mask"] = True

@@ -46,4 +46,4 @@ PRESETS: dict[str, dict[str, Any]] = {}
 for _name, (_options, _heads) in _BACKBONES.items():
     PRESETS[_name] = _options
     PRESETS[f"{_name}-imap"] = _options | {"attention": "imap", "activation": "sigmoid"}
-    PRESETS[f"{_name}-itrans"] = _options | {"attention": "itrans", "heads": _heads}
+    PRESETS[f"{_name}-itrans"] = _options | {"attention": "itrans", "heads": _heads, "patches": 2}

@@ -10,7 +10,7 @@ from tests.benchmarks.interleaved import DEVICE, take_turns
 ARMS = {
     "build_glow": {},
     "IMap": {"attention": "imap"},
-    "ITrans, 4 tokens": {"attention": "itrans"},
+    "ITrans, 4 tokens": {"attention": "itrans", "attention_options": {"patches": 2}},
 }
 
 

@@ -61,6 +61,7 @@ def shared(depth, **options):
 EXP = {"activation": "exp"}
 PAPER = {"init": "paper"}
 ALL = {"position_bias": True, "value_mixing": True, "affine": True}
+FOUR_TOKENS = partial(ITrans, patches=2)
 STACKS = {
     "IMap, exp": Stack(IMap, lambda _: EXP, 0.1, of_scales),
     "IMap, exp, large parameters": Stack(IMap, lambda _: EXP, 0.5, of_scales),
@@ -70,13 +71,13 @@ STACKS = {
     "IMap of the paper, at its start": Stack(
         IMap, lambda _: PAPER | {"activation": "sigmoid"}, 0.0, of_scales
     ),
-    "ITrans": Stack(ITrans, lambda _: {}, 0.1, of_matrices),
-    "ITrans, large parameters": Stack(ITrans, lambda _: {}, 0.5, of_matrices),
-    "ITrans, a gain bound of 2 / layers, large": Stack(ITrans, shared, 0.5, of_matrices),
+    "ITrans": Stack(FOUR_TOKENS, lambda _: {}, 0.1, of_matrices),
+    "ITrans, large parameters": Stack(FOUR_TOKENS, lambda _: {}, 0.5, of_matrices),
+    "ITrans, a gain bound of 2 / layers, large": Stack(FOUR_TOKENS, shared, 0.5, of_matrices),
     "the same with bias, values and affine part": Stack(
-        ITrans, partial(shared, **ALL), 0.5, lambda _: None
+        FOUR_TOKENS, partial(shared, **ALL), 0.5, lambda _: None
     ),
-    "ITrans of the paper, at its start": Stack(ITrans, lambda _: PAPER, 0.0, of_matrices),
+    "ITrans of the paper, at its start": Stack(FOUR_TOKENS, lambda _: PAPER, 0.0, of_matrices),
 }
 
 

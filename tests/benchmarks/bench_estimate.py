@@ -17,7 +17,7 @@ CHANNELS, SIZE, LARGE_SIZE, BATCH = 12, 4, 16, 16
 DRAWS, EVENTS, REPEATS = 8, 4, 50
 OURS = {
     "IMap": IMap,
-    "ITrans, 4 tokens": ITrans,
+    "ITrans, 4 tokens": partial(ITrans, patches=2),
     "ITrans, 16 tokens": partial(ITrans, patches=4),
     "AttentionCoupling": AttentionCoupling,
 }

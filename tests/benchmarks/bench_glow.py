@@ -15,8 +15,11 @@ LARGE_LEVELS = {0: "itrans", 1: "itrans"}
 ARMS = {
     "build_glow": {},
     "IMap": {"attention": "imap"},
-    "ITrans, 4 tokens": {"attention": "itrans"},
-    "ITrans, 4 tokens, 5 heads": {"attention": "itrans", "attention_options": {"heads": 5}},
+    "ITrans, 4 tokens": {"attention": "itrans", "attention_options": {"patches": 2}},
+    "ITrans, 4 tokens, 5 heads": {
+        "attention": "itrans",
+        "attention_options": {"patches": 2, "heads": 5},
+    },
     "ITrans, 16 tokens": {"attention": "itrans", "attention_options": {"patches": 4}},
     "ITrans, 16 tokens, 5 heads": {
         "attention": "itrans",

@@ -20,8 +20,8 @@ BATCH, HIDDEN = 16, 96
 SHAPES = [(12, 16, 16), (24, 8, 8), (48, 4, 4)]
 KINDS = {
     "IMap": IMap,
-    "ITrans, 4 tokens": ITrans,
-    "ITrans, 4 tokens, 5 heads": partial(ITrans, heads=5),
+    "ITrans, 4 tokens": partial(ITrans, patches=2),
+    "ITrans, 4 tokens, 5 heads": partial(ITrans, patches=2, heads=5),
     "ITrans, 16 tokens": partial(ITrans, patches=4),
     "ITrans, 16 tokens, 5 heads": partial(ITrans, patches=4, heads=5),
     "ITrans, 64 tokens": partial(ITrans, patches=8),
@@ -99,8 +99,8 @@ def test_hosts_own(measured, host, to_latent, to_data):
     module = importlib.import_module(f"attnflow_plugin.{host}")
     names = ("ActNorm", "1x1 convolution", "coupling")
     layers = {name: [layer] for name, layer in zip(names, host_step(host, shape[0]), strict=True)}
-    for name in ("IMap", "ITrans", "AttentionCoupling"):
-        layers[name] = [randomised(getattr(module, name)(shape[0]), 0.1)]
+    for name, options in {"IMap": {}, "ITrans": {"patches": 2}, "AttentionCoupling": {}}.items():
+        layers[name] = [randomised(getattr(module, name)(shape[0], **options), 0.1)]
     nn.ModuleList(layer for each in layers.values() for layer in each).to(DEVICE)
     x = torch.randn(BATCH, *shape, device=DEVICE)
     for each in layers.values():

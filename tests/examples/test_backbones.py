@@ -42,6 +42,7 @@ MODELS = {
     "full-glow-coupling": FULL_GLOW | {"conditioning": "coupling", "source_attention": False},
     "glow-attention-net": {"coupling_net": "attention", "scale_map": "sigmoid"},
     "glow-low-resolution": {"context": "source", "scale": 4, "context_in_attention": True},
+    "glow-patches": {"attention": "itrans", "patches": 2, "affine": True},
     "glow-of-pairs": {"context": "source", "data": "disparity", "size": 8},
 }
 
@@ -240,6 +241,8 @@ WRONG = [
     ({"attention": "none", "heads": 2}, "--heads: --attention none has no use"),
     ({"attention": "none", "both_masks": False}, "--both-masks: --attention none has no use"),
     ({"attention": "imap", "heads": 2}, "--heads: --attention imap has no use"),
+    ({"attention": "imap", "patches": 2}, "--patches: --attention imap has no use"),
+    ({"attention": "imap", "affine": True}, "--affine: --attention imap has no use"),
 ]
 WRONG_WITH_DATA = [
     (["--context=source"], "--context source: digits has no sources; --scale makes them"),
@@ -280,7 +283,7 @@ class TestPresets:
         given, _ = parse(["--preset=cifar10-l3k4c256-itrans"], "")
         options = Options(**given)
         assert (options.data, options.backbone, options.hidden) == ("cifar10", "marflow", 256)
-        assert (options.attention, options.heads) == ("itrans", 5)
+        assert (options.attention, options.heads, options.patches) == ("itrans", 5, 2)
         assert (options.batch, options.lr, options.optimizer) == (32, 8e-4, "adam")
         assert (options.steps, options.clip, options.ema) == (90_000, 0, 0)
 

@@ -215,10 +215,36 @@ def test_sizes_that_do_not_divide(patches, shape, message):
 
 
 @pytest.mark.parametrize(
+    ("shape", "options", "tokens"),
+    [
+        ((3, 8, 8), {}, 16),
+        ((3, 16, 12), {}, 8),
+        ((3, 4, 4), {}, 4),
+        ((3, 8, 2, 2), {}, 16),
+        ((3, 8), {}, 4),
+        ((8,), {}, 4),
+        ((4,), {}, 2),
+        ((3, 8, 8), {"init": "paper"}, 4),
+        ((3, 8, 8), {"patches": "auto", "rank": 2}, 16),
+        ((3, 8, 8), {"patches": 2}, 4),
+    ],
+)
+def test_number_of_patches(shape, options, tokens):
+    attention = ITrans(shape[0], **options).attention(torch.randn(1, *shape))
+    assert attention.shape[-2:] == (tokens, tokens)
+
+
+def test_what_neither_number_of_patches_divides():
+    with pytest.raises(ShapeError, match=r"divisible by patches \(4, 2\), found \(8, 7\)"):
+        ITrans(3).to_latent(torch.randn(1, 3, 8, 7))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"patches": 0}, "patches to be a positive integer, found 0"),
         ({"patches": (2, 1.5)}, "patches to be a positive integer, found 1.5"),
+        ({"patches": "many"}, "patches to be one of .* found 'many'"),
         ({"heads": 0}, "heads to be a positive integer, found 0"),
         ({"head_mode": "mean"}, "head_mode to be one of .* found 'mean'"),
         ({"activation": "exp"}, "activation to be one of .* found 'exp'"),
