@@ -156,7 +156,7 @@ class ITrans(InvertibleLayer):
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
-        self.patches = _patches(name, patches, init)
+        self.patches = _patches_option(name, patches, init)
         self.heads = positive_int(name, "heads", heads)
         self.head_mode = one_of(name, "head_mode", head_mode, get_args(HeadMode))
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
@@ -299,7 +299,7 @@ class ITrans(InvertibleLayer):
         return patches_per_axis(type(self).__name__, self.patches, shape)
 
 
-def _patches(owner: str, patches: Patches, init: Init) -> Patches:
+def _patches_option(owner: str, patches: Patches, init: Init) -> Patches:
     if isinstance(patches, str):
         one_of(owner, "patches", patches, ["auto"])
         return 2 if init == "paper" else patches
