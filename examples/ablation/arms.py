@@ -179,13 +179,13 @@ def _stronger() -> dict[str, Arm]:
             **{"value_mixing": True, "affine": True},
         },
     }
-    options |= {
-        f"{name}-{patches}-patches": {**options[name], "patches": patches}
+    more_patches = {
+        f"{name}-auto-patches": {**options[name], "patches": "auto"}
         for name in ("affine", "together")
-        for patches in (4, "auto")
     }
     each = {
-        f"itrans-{name}": Arm({"itrans": {**ITRANS, **chosen}}) for name, chosen in options.items()
+        f"itrans-{name}": Arm({"itrans": {**ITRANS, **chosen}})
+        for name, chosen in {**options, **more_patches}.items()
     }
     both = Arm({"imap": IMAP, "itrans": options["together"]})
     return {"itrans": Arm({"itrans": ITRANS}), **each, "imap-itrans-together": both}
@@ -226,16 +226,25 @@ GROUPS: dict[str, dict[str, Arm]] = {
 }
 # What is compared with something else than the plain model or deeper ones.
 PAIRS = (
-    *(("coupling", "conv"), ("itrans-affine", "conv-narrow"), ("itrans-affine", "pointwise")),
-    *(("itrans-auto-patches", "itrans"), ("itrans-affine-auto-patches", "itrans-affine")),
-    *(("itrans-affine-auto-patches", "conv-narrow"), ("itrans-affine-auto-patches", "pointwise")),
-    *(("itrans-affine-4-patches", "conv-narrow"), ("itrans-together-4-patches", "conv")),
-    ("itrans-together", "conv"),
-    *(("itrans-affine-values", "conv-narrow"), ("itrans-affine-values", "itrans-affine")),
-    *(("imap", "scales"), ("itrans", "scales"), ("itrans-affine", "itrans")),
-    *(("imap", "imap-sigmoid"), ("imap", "imap-one-mask"), ("itrans", "itrans-one-mask")),
+    *(("coupling", "conv"), ("coupling-imap", "coupling")),
+    *(("imap", "scales"), ("imap", "imap-sigmoid"), ("imap", "imap-one-mask")),
+    *(("itrans", "scales"), ("itrans-auto-patches", "itrans")),
+    *(
+        ("itrans-affine", "itrans"),
+        ("itrans-affine", "pointwise"),
+        ("itrans-affine", "conv-narrow"),
+    ),
+    ("itrans-affine-values", "itrans-affine"),
     *(("itrans-together", "itrans-affine"), ("imap-itrans-together", "itrans-together")),
-    *(("coupling-imap", "coupling"), ("itrans-affine-values", "itrans-values")),
+    ("itrans-together", "coupling"),
+    *(
+        ("itrans-affine-auto-patches", other)
+        for other in ("itrans-affine", "pointwise", "conv-narrow", "conv", "coupling", "depth-8")
+    ),
+    *(
+        ("itrans-together-auto-patches", other)
+        for other in ("itrans-affine-auto-patches", "conv", "coupling", "depth-12")
+    ),
 )
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
 # What a quick look takes; in depth, the two next to the plain model.

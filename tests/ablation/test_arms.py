@@ -104,7 +104,7 @@ def test_controls_have_about_as_many_parameters(channels):
     [
         ("coupling", "conv"),
         ("itrans-affine", "conv-narrow"),
-        ("itrans-affine-values", "conv-narrow"),
+        ("itrans-affine-auto-patches", "conv-narrow"),
     ],
 )
 @pytest.mark.parametrize("shape", [DIGITS, PHOTOGRAPHS])
