@@ -224,28 +224,23 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "stronger": _stronger(),
     "init": _init(),
 }
-# What is compared with something else than the plain model or deeper ones.
-PAIRS = (
-    *(("coupling", "conv"), ("coupling-imap", "coupling")),
-    *(("imap", "scales"), ("imap", "imap-sigmoid"), ("imap", "imap-one-mask")),
-    *(("itrans", "scales"), ("itrans-auto-patches", "itrans")),
-    *(
-        ("itrans-affine", "itrans"),
-        ("itrans-affine", "pointwise"),
-        ("itrans-affine", "conv-narrow"),
+# What arms are compared with, beside the plain model and deeper ones.
+AGAINST = {
+    "coupling": ("conv",),
+    "coupling-imap": ("coupling",),
+    "imap": ("scales", "imap-sigmoid", "imap-softmax", "imap-one-mask", "imap-at-1"),
+    "itrans": ("scales",),
+    "itrans-auto-patches": ("itrans", "scales"),
+    "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
+    "itrans-affine-values": ("itrans-affine",),
+    "itrans-affine-auto-patches": (
+        *("itrans-affine", "pointwise", "conv-narrow"),
+        *("conv", "coupling", "depth-8"),
     ),
-    ("itrans-affine-values", "itrans-affine"),
-    *(("itrans-together", "itrans-affine"), ("imap-itrans-together", "itrans-together")),
-    ("itrans-together", "coupling"),
-    *(
-        ("itrans-affine-auto-patches", other)
-        for other in ("itrans-affine", "pointwise", "conv-narrow", "conv", "coupling", "depth-8")
-    ),
-    *(
-        ("itrans-together-auto-patches", other)
-        for other in ("itrans-affine-auto-patches", "conv", "coupling", "depth-12")
-    ),
-)
+    "itrans-together": ("itrans-affine", "coupling"),
+    "itrans-together-auto-patches": ("itrans-affine-auto-patches", "conv", "coupling", "depth-12"),
+    "imap-itrans-together": ("itrans-together",),
+}
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
 # What a quick look takes; in depth, the two next to the plain model.
 QUICK = (

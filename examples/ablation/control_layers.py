@@ -125,7 +125,7 @@ class ConvCoupling(MaskedCoupling):
 
 
 class PointwiseCoupling(MaskedCoupling):
-    """A coupling by one 1x1 convolution: the affine part of ITrans without its attention."""
+    """A coupling by one 1x1 convolution: ``ITrans(affine=True)`` without its attention."""
 
     def __init__(self, channels: int, *, flip: bool = False) -> None:
         net = nn.Conv2d(channels, 2 * channels, 1)

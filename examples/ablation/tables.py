@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from ablation.arms import GROUPS, PAIRS, PLAIN
+from ablation.arms import AGAINST, GROUPS, PLAIN
 from ablation.differences import Difference, paired_difference
 from ablation.outcomes import Outcome
 
@@ -40,7 +40,8 @@ def group_tables(found: Mapping[str, Outcome]) -> str:
         tables.append(_table(name, [_HEAD, *plain, *map(_row, members)]))
     pairs = [
         [arm, other, _difference(paired_difference(found[arm].scores, found[other].scores))]
-        for arm, other in PAIRS
+        for arm, others in AGAINST.items()
+        for other in others
         if arm in found and other in found
     ]
     if pairs:

@@ -1,10 +1,11 @@
 """What the arms are, and that they start where they say."""
 
 from functools import cache
+from itertools import chain
 
 import pytest
 import torch
-from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, PAIRS, PLAIN, QUICK, attention_net
+from ablation.arms import AGAINST, ARMS, DEPTH, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
 from ablation.control_layers import ConvCoupling, MaskedFlow, count_parameters
 
 from attnflow_plugin.backbones import ConvNet
@@ -114,7 +115,7 @@ def test_a_glow_with_attention_is_as_large_as_its_control(attention, control, sh
         flow = build_glow(shape, levels=LEVELS, steps=DEPTH, hidden_channels=HIDDEN)
         ARMS[arm].insert(flow, torch.rand(2, *shape))
         sizes.append(count_parameters(flow))
-    assert (attention, control) in PAIRS
+    assert control in AGAINST[attention]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
 
 
@@ -123,4 +124,4 @@ def test_an_arm_is_the_same_in_all_groups():
         for name, arm in group.items():
             assert arm == ARMS[name]
     assert set(QUICK) <= ARMS.keys()
-    assert {arm for pair in PAIRS for arm in pair} <= ARMS.keys()
+    assert {*AGAINST, *chain(*AGAINST.values())} <= ARMS.keys()
