@@ -11,6 +11,7 @@ from ablation.control_layers import (
     ConstantScales,
     ConvCoupling,
     PointwiseCoupling,
+    StaticMixing,
     count_parameters,
 )
 from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
@@ -27,6 +28,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "scales": ConstantScales,
     "conv": ConvCoupling,
     "pointwise": PointwiseCoupling,
+    "static": StaticMixing,
     "conv-narrow": partial(ConvCoupling, like=partial(ITrans, affine=True)),
 }
 # The scale of iMap that learns most here; the paper's is the sigmoid.
@@ -208,6 +210,8 @@ def _controls() -> dict[str, Arm]:
         "conv": Arm({"conv": {}}),
         "conv-narrow": Arm({"conv-narrow": {}}),
         "pointwise": Arm({"pointwise": {}}),
+        "static": Arm({"static": {}}),
+        "static-affine": Arm({"static": {"affine": True}}),
         "attention-net": Arm(coupling_net="attention"),
         **deeper,
     }
@@ -223,23 +227,6 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "patches": _patches(),
     "stronger": _stronger(),
     "init": _init(),
-}
-# What arms are compared with, beside the plain model and deeper ones.
-AGAINST = {
-    "coupling": ("conv",),
-    "coupling-imap": ("coupling",),
-    "imap": ("scales", "imap-sigmoid", "imap-softmax", "imap-one-mask", "imap-at-1"),
-    "itrans": ("scales",),
-    "itrans-auto-patches": ("itrans", "scales"),
-    "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
-    "itrans-affine-values": ("itrans-affine",),
-    "itrans-affine-auto-patches": (
-        *("itrans-affine", "pointwise", "conv-narrow"),
-        *("conv", "coupling", "depth-8"),
-    ),
-    "itrans-together": ("itrans-affine", "coupling"),
-    "itrans-together-auto-patches": ("itrans-affine-auto-patches", "conv", "coupling", "depth-12"),
-    "imap-itrans-together": ("itrans-together",),
 }
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
 # What a quick look takes; in depth, the two next to the plain model.

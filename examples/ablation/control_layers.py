@@ -1,6 +1,7 @@
-"""Layers without attention that take the place of attention, as flows of normflows."""
+"""Layers that take the place of attention, without it or parts of it, as flows of normflows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import normflows as nf
 import torch
@@ -11,7 +12,9 @@ from attnflow_plugin.layers import AttentionCoupling, InvertibleLayer
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.conditioner import affine_parameters
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.layers.tokens import TokenLayout
 from attnflow_plugin.masks import make_mask
+from attnflow_plugin.normflows import ITrans
 
 
 class MaskedFlow(InvertibleLayer, nf.flows.Flow):
@@ -130,6 +133,26 @@ class PointwiseCoupling(MaskedCoupling):
     def __init__(self, channels: int, *, flip: bool = False) -> None:
         net = nn.Conv2d(channels, 2 * channels, 1)
         super().__init__(channels, net, net, flip=flip)
+
+
+class StaticMixing(ITrans):
+    """ITrans whose attention weights are learned for every offset, and the same for all events.
+
+    Args:
+        channels: C.
+        options: of ITrans.
+    """
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, position_bias=True, **options)
+        del self.query, self.key
+
+    def _attention(self, x1: Tensor, columns: Tensor, event: Tensor, layout: TokenLayout) -> Tensor:
+        del columns, layout
+        assert self.position_bias is not None  # As in __init__.
+        bias = self.position_bias(self._patches(event.shape[1:]), x1.dtype)
+        no_scores = torch.zeros_like(bias).expand(len(x1), *bias.shape)
+        return self.mixing.attention(no_scores, 1, bias)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -4,10 +4,29 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from ablation.arms import AGAINST, GROUPS, PLAIN
+from ablation.arms import GROUPS, PLAIN
 from ablation.differences import Difference, paired_difference
 from ablation.outcomes import Outcome
 
+# What arms are compared with, beside the plain model and deeper ones.
+AGAINST = {
+    "coupling": ("conv",),
+    "coupling-imap": ("coupling",),
+    "imap": ("scales", "imap-sigmoid", "imap-softmax", "imap-one-mask", "imap-at-1"),
+    "itrans": ("scales",),
+    "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
+    "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
+    "itrans-affine-values": ("itrans-affine",),
+    "itrans-affine-auto-patches": (
+        *("itrans-affine", "itrans-auto-patches", "static-affine", "pointwise", "conv-narrow"),
+        *("conv", "coupling", "depth-8"),
+    ),
+    "static": ("scales",),
+    "static-affine": ("pointwise", "conv-narrow"),
+    "itrans-together": ("itrans-affine", "coupling"),
+    "itrans-together-auto-patches": ("itrans-affine-auto-patches", "conv", "coupling", "depth-12"),
+    "imap-itrans-together": ("itrans-together",),
+}
 _HEAD = [
     *("", "seeds", "parameters", "time of a step", "bits/dim", "against plain"),
     *("against a Glow of as many parameters", "of as much time"),

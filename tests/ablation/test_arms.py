@@ -5,8 +5,9 @@ from itertools import chain
 
 import pytest
 import torch
-from ablation.arms import AGAINST, ARMS, DEPTH, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
+from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
 from ablation.control_layers import ConvCoupling, MaskedFlow, count_parameters
+from ablation.tables import AGAINST
 
 from attnflow_plugin.backbones import ConvNet
 from attnflow_plugin.layers import AttentionCoupling, IMap, ITrans
