@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, ShapeError
 from attnflow_plugin.initialisation import learning_from_data
+from attnflow_plugin.precision import without_autocast
 
 __all__ = ["SMALLEST_STD", "ActNormClasses", "NegativeLogLikelihood", "prepare", "statistics"]
 
@@ -69,8 +70,7 @@ def prepare(
     with _restored_on_failure(model, layers), _training_mode(model):
         for layer in fresh:
             layer.__class__ = classes.learning
-        no_autocast = torch.autocast(batch.device.type, enabled=False)
-        with torch.no_grad(), no_autocast, learning_from_data(model):
+        with torch.no_grad(), without_autocast(batch), learning_from_data(model):
             run_to_latent(batch.clone())  # Some hosts write to the tensor they are given.
         for layer in layers:
             # One that the batch did not reach stays with its host, and waits.

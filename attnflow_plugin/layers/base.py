@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import in_plain_eager
 from attnflow_plugin.errors import MissingContextError, NonFiniteError, ShapeError
 from attnflow_plugin.options import positive_int
+from attnflow_plugin.precision import without_autocast
 
 __all__ = ["Context", "InvertibleLayer"]
 
@@ -112,9 +113,7 @@ class InvertibleLayer(nn.Module, ABC):
         return context[self.context_name]
 
     def _precision(self, event: Tensor) -> AbstractContextManager[object]:
-        if self.autocast_inside or not torch.is_autocast_enabled(event.device.type):
-            return nullcontext()
-        return torch.autocast(event.device.type, enabled=False)
+        return nullcontext() if self.autocast_inside else without_autocast(event)
 
     def _checked(self, event: Tensor) -> Tensor:
         name = type(self).__name__

@@ -8,7 +8,6 @@ from nflows.transforms import (
     ActNorm,
     CompositeTransform,
     MultiscaleCompositeTransform,
-    OneByOneConvolution,
     SqueezeTransform,
 )
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from attnflow_plugin.backbones.assembly import built_by
 from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.nflows import layers
+from attnflow_plugin.nflows.conv1x1 import FullPrecisionConv1x1
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.host import NFLOWS
 
@@ -26,7 +26,7 @@ __all__ = ["build_full_glow", "build_glow", "build_marflow", "build_srflow"]
 
 def _permutation(channels: int, dense: bool) -> nn.Module:
     del dense  # The host has one kind of 1x1 convolution, given by an LU decomposition.
-    return OneByOneConvolution(channels)
+    return FullPrecisionConv1x1(channels)
 
 
 class NflowsAssembly:

@@ -12,6 +12,7 @@ from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows import layers
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 from attnflow_plugin.normflows.containers import GlowStep, run_with_context
+from attnflow_plugin.normflows.conv1x1 import FullPrecisionConv1x1
 from attnflow_plugin.normflows.host import NORMFLOWS
 
 __all__ = ["build_full_glow", "build_glow", "build_marflow", "build_srflow"]
@@ -22,7 +23,7 @@ def _actnorm(channels: int) -> nn.Module:
 
 
 def _permutation(channels: int, dense: bool) -> nn.Module:
-    return nf.flows.Invertible1x1Conv(channels, use_lu=not dense)
+    return FullPrecisionConv1x1(channels, use_lu=not dense)
 
 
 class NormflowsAssembly:
