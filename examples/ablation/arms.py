@@ -183,7 +183,7 @@ def _stronger() -> dict[str, Arm]:
     }
     more_patches = {
         f"{name}-auto-patches": {**options[name], "patches": "auto"}
-        for name in ("affine", "together")
+        for name in ("bias", "affine", "together")
     }
     each = {
         f"itrans-{name}": Arm({"itrans": {**ITRANS, **chosen}})

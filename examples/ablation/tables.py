@@ -15,6 +15,7 @@ AGAINST = {
     "imap": ("scales", "imap-sigmoid", "imap-softmax", "imap-one-mask", "imap-at-1"),
     "itrans": ("scales",),
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
+    "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
     "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
     "itrans-affine-values": ("itrans-affine",),
     "itrans-affine-auto-patches": (
