@@ -100,7 +100,8 @@ def build_glow(  # noqa: D417
     :class:`~attnflow_plugin.normflows.ConditionalMultiscaleFlow` with ``context_shape``; in nflows
     a ``Flow`` over a ``MultiscaleCompositeTransform``. Steps consist of the host's ``ActNorm`` and
     1x1 convolution and of :class:`AffineCoupling`, whose scale is bounded on both sides where the
-    hosts' is not. Call ``prepare`` with a batch of data before training.
+    hosts' is not. Under autocast nothing but the nets uses the lower precision. Call ``prepare``
+    with a batch of data before training.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** levels``.

@@ -17,6 +17,7 @@ AGAINST = {
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
     "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
     "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
+    "itrans-values": ("itrans",),
     "itrans-affine-values": ("itrans-affine",),
     "itrans-affine-auto-patches": (
         *("itrans-affine", "itrans-auto-patches", "static-affine", "pointwise", "conv-narrow"),
