@@ -39,19 +39,23 @@ ARMS = {
         "coupling_net_options": {"blocks": 1, "dropout": 0.0},
     },
 }
+TWO_ACTNORMS = "two ActNorms of the host in the same places"
 
 
 def models(host):
-    """The host's Glow and ours, initialised on the same batch."""
+    """The host's Glow, ours, and ours with the cheapest layers of the host for attention."""
     module = importlib.import_module(f"attnflow_plugin.{host}")
     x = torch.rand(64, *SHAPE, device=DEVICE)
     own = getattr(host_glows, f"{host}_glow")(SHAPE, LEVELS, STEPS, HIDDEN).to(DEVICE)
     with torch.no_grad():
         module.log_prob(own, x)
     found = {"the host's own layers": own}
-    for name, options in ARMS.items():
-        size = {"levels": LEVELS, "steps": STEPS, "hidden_channels": HIDDEN}
+    size = {"levels": LEVELS, "steps": STEPS, "hidden_channels": HIDDEN}
+    for name, options in {**ARMS, TWO_ACTNORMS: {}}.items():
         found[name] = module.build_glow(SHAPE, **size, **options).to(DEVICE)
+    actnorm = getattr(host_glows, f"{host}_actnorm")
+    module.insert_attention(found[TWO_ACTNORMS], [actnorm, actnorm], example=x)
+    for name in (*ARMS, TWO_ACTNORMS):
         module.prepare(found[name], x)
     return module, found
 

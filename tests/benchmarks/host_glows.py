@@ -41,6 +41,14 @@ class _Net(nn.Module):
         return self.net(x)
 
 
+def normflows_actnorm(channels):
+    return nf.flows.ActNorm((channels, 1, 1))
+
+
+def nflows_actnorm(channels):
+    return ActNorm(channels)
+
+
 def nflows_step(channels, hidden):
     mask = torch.arange(channels) >= channels // 2
     return [
