@@ -26,7 +26,9 @@ def in_plain_eager() -> bool:
 
 
 def in_transform() -> bool:
-    """Whether a ``torch.func`` transform is running, where memory layouts cannot be asked for."""
+    """Whether an eager ``torch.func`` transform runs, where memory layouts cannot be asked for."""
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 

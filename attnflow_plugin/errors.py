@@ -41,4 +41,4 @@ class InsertionError(AttnFlowError, ValueError):
 
 
 class MissingHostError(AttnFlowError, ImportError):
-    """The host library of an optional module is not installed."""
+    """A host, or another library that is needed on use only, is not installed."""

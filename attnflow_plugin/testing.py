@@ -53,7 +53,7 @@ def check_layer(
       Jacobian, and no row of the batch depends on another;
     * **round trip**: each direction undoes the other, and their log-dets cancel;
     * **context**: every row of the outcome depends on its own row of the context, and on no other;
-    * **float32**: round trip and log-det agree with float64.
+    * **float32**: round trip, result and log-det agree with float64.
 
     Args:
         layer: has ``to_latent`` and ``to_data``, or ``forward`` and ``inverse`` as in the hosts;

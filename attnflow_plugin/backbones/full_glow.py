@@ -30,7 +30,7 @@ from attnflow_plugin.backbones.source_tower import (
 )
 from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.insertion.factories import LayerFactory
-from attnflow_plugin.layers.coupling_scales import ScaleMapName
+from attnflow_plugin.layers.coupling_scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = ["Conditioning", "Trunk", "build_full_glow"]
@@ -66,7 +66,7 @@ class SourceRecipe(Recipe):
         if not self.learned_priors:
             return []
         channels, net = level.event[0], partial(ZeroConv, border=1.0)
-        scale_map = "bounded" if self.scale_map == "bounded" else "exp"
+        scale_map = of_prior(self.scale_map)
         if level.kept is None:
             return [parts.layers.TopPrior(channels, net, scale_map=scale_map)]
         return [
@@ -120,7 +120,9 @@ class PriorRecipe(SourceRecipe):
         channels = level.event[0]
         if level.kept is None:
             net = partial(SourceMeanNet, source_channels=channels, learned_scale=True)
-            layer = parts.layers.AffineInjector(channels, net, context_channels=channels)
+            layer = parts.layers.AffineInjector(
+                channels, net, context_channels=channels, scale_map=of_prior(self.scale_map)
+            )
         else:
             net = partial(SourceMeanNet, source_channels=channels // 2, learned_scale=False)
             layer = parts.layers.AffineCoupling(

@@ -21,7 +21,7 @@ from attnflow_plugin.backbones.multiscale import (
     attention_of_levels,
 )
 from attnflow_plugin.errors import OptionError, ShapeError
-from attnflow_plugin.layers.coupling import ScaleMapName
+from attnflow_plugin.layers.coupling_scales import ScaleMapName
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = ["GlowRecipe", "build_glow"]
@@ -39,7 +39,7 @@ class GlowRecipe(Recipe):
 
     Attributes:
         make_net: the coupling nets, from inputs and outputs.
-        scale_map: scale of the couplings.
+        scale_map: scale of couplings and injectors.
         context_channels: channels of the context that enters couplings, zero for none.
         learned_priors: let what a level keeps shift and scale what it factors out.
     """
@@ -55,7 +55,10 @@ class GlowRecipe(Recipe):
         if not self.context_channels:
             return [coupling]
         injector = parts.layers.AffineInjector(
-            level.event[0], self.make_net, context_channels=self.context_channels
+            level.event[0],
+            self.make_net,
+            context_channels=self.context_channels,
+            scale_map=self.scale_map,
         )
         return [injector, coupling]
 

@@ -23,7 +23,7 @@ from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.layers.base import InvertibleLayer
-from attnflow_plugin.layers.coupling_scales import ScaleMapName
+from attnflow_plugin.layers.coupling_scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = ["SRFlowRecipe", "build_srflow", "encoder_of"]
@@ -84,7 +84,7 @@ class SRFlowRecipe(Recipe):
         """The kept half gives mean and scale of the other, through a single convolution."""
         if level.kept is None or level.factored is None:
             return []
-        scale_map = "bounded" if self.scale_map == "bounded" else "exp"
+        scale_map = of_prior(self.scale_map)
         coupling = parts.layers.AffineCoupling(
             level.event[0], ZeroConv, flip=not keeps_first, scale_map=scale_map
         )

@@ -1,7 +1,7 @@
 r"""How far a layer of attention may move from the identity, whatever is learnt.
 
 One number b in (0, 1) bounds every part of a layer: sums of absolute weights stay below b, and
-log-scales within :math:`\pm 2 b / 0.95`, which is 2 for the default.
+log-scales and the slope of shifts within :math:`\pm 2 b / 0.95`, which is 2 for the default.
 """
 
 from typing import Literal

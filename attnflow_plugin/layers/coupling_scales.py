@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 
-__all__ = ["LOG_SCALES", "ScaleMapName"]
+__all__ = ["LOG_SCALES", "ScaleMapName", "of_prior"]
 
 ScaleMapName = Literal["bounded", "sigmoid", "sigmoid_floor", "sigmoid_inv", "exp"]
 
@@ -51,3 +51,8 @@ LOG_SCALES: dict[ScaleMapName, Callable[[Tensor], Tensor]] = {
     "sigmoid_inv": inverse_sigmoid,
     "exp": exponential,
 }
+
+
+def of_prior(couplings: ScaleMapName) -> ScaleMapName:
+    """The scale of priors beside couplings with this one; published models have the exponential."""
+    return "bounded" if couplings == "bounded" else "exp"

@@ -80,8 +80,8 @@ class IMap(InvertibleLayer):
     :math:`s \sim N(0, 1)`.
 
     **Depth**: the factors 0.98 and 2 are those of the default ``gain_bound``, b = 0.95, and in
-    proportion to it. For a stack of L layers take :math:`b = 2 / L`: the scales of all layers
-    together then stay between 1/68 and 68 with ``exp``, whatever is learnt.
+    proportion to it. For a stack of :math:`L \ge 3` layers take :math:`b = 2 / L`: the scales of
+    all layers together then stay between 1/68 and 68 with ``exp``, whatever is learnt.
 
     **Where it cannot help**: with ``mask="spatial"``, or a single channel, all channels of a
     position are on one side of the mask, and the map of an attended position is computed from
@@ -172,7 +172,8 @@ class IMap(InvertibleLayer):
         """The options, for ``repr``."""
         return (
             f"{self.channels}, mask={self.mask!r}, flip={self.flip}, axis={self.axis!r}, "
-            f"activation={self.activation!r}, init={self.init!r}, gain_bound={self.gain_bound}"
+            f"activation={self.activation!r}, init={self.init!r}, gain_bound={self.gain_bound}, "
+            f"context_channels={self.context_channels}"
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

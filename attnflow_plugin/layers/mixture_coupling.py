@@ -44,7 +44,7 @@ class MixtureLogisticCoupling(InvertibleLayer):
     inverse are exact, by implicit differentiation.
 
     **Cost**: one call of the net in either direction, and O(K) per entry; the inverse evaluates the
-    mixtures 32 times.
+    mixtures at most 33 times.
 
     Shape:
         ``x``, ``z``: ``(B, C, *S)`` with C of at least two; context ``(B, L)`` or ``(B, L, *S')``.

@@ -204,7 +204,7 @@ def _patterns(event_axes: int, cut_axes: int) -> tuple[str, str]:
 
 
 def _is_channels_last(event: Tensor) -> bool:
-    if event.ndim != 4 or (not torch.compiler.is_compiling() and in_transform()):
+    if event.ndim != 4 or in_transform():
         return False
     return event.is_contiguous(memory_format=torch.channels_last) and not event.is_contiguous()
 

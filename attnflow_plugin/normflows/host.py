@@ -29,6 +29,7 @@ class Normflows(Host):
     name = "normflows"
     layer_type = nf.flows.Flow
     attentions: ClassVar = {"imap": IMap, "itrans": ITrans, "coupling": AttentionCoupling}
+    # Not SourceTower, which runs its lists from data to latent, against the order of these.
     iterating = (
         nf.NormalizingFlow,
         nf.ClassCondFlow,

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from attnflow_plugin import training
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
 
@@ -80,9 +79,7 @@ def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tens
     Raises:
         OptionError: a context for a model that has no use for one.
     """
-    if isinstance(model, nf.ConditionalNormalizingFlow | ConditionalMultiscaleFlow):
-        return model.log_prob(x, context)
-    if isinstance(model, nf.MultiscaleFlow | nf.ClassCondFlow):
+    if isinstance(model, nf.ConditionalNormalizingFlow | nf.MultiscaleFlow | nf.ClassCondFlow):
         return model.log_prob(x, context)
     if context is not None:
         raise OptionError(f"log_prob: {type(model).__name__} takes no context, found one")

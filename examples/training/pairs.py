@@ -1,7 +1,6 @@
 """Images in pairs: what to generate, and what from."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,15 +8,6 @@ from torch import Tensor
 from attnflow_plugin.metrics import downscale
 from training.images import Images, InMemory
 from training.options import UsageError
-
-
-class PairedImages(Images, Protocol):
-    """Images whose batches are targets and sources, both in uint8."""
-
-    @property
-    def source_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of what the targets are generated from."""
-        ...
 
 
 class Pairs(InMemory):

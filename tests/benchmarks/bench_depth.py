@@ -48,7 +48,7 @@ def of_scales(options):
 
 def of_matrices(options):
     if options.get("init") == "paper":
-        return 199.0
+        return 2.01 / 0.01  # (1 + offset) / (offset - 1)
     bound = options.get("gain_bound", 0.95)
     return (1 + bound) / (1 - bound)
 

@@ -168,7 +168,8 @@ class AttentionCoupling(InvertibleLayer):
         return (
             f"{self.channels}, patches={self.patches}, heads={self.heads}, width={self.width}, "
             f"kernel={self.kernel or 1}, window={self.window}, mask={self.mask!r}, "
-            f"flip={self.flip}"
+            f"flip={self.flip}, scale_bound={self.scale_bound}, "
+            f"context_channels={self.context_channels}"
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -91,11 +91,7 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Te
     # Fused kernels want a mask of four axes, and features that are neighbours in memory.
     mask = bias.flatten(0, -3).unsqueeze(0)
     rows = [part.mT.contiguous().unflatten(0, (-1, mask.shape[1])) for part in (query, key, value)]
-    with sdpa_kernel(SDPBackend.MATH) if _in_eager_transform() else nullcontext():
+    # The fused kernels are not made for transforms.
+    with sdpa_kernel(SDPBackend.MATH) if in_transform() else nullcontext():
         attended = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask)
     return attended.flatten(0, 1).mT
-
-
-def _in_eager_transform() -> bool:
-    """Whether this is a ``torch.func`` transform, for which the fused kernels are not made."""
-    return not torch.compiler.is_compiling() and in_transform()

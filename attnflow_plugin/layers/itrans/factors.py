@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnflow_plugin.layers.tokens import TokenLayout
 
-__all__ = ["Chain", "Factor", "TokenMatrix"]
+__all__ = ["Factor", "FactorChain", "TokenMatrix"]
 
 
 class Factor(Protocol):
@@ -50,7 +50,7 @@ class TokenMatrix(NamedTuple):
         return self.layout.collect(operation(self.layout.deal(tokens)))
 
 
-class Chain(NamedTuple):
+class FactorChain(NamedTuple):
     """Factors that are applied one after the other, the first one first."""
 
     factors: Sequence[Factor]

@@ -11,7 +11,7 @@ from attnflow_plugin.layers.bounds import GAIN_BOUND, Init
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.itrans.affine import AttentionAffine
 from attnflow_plugin.layers.itrans.dot_products import dot_products, vector_dot_products
-from attnflow_plugin.layers.itrans.factors import Chain, Factor, TokenMatrix
+from attnflow_plugin.layers.itrans.factors import Factor, FactorChain, TokenMatrix
 from attnflow_plugin.layers.itrans.low_rank import (
     LowRankAttention,
     SlotWeights,
@@ -62,9 +62,10 @@ class ITrans(InvertibleLayer):
 
     **Depth**: ``gain_bound`` b bounds :math:`|\log c| < 2 b / 0.95` too, since c scales one half of
     the event only. For fixed attention weights the condition number of a layer (in the maximum
-    norm, as a map of both halves) is below :math:`e^{2 b / 0.95} / (1 - b)`. For a stack of L
-    layers take :math:`b = 2 / L`: however large L is and whatever is learnt, it stays near 500 at
-    most. V, D and t below move a layer away from the identity in proportion to b, too.
+    norm, as a map of both halves) is below :math:`e^{2 b / 0.95} / (1 - b)`. For a stack of
+    :math:`L \ge 3` layers take :math:`b = 2 / L`: whatever is learnt, it stays below 1820 for 3
+    layers, 571 for 16, 514 for 64. V, D and t below move a layer away from the identity in
+    proportion to b, too.
 
     **Beyond the paper**, each off by default and zero at the start: ``position_bias`` adds a
     learned number for every head and offset between patches to the scores; ``patches=None`` makes
@@ -200,7 +201,8 @@ class ITrans(InvertibleLayer):
         return (
             f"{self.channels}, patches={self.patches}, heads={self.heads}, "
             f"head_mode={self.head_mode!r}, mask={self.mask!r}, flip={self.flip}, "
-            f"activation={self.activation!r}, init={self.init!r}"
+            f"activation={self.activation!r}, init={self.init!r}, "
+            f"context_channels={self.context_channels}"
         )
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -223,7 +225,7 @@ class ITrans(InvertibleLayer):
 
     def _chain(
         self, x1: Tensor, event: Tensor, layout: TokenLayout, context: Tensor | None
-    ) -> Chain:
+    ) -> FactorChain:
         """V, W, and then scale and shift, from the tokens of the passing half."""
         columns = self._columns(x1, event, context)
         attention = self._attention(x1, columns, event, layout)
@@ -232,7 +234,7 @@ class ITrans(InvertibleLayer):
             factors.insert(0, self.value_mixing(1 - layout.passing))
         if self.affine is not None:
             factors.append(self.affine(x1, columns, attention, 1 - layout.passing))
-        return Chain(factors)
+        return FactorChain(factors)
 
     def _matrix(
         self, attention: Tensor | SlotWeights, layout: TokenLayout
