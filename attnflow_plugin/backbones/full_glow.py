@@ -117,16 +117,20 @@ class PriorRecipe(SourceRecipe):
 
     def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """What the source factors out at this level, convolved, is the mean."""
-        channels = level.event[0]
+        channels, scale_map = level.event[0], of_prior(self.scale_map)
         if level.kept is None:
             net = partial(SourceMeanNet, source_channels=channels, learned_scale=True)
             layer = parts.layers.AffineInjector(
-                channels, net, context_channels=channels, scale_map=of_prior(self.scale_map)
+                channels, net, context_channels=channels, scale_map=scale_map
             )
         else:
             net = partial(SourceMeanNet, source_channels=channels // 2, learned_scale=False)
             layer = parts.layers.AffineCoupling(
-                channels, net, context_channels=channels // 2, flip=not keeps_first
+                channels,
+                net,
+                context_channels=channels // 2,
+                flip=not keeps_first,
+                scale_map=scale_map,
             )
         return [_named(layer, latent_context(level.index))]
 

@@ -11,6 +11,7 @@ from attnflow_plugin.backbones import ConditionTrunk, ZeroConv
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.initialisation import learning_from_data
 from attnflow_plugin.testing import check_layer
+from tests.full_glow.models import fresh
 from tests.registry import FLAVOURS
 from tests.support import randomised
 
@@ -80,6 +81,14 @@ def test_the_top_prior_is_exact(flavour, scale_map):
         return ZeroConv(inputs, outputs, border=1.0)
 
     check_layer(module.TopPrior(3, net, scale_map=scale_map), (3, 4, 2), randomize=0.2)
+
+
+@pytest.mark.parametrize("conditioning", ["full", "prior"])
+@pytest.mark.parametrize(("scale_map", "of_priors"), [("bounded", "bounded"), ("sigmoid", "exp")])
+def test_priors_are_bounded_beside_bounded_couplings_only(conditioning, scale_map, of_priors):
+    model = fresh("normflows", "plain", conditioning=conditioning, scale_map=scale_map)
+    found = [layer.scale_map for layer in model.modules() if hasattr(layer, "scale_map")]
+    assert set(found) == {scale_map, of_priors}
 
 
 def test_the_top_prior_differs_at_the_border_only():

@@ -86,6 +86,14 @@ def test_attention_goes_where_it_is_told(host):
 
 
 @each_host
+def test_couplings_and_injectors_have_the_scale_that_was_asked_for(host):
+    model = build_plain(host, context_shape=(3,), scale_map="sigmoid")
+    layers = [layer for layer in model.modules() if hasattr(layer, "scale_map")]
+    assert {type(layer).__name__ for layer in layers} == {"AffineCoupling", "AffineInjector"}
+    assert {layer.scale_map for layer in layers} == {"sigmoid"}
+
+
+@each_host
 def test_every_parameter_of_a_conditional_model_learns(host):
     module, model = host_module(host), build(host, "context-in-itrans")
     variant = VARIANTS["context-in-itrans"]
