@@ -6,19 +6,21 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["cached_constant", "in_plain_eager", "in_transform", "may_use_own_gradient"]
+__all__ = ["cached_constant", "in_plain_eager", "in_transform"]
 
 Constant = TypeVar("Constant")
 
 _CAPACITY = 256
+_MOST_BYTES = 2**28
 _cache: OrderedDict[Hashable, object] = OrderedDict()
 
 
 def in_plain_eager() -> bool:
-    """Whether Python runs on real tensors, outside compilation and ``torch.func`` transforms.
+    """Whether Python runs on real tensors, outside compilation and transforms.
 
     Only then may a tensor be inspected (a branch on a value breaks a compiled graph and fails under
-    ``vmap``) or kept (a tensor made inside a transform is dead after it).
+    ``vmap``) or kept (a tensor made inside a transform is dead after it), and only then will a
+    hand-written gradient do.
     """
     if torch.compiler.is_compiling():
         return False
@@ -26,15 +28,15 @@ def in_plain_eager() -> bool:
 
 
 def in_transform() -> bool:
-    """Whether an eager ``torch.func`` transform runs, where memory layouts cannot be asked for."""
+    """Whether an eager ``torch.func`` transform or forward-mode differentiation runs.
+
+    Memory layouts cannot be asked for there, and hand-written gradients and fused kernels have no
+    rules for them.
+    """
     if torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def may_use_own_gradient() -> bool:
-    """Whether a hand-written gradient will do: it has no rules for transforms and forward mode."""
-    return in_plain_eager() and torch.autograd.forward_ad._current_level < 0
+    stack = torch._C._functorch.peek_interpreter_stack()
+    return stack is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def cached_constant(
@@ -54,6 +56,15 @@ def cached_constant(
         # A tensor made under inference_mode could never take part in training later.
         with torch.inference_mode(False):
             found = _cache[key] = build(*sizes, device=device)
-        while len(_cache) > _CAPACITY:
+        while len(_cache) > 1 and (
+            len(_cache) > _CAPACITY or _bytes(tuple(_cache.values())) > _MOST_BYTES
+        ):
             _cache.popitem(last=False)
     return found  # type: ignore[return-value]
+
+
+def _bytes(constant: object) -> int:
+    """Memory of the tensors in nested tuples."""
+    if isinstance(constant, torch.Tensor):
+        return constant.nbytes
+    return sum(map(_bytes, constant)) if isinstance(constant, tuple) else 0

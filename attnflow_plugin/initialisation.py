@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DataInitialised", "learning_from_data"]
+__all__ = ["DataInitialised", "learning_from_data", "waits_for_data"]
 
 
 class DataInitialised(nn.Module, ABC):
@@ -24,7 +24,8 @@ class DataInitialised(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("initialised", torch.tensor(False))
+        # A number, as in the hosts: averages of models over time subtract their buffers.
+        self.register_buffer("initialised", torch.tensor(0.0))
 
     @abstractmethod
     def initialise(self, event: Tensor) -> None:
@@ -35,7 +36,14 @@ class DataInitialised(nn.Module, ABC):
         if self._learning and not self.initialised:
             with torch.no_grad():
                 self.initialise(event)
-                self.initialised.fill_(True)
+                self.initialised.fill_(1.0)
+
+
+def waits_for_data(model: nn.Module) -> bool:
+    """Whether a model has a module of this kind that is not initialised."""
+    return any(
+        isinstance(module, DataInitialised) and not module.initialised for module in model.modules()
+    )
 
 
 @contextmanager

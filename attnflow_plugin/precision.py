@@ -10,6 +10,7 @@ __all__ = ["without_autocast"]
 
 def without_autocast(event: Tensor) -> AbstractContextManager[object]:
     """Computations on the device of ``event`` in the dtypes of their inputs."""
-    if not torch.is_autocast_enabled(event.device.type):
+    device = event.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext()
-    return torch.autocast(event.device.type, enabled=False)
+    return torch.autocast(device, enabled=False)

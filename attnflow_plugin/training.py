@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, ShapeError
-from attnflow_plugin.initialisation import learning_from_data
+from attnflow_plugin.initialisation import learning_from_data, waits_for_data
 from attnflow_plugin.precision import without_autocast
 
 __all__ = ["SMALLEST_STD", "ActNormClasses", "NegativeLogLikelihood", "prepare", "statistics"]
@@ -65,13 +65,16 @@ def prepare(
 ) -> None:
     """Initialise every normalization that has seen no data; see ``prepare`` of the host modules."""
     _check_batch(model, batch)
-    layers = [m for m in model.modules() if type(m) is classes.host]
+    # A ready one is fresh again after the state of a model without data was loaded.
+    layers = [m for m in model.modules() if type(m) in (classes.host, classes.ready)]
     fresh = [layer for layer in layers if not classes.is_initialised(layer)]
     with _restored_on_failure(model, layers), _training_mode(model):
         for layer in fresh:
             layer.__class__ = classes.learning
-        with torch.no_grad(), without_autocast(batch), learning_from_data(model):
-            run_to_latent(batch.clone())  # Some hosts write to the tensor they are given.
+        # To run a model that has learnt already would move its running statistics.
+        if fresh or waits_for_data(model):
+            with torch.no_grad(), without_autocast(batch), learning_from_data(model):
+                run_to_latent(batch.clone())  # Some hosts write to the tensor they are given.
         for layer in layers:
             # One that the batch did not reach stays with its host, and waits.
             layer.__class__ = classes.ready if classes.is_initialised(layer) else classes.host

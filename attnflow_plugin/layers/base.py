@@ -128,7 +128,9 @@ class InvertibleLayer(nn.Module, ABC):
         return event.float() if event.dtype in _HALF_DTYPES else event
 
     def _check_dtype_and_device(self, event: Tensor) -> None:
-        parameter = next(self.parameters())
+        parameter = next(self.parameters(), None)
+        if parameter is None:
+            return
         half_input_to_float_layer = event.dtype in _HALF_DTYPES and parameter.dtype == torch.float32
         if event.dtype != parameter.dtype and not half_input_to_float_layer:
             raise ShapeError(

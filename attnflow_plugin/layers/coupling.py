@@ -9,7 +9,7 @@ from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import affine_parameters, context_at
 from attnflow_plugin.layers.coupling_scales import LOG_SCALES, ScaleMapName
 from attnflow_plugin.layers.halves import ChannelHalves
-from attnflow_plugin.options import one_of
+from attnflow_plugin.options import non_negative_int, one_of
 
 __all__ = ["AffineCoupling", "ScaleMapName"]
 
@@ -68,7 +68,7 @@ class AffineCoupling(InvertibleLayer):
     ) -> None:
         super().__init__(channels)
         name = type(self).__name__
-        self.context_channels = context_channels
+        self.context_channels = non_negative_int(name, "context_channels", context_channels)
         self.halves = ChannelHalves(name, channels, flip)
         self.scale_map = one_of(name, "scale_map", scale_map, LOG_SCALES)
         self.net = make_net(self.halves.passing + context_channels, 2 * self.halves.attended)

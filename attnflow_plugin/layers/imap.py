@@ -165,7 +165,8 @@ class IMap(InvertibleLayer):
             context: needed with ``context_channels``.
         """
         event = self._checked(x)
-        scale, _ = self._attend(event, self._layout(event).passing, context)
+        with self._precision(x):
+            scale, _ = self._attend(event, self._layout(event).passing, context)
         return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
 
     def extra_repr(self) -> str:

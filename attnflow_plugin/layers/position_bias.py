@@ -52,14 +52,18 @@ class RelativePositionBias(nn.Module):
         """
         table = self.table.to(dtype)
         parts = [
-            torch.einsum(
-                "hk,kqs->hqs",
-                table[:, axis],
-                cached_constant(_hats, size, dtype, device=table.device),
+            _between_positions(
+                table[:, axis] @ cached_constant(_hats, size, dtype, device=table.device)
             )
             for axis, size in enumerate(sizes)
         ]
         return reduce(_outer_sum, parts)
+
+
+def _between_positions(bias: Tensor) -> Tensor:
+    """From one number for each offset, ``(heads, 2 N - 1)``, to all pairs, ``(heads, N, N)``."""
+    size = (bias.shape[1] + 1) // 2
+    return bias.unfold(1, size, 1).flip(1)
 
 
 def _outer_sum(left: Tensor, right: Tensor) -> Tensor:
@@ -69,10 +73,9 @@ def _outer_sum(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _hats(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Weight of each knot for each pair of positions on an axis, ``(knots, size, size)``."""
-    positions = torch.arange(size, device=device, dtype=dtype)
-    offset = positions - positions[:, None]
+    """Weight of each knot for each offset between positions on an axis, ``(knots, 2 N - 1)``."""
+    offset = torch.arange(1 - size, size, device=device, dtype=dtype)
     spaced = offset.sign() * (1 + offset.abs().clamp(min=1).log2())
     knots = torch.arange(-KNOTS, KNOTS + 1, device=device, dtype=dtype)
-    distance = (spaced.clamp(-KNOTS, KNOTS) - knots[:, None, None]).abs()
+    distance = (spaced.clamp(-KNOTS, KNOTS) - knots[:, None]).abs()
     return (1 - distance).clamp(min=0)

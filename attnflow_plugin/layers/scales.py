@@ -24,6 +24,8 @@ ScaleMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 LOG_SCALE_BOUND = 2.0
 #: Amplitude of the bounded sigmoid: scales lie in (0.02, 1.98).
 SIGMOID_AMPLITUDE = 0.98
+#: That of a gain bound of one, where the default is 0.95.
+LARGEST_STRENGTH = 1 / 0.95
 #: What the supplement adds to every sigmoid.
 PAPER_FLOOR = 1e-5
 
@@ -34,9 +36,16 @@ def soft_bound(value: Tensor, bound: float) -> Tensor:
 
 
 def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`1 + 0.98\, a \tanh(m / 2)`: a sigmoid kept away from its ends."""
+    r"""Scale :math:`1 + 0.98\, a \tanh(m / 2)`: a sigmoid kept away from its ends.
+
+    Strengths above one, of gain bounds between 0.95 and 1, take what is left between 0.98 and 1.
+    """
     # tanh(m / 2) = 2 sigma(m) - 1; rsub(t, b, alpha=-c) is c t + b in one pass.
-    amplitude = SIGMOID_AMPLITUDE * strength
+    if strength <= 1:
+        amplitude = SIGMOID_AMPLITUDE * strength
+    else:
+        left = (LARGEST_STRENGTH - strength) / (LARGEST_STRENGTH - 1)
+        amplitude = 1 - (1 - SIGMOID_AMPLITUDE) * left
     scale = torch.rsub(torch.sigmoid(scores), 1 - amplitude, alpha=-2 * amplitude)
     return scale, scale.log()
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnflow_plugin.constants import in_plain_eager, may_use_own_gradient
+from attnflow_plugin.constants import in_plain_eager
 from attnflow_plugin.errors import SingularAttentionError
 from attnflow_plugin.linalg.elimination import eliminate, identity_like
 
@@ -59,7 +59,7 @@ class AttentionMatrix:
     def log_abs_det(self) -> Tensor:
         """Log-det of :meth:`apply` over all attended features, shape ``(B,)``. Cost O(G N^3)."""
         if self._pivots is None and self.matrix.requires_grad:
-            if may_use_own_gradient():
+            if in_plain_eager():
                 return _LogAbsDet.apply(self.matrix, self.counts, self.dominant)
             if self.coupled is None:
                 return torch.linalg.slogdet(self.matrix).logabsdet @ self.counts[:, 0]

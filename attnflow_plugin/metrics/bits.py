@@ -26,8 +26,9 @@ def dequantize(
         generator: source of the noise, for reproducible evaluation.
 
     Returns:
-        Floating-point tensor of the same shape: of the dtype of ``values`` if that is floating
-        point, else of the default dtype.
+        Floating-point tensor of the same shape: of the dtype of ``values`` if that is float32 or
+        float64, float32 for half precision, in which the cells have no room, else of the default
+        dtype.
 
     Raises:
         ShapeError: values outside of the range or not whole.
@@ -38,6 +39,7 @@ def dequantize(
     """
     positive_int("dequantize", "levels", levels)
     dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+    dtype = torch.promote_types(dtype, torch.float32)
     exact = values.to(dtype)
     if values.numel() and not bool(
         ((exact >= 0) & (exact <= levels - 1) & (exact == exact.floor())).all()

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 import normflows as nf
-import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows.containers import run_with_context
+from attnflow_plugin.normflows.temperature import require_positive, tempered
 
 __all__ = ["ConditionalMultiscaleFlow"]
 
@@ -111,10 +111,9 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         Raises:
             MissingContextError: there is no context.
             ShapeError: the context has another number of rows.
-            OptionError: the temperature is not positive.
+            OptionError: the temperature is not positive, or a base has none.
         """
-        if not temperature > 0:
-            raise OptionError(f"sample: expected a positive temperature, found {temperature}")
+        require_positive(temperature)
         if context is None:
             raise MissingContextError("sample: expected a context, found none")
         if len(context) not in (1, num_samples):
@@ -123,14 +122,11 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
                 f"{len(context)}"
             )
         embedded = _repeated(self._embedded(context, len(context)), num_samples)
-        z = []
-        log_prob = torch.zeros(())
-        for base in self.q0:
-            latent = tempered(base, base(num_samples)[0], temperature)
-            log_prob = base.log_prob(latent) + log_prob.to(latent)
-            z.append(latent)
+        with tempered(list(self.q0), temperature):
+            z = [base(num_samples)[0] for base in self.q0]
         x, log_det = self._to_data(z, embedded)
-        return x, log_prob - log_det
+        log_probs = [base.log_prob(latent) for base, latent in zip(self.q0, z, strict=True)]
+        return x, sum(log_probs) - log_det
 
     def _embedded(self, context: Tensor | None, rows: int) -> Context:
         if context is None:
@@ -153,9 +149,3 @@ def _repeated(context: Context, rows: int) -> Context:
 
 def _expanded(context: Tensor, rows: int) -> Tensor:
     return context.expand(rows, *context.shape[1:])
-
-
-def tempered(base: nn.Module, latent: Tensor, temperature: float) -> Tensor:
-    """Move draws of a Gaussian base towards its mean: their standard deviation is multiplied."""
-    mean: Tensor = base.loc  # type: ignore[assignment]
-    return mean + temperature * (latent - mean)

@@ -59,19 +59,21 @@ class GlowStep(nf.flows.Flow):
 
     def forward(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Latent to data."""
-        log_det = z.new_zeros(z.shape[0])
-        for flow in self.flows:
-            z, step = run_with_context(flow, "forward", z, context)
-            log_det = log_det + step
-        return z, log_det
+        return _run_in_turn(self.flows, "forward", z, context)
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to latent."""
-        log_det = z.new_zeros(z.shape[0])
-        for flow in reversed(self.flows):
-            z, step = run_with_context(flow, "inverse", z, context)
-            log_det = log_det + step
-        return z, log_det
+        return _run_in_turn(reversed(self.flows), "inverse", z, context)
+
+
+def _run_in_turn(
+    flows: Iterable[nn.Module], direction: str, event: Tensor, context: Context
+) -> tuple[Tensor, Tensor]:
+    log_det = event.new_zeros(event.shape[0])
+    for flow in flows:
+        event, step = run_with_context(flow, direction, event, context)
+        log_det = log_det + step
+    return event, log_det
 
 
 # Those of the host's flows that have a `context` argument.
@@ -95,6 +97,10 @@ def run_with_context(
     Most flows of the host have no such argument and raise on it. Users' own flows say that they do
     with an attribute ``takes_context = True``.
     """
+    if isinstance(flow, Chain):
+        # It would hand the context to all of its flows, also to those that raise on it.
+        in_order = flow.flows if direction == "forward" else reversed(flow.flows)
+        return _run_in_turn(in_order, direction, event, context)
     run = flow if direction == "forward" else flow.inverse
     if getattr(flow, "takes_context", isinstance(flow, _HOST_FLOWS_WITH_CONTEXT)):
         return run(event, context)  # type: ignore[operator]

@@ -1,13 +1,10 @@
 """Sampling with a temperature that leaves no trace in the model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import OptionError
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
+from attnflow_plugin.normflows.temperature import require_positive, tempered
 from attnflow_plugin.normflows.training import log_prob
 
 __all__ = ["sample"]
@@ -39,14 +36,13 @@ def sample(
     Raises:
         OptionError: the temperature is not positive, or the base has none.
     """
-    if not temperature > 0:
-        raise OptionError(f"sample: expected a positive temperature, found {temperature}")
+    require_positive(temperature)
     if isinstance(model, ConditionalMultiscaleFlow):
         return model.sample(num_samples, context, temperature)
     if context is None:
         context = _random_labels(model, num_samples)
     arguments = (num_samples,) if context is None else (num_samples, context)
-    with _tempered(model, temperature):
+    with tempered(_bases(model), temperature):
         x, _ = model.sample(*arguments)  # type: ignore[operator]
     return x, log_prob(model, x, context)
 
@@ -63,25 +59,3 @@ def _random_labels(model: nn.Module, num_samples: int) -> Tensor | None:
 def _bases(model: nn.Module) -> list[nn.Module]:
     q0 = model.q0
     return list(q0) if isinstance(q0, nn.ModuleList) else [q0]  # type: ignore[list-item]
-
-
-@contextmanager
-def _tempered(model: nn.Module, temperature: float) -> Iterator[None]:
-    if temperature == 1:
-        yield
-        return
-    bases = _bases(model)
-    for base in bases:
-        if not hasattr(base, "temperature"):
-            raise OptionError(
-                f"sample: expected a base distribution with a temperature, found "
-                f"{type(base).__name__}"
-            )
-    kept = [base.temperature for base in bases]
-    try:
-        for base in bases:
-            base.temperature = temperature  # type: ignore[assignment]
-        yield
-    finally:
-        for base, previous in zip(bases, kept, strict=True):
-            base.temperature = previous

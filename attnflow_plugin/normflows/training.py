@@ -4,7 +4,8 @@ import normflows as nf
 from torch import Tensor, nn
 
 from attnflow_plugin import training
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import MissingContextError, OptionError
+from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
 
@@ -78,12 +79,20 @@ def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tens
 
     Raises:
         OptionError: a context for a model that has no use for one.
+        MissingContextError: no labels for a model of classes.
     """
-    if isinstance(model, nf.ConditionalNormalizingFlow | nf.MultiscaleFlow | nf.ClassCondFlow):
+    name = type(model).__name__
+    if isinstance(model, nf.ConditionalNormalizingFlow | ConditionalMultiscaleFlow):
         return model.log_prob(x, context)
+    if isinstance(model, nf.ClassCondFlow) or getattr(model, "class_cond", False):
+        if context is None:
+            raise MissingContextError(f"log_prob: {name} expects labels as context, found none")
+        return model.log_prob(x, context)  # type: ignore[operator]
     if context is not None:
-        raise OptionError(f"log_prob: {type(model).__name__} takes no context, found one")
-    return model.log_prob(x)  # type: ignore[operator]
+        raise OptionError(f"log_prob: {name} takes no context, found one")
+    # A MultiscaleFlow wants the argument also without classes.
+    arguments = (x, None) if isinstance(model, nf.MultiscaleFlow) else (x,)
+    return model.log_prob(*arguments)  # type: ignore[operator]
 
 
 class NegativeLogLikelihood(training.NegativeLogLikelihood):  # noqa: D101

@@ -1,7 +1,8 @@
 """``search_attention``, for both hosts."""
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from attnflow_plugin.errors import OptionError
+from attnflow_plugin.insertion import InsertionReport
 from attnflow_plugin.insertion.factories import as_list
 from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Position
@@ -130,7 +132,8 @@ class AttentionSearch:
         trainer = Trainer(self.log_prob, inserter, training, scoring, steps, optimizer, train)
         storage = Storage(path, _fingerprint(model, trainer, fitting))
         dims = training[0].x[0].numel()
-        greedy = Greedy(model, fitting, trainer, storage, limits, progress, dims)
+        sizes = {placement: report.num_parameters for placement, report in fitting.items()}
+        greedy = Greedy(model, sizes, trainer, storage, limits, progress, dims)
         stopped = greedy.run()
         return SearchResult(
             trials=tuple(greedy.trials),
@@ -173,19 +176,29 @@ def _limits(
 
 
 def _fingerprint(
-    model: nn.Module, trainer: Trainer, placements: Iterable[Placement]
+    model: nn.Module, trainer: Trainer, fitting: Mapping[Placement, InsertionReport]
 ) -> dict[str, str]:
     """All that the scores of a trial depend on."""
     inserter = trainer.inserter
     optimizer = trainer.optimizer([nn.Parameter(torch.zeros(1))])
+    layers = chain.from_iterable(report.layers for report in fitting.values())
     return {
-        "model": digest(chain.from_iterable(model.state_dict().items())),
+        "model": digest(_identity(model)),
         "batches": digest(chain.from_iterable(trainer.batches)),
         "held_out": digest(chain.from_iterable(trainer.held_out)),
         "candidates": str({k: entry.description for k, entry in inserter.candidates.items()}),
-        "places": str(list(map(str, placements))),
+        "layers": digest(chain.from_iterable(map(_identity, layers))),
+        "places": str(list(map(str, fitting))),
         "settings": (
             f"steps={trainer.steps}, train={trainer.train}, seed={inserter.seed}, "
             f"{type(optimizer).__name__}({optimizer.defaults})"
         ),
     }
+
+
+def _identity(module: nn.Module) -> Iterator[object]:
+    """What a module computes and trains: its structure, state and trainable parameters."""
+    # Addresses of functions differ from process to process.
+    yield re.sub(r" at 0x[0-9a-f]+", "", repr(module))
+    yield from chain.from_iterable(module.state_dict().items())
+    yield from (name for name, p in module.named_parameters() if p.requires_grad)

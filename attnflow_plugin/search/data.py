@@ -58,7 +58,8 @@ def _batch(owner: str, name: str, entry: object) -> Batch:
             f"{owner}: expected {name} to hold tensors or pairs of data and context, found "
             f"({kinds})"
         )
-    batch = Batch(*(part.detach() for part in parts))
+    # A copy: loaders may fill one buffer again and again.
+    batch = Batch(*(part.detach().clone() for part in parts))
     if batch.x.ndim < 2 or not len(batch.x):
         raise ShapeError(
             f"{owner}: expected batches of data in {name}, found the shape {tuple(batch.x.shape)}"

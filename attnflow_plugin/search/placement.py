@@ -58,19 +58,20 @@ class Inserter:
     example: Batch
     seed: int
 
-    def placements(self, model: nn.Module) -> tuple[dict[Placement, int], dict[Placement, str]]:
-        """All placements that fit with their numbers of parameters, and why the others do not.
+    def placements(
+        self, model: nn.Module
+    ) -> tuple[dict[Placement, InsertionReport], dict[Placement, str]]:
+        """All placements that fit with what they insert, and why the others do not.
 
         Raises:
             InsertionError: a candidate fits nowhere, or the model has no such position.
         """
-        fitting: dict[Placement, int] = {}
+        fitting: dict[Placement, InsertionReport] = {}
         others: dict[Placement, str] = {}
         for key, label in product(self._keys(model), self.candidates):
             placement = Placement(*key, label)
             try:
-                report = self.insert(copy.deepcopy(model), [placement])
-                fitting[placement] = report.num_parameters
+                fitting[placement] = self.insert(copy.deepcopy(model), [placement])
             except InsertionError as error:
                 others[placement] = str(error)
         for label in self.candidates:

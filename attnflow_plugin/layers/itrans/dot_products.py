@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnflow_plugin.constants import may_use_own_gradient
+from attnflow_plugin.constants import in_plain_eager
 
 __all__ = ["dot_products", "vector_dot_products"]
 
@@ -45,7 +45,7 @@ def vector_dot_products(
 
 def _row_products(left: Tensor, right: Tensor) -> Tensor:
     """Products of all rows of two batches of matrices."""
-    if left.requires_grad and may_use_own_gradient():
+    if left.requires_grad and in_plain_eager():
         return _RowProducts.apply(left, right)
     return torch.bmm(left, right.mT)
 

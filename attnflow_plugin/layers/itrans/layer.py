@@ -192,9 +192,10 @@ class ITrans(InvertibleLayer):
             context: needed with ``context_channels``.
         """
         event = self._checked(x)
-        layout, x1, _ = self._halves(event)
-        attention = self._attention(x1, self._columns(x1, event, context), event, layout)
-        return attention.dense() if isinstance(attention, SlotWeights) else attention
+        with self._precision(x):
+            layout, x1, _ = self._halves(event)
+            attention = self._attention(x1, self._columns(x1, event, context), event, layout)
+            return attention.dense() if isinstance(attention, SlotWeights) else attention
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
