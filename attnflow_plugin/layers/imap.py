@@ -80,8 +80,9 @@ class IMap(InvertibleLayer):
     :math:`s \sim N(0, 1)`.
 
     **Depth**: the factors 0.98 and 2 are those of the default ``gain_bound``, b = 0.95, and in
-    proportion to it. For a stack of :math:`L \ge 3` layers take :math:`b = 2 / L`: the scales of
-    all layers together then stay between 1/68 and 68 with ``exp``, whatever is learnt.
+    proportion to it; above it 0.98 rises to no more than 1. For a stack of :math:`L \ge 3` layers
+    take :math:`b = 2 / L`: the scales of all layers together then stay between 1/68 and 68 with
+    ``exp``, whatever is learnt.
 
     **Where it cannot help**: with ``mask="spatial"``, or a single channel, all channels of a
     position are on one side of the mask, and the map of an attended position is computed from

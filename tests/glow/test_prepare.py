@@ -6,6 +6,7 @@ import normflows as nf
 import pytest
 import torch
 from nflows.transforms import ActNorm as NflowsActNorm
+from torch import nn
 
 from attnflow_plugin.errors import NonFiniteError, ShapeError
 from tests.glow.models import VARIANTS, build, context_for
@@ -161,3 +162,32 @@ def test_the_batch_stays_as_it_was():
     kept = x.clone()
     host_module("normflows").prepare(model, x)
     assert torch.equal(x, kept)
+
+
+@each_host
+def test_a_model_is_fresh_again_after_loading_the_state_of_a_fresh_one(host):
+    model, module = fresh(host), host_module(host)
+    state = copy.deepcopy(model.state_dict())
+    batch = 100 + 50 * torch.rand(64, 1, 4, 4)
+    module.prepare(model, torch.randn(64, 1, 4, 4))
+    model.load_state_dict(state)
+    module.prepare(model, batch)
+    expected = fresh(host)
+    expected.load_state_dict(state)
+    module.prepare(expected, batch)
+    assert torch.equal(module.log_prob(model, batch), module.log_prob(expected, batch))
+
+
+@each_host
+def test_a_prepared_model_does_not_run(host):
+    def net(inputs, outputs):
+        return nn.Sequential(
+            nn.Conv2d(inputs, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, outputs, 1)
+        )
+
+    model, module = fresh(host, coupling_net=net), host_module(host)
+    module.prepare(model, torch.rand(64, 1, 4, 4))
+    before, random = snapshot(model), torch.get_rng_state()
+    module.prepare(model, 5 * torch.rand(64, 1, 4, 4, generator=torch.Generator()))
+    assert_untouched(model, before)
+    assert torch.equal(torch.get_rng_state(), random)

@@ -1,7 +1,11 @@
 """Samples: their contexts, their temperature, their log-densities, and what is left behind."""
 
+from functools import partial
+
+import normflows as nf
 import pytest
 import torch
+from torch import nn
 
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from tests.glow.models import VARIANTS, build, context_for
@@ -124,3 +128,60 @@ def test_normflows_needs_a_context_for_every_sample():
         model.sample(4, torch.randn(3, 2))
     with pytest.raises(ShapeError, match="a context for each of 2 rows, found 3"):
         module.log_prob(model, torch.randn(2, 1, 4, 4), torch.randn(3, 2))
+
+
+class UniformBase(nf.distributions.BaseDistribution):
+    """A base that has no temperature."""
+
+    def forward(self, num_samples=1, context=None):
+        return torch.rand(num_samples, 4, 2, 2), torch.zeros(num_samples)
+
+    def log_prob(self, z, context=None):
+        return z.new_zeros(len(z))
+
+
+def test_every_base_of_the_host_has_its_temperature():
+    """The mean of GlowBase is not its ``loc``; one without a temperature is refused."""
+    module = host_module("normflows")
+    base = nf.distributions.GlowBase((4, 2, 2))
+    with torch.no_grad():
+        base.loc.fill_(1.0)
+        base.loc_logs.fill_(0.5)
+    model = module.ConditionalMultiscaleFlow([base], [[nf.flows.Squeeze()]], [])
+    mean = model.sample(1, torch.zeros(1, 1), temperature=1e-6)[0].mean()
+    torch.testing.assert_close(mean, torch.exp(torch.tensor(0.5 * 3.0)))
+    x, log_prob = model.sample(5, torch.zeros(1, 1), temperature=0.5)
+    torch.testing.assert_close(log_prob, model.log_prob(x, torch.zeros(5, 1)))
+
+    prior = module.ChannelAutoregressivePrior((4, 2, 2), hidden_channels=4)
+    model = module.ConditionalMultiscaleFlow([prior], [[nf.flows.Squeeze()]], [])
+    x, log_prob = model.sample(3, torch.zeros(3, 1))
+    torch.testing.assert_close(log_prob, model.log_prob(x, torch.zeros(3, 1)))
+
+    model = module.ConditionalMultiscaleFlow([UniformBase()], [[nf.flows.Squeeze()]], [])
+    assert model.sample(3, torch.zeros(3, 1))[0].shape == (3, 1, 4, 4)
+    with pytest.raises(OptionError, match="with a temperature, found UniformBase"):
+        model.sample(3, torch.zeros(3, 1), temperature=0.5)
+
+
+def test_normflows_says_when_a_context_has_no_use_or_labels_are_missing():
+    module = host_module("normflows")
+    with pytest.raises(OptionError, match="MultiscaleFlow takes no context, found one"):
+        module.log_prob(build("normflows", "plain"), torch.rand(2, 1, 4, 4), torch.rand(7, 3))
+    with pytest.raises(MissingContextError, match="MultiscaleFlow expects labels"):
+        module.log_prob(build("normflows", "classes"), torch.rand(2, 1, 4, 4))
+
+
+def test_a_chain_hands_the_context_to_the_layers_that_take_it():
+    module = host_module("normflows")
+    layers = [
+        module.AffineCoupling(4, partial(nn.Conv2d, kernel_size=1), context_channels=2),
+        nf.flows.ActNorm((4, 1, 1)),
+    ]
+    bases = [nf.distributions.DiagGaussian((4, 2, 2))]
+    model = module.ConditionalMultiscaleFlow(bases, [[module.Chain(layers)]], [])
+    x, context = torch.rand(8, 4, 2, 2), torch.rand(8, 2)
+    log_prob = model.log_prob(x, context)
+    assert not torch.allclose(log_prob, model.log_prob(x, context.flip(0)))
+    flat = module.ConditionalMultiscaleFlow(bases, [layers], [])
+    assert torch.equal(log_prob, flat.log_prob(x, context))

@@ -5,8 +5,11 @@ import pickle
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
+from attnflow_plugin import AttentionCoupling, IMap, InvertibleLayer, ITrans
 from attnflow_plugin.errors import NonFiniteError, ShapeError
+from attnflow_plugin.testing import check_layer
 from tests.registry import CASES, FLAVOURS, NETS, PAPER
 from tests.support import randomised
 
@@ -257,3 +260,43 @@ def test_large_finite_sums_are_no_error():
     layer, x = layer_and_batch("imap-image")
     largest = torch.finfo(torch.float32).max
     layer.to_latent(torch.full_like(x, largest / 8))
+
+
+def test_a_layer_without_parameters_needs_none():
+    class Flip(InvertibleLayer):
+        def _to_latent(self, x, context):
+            return x.flip(1), x.new_zeros(len(x))
+
+        _to_data = _to_latent
+
+    check_layer(Flip(3), (3, 2), volume_preserving=True)
+
+
+LAYERS = pytest.mark.parametrize("layer_class", [IMap, ITrans, AttentionCoupling])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch makes its own rules.
+@LAYERS
+def test_forward_mode_differentiation(layer_class):
+    # With more tokens than this the attention of torch has a kernel of its own.
+    layer, x = randomised(layer_class(2)), torch.randn(2, 2, 12, 12)
+    tangent = torch.randn_like(x)
+    expected = torch.func.jvp(lambda x: layer.to_latent(x)[0], (x,), (tangent,))[1]
+    with torch.no_grad(), forward_ad.dual_level():
+        z, _ = layer.to_latent(forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(z).tangent, expected)
+
+
+@LAYERS
+def test_shapes_without_data_on_the_meta_device(layer_class):
+    layer, x = layer_class(2).to("meta"), torch.empty(3, 2, 4, 4, device="meta")
+    z, log_det = layer.to_latent(x)
+    assert (z.shape, log_det.shape) == (x.shape, (3,))
+
+
+@pytest.mark.parametrize("layer_class", [IMap, ITrans])
+def test_attention_is_shown_in_full_precision_under_autocast(layer_class):
+    layer, x = randomised(layer_class(4)), torch.randn(2, 4, 4, 4)
+    expected = layer.attention(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.attention(x), expected)

@@ -58,6 +58,17 @@ def test_scales_are_bounded_on_both_sides(activation, low, high):
     torch.testing.assert_close(layer.to_data(z)[0], x, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("gain_bound", [0.5, 0.95, 0.97, 0.999])
+@pytest.mark.parametrize("activation", ["sigmoid", "exp", "softmax"])
+def test_no_gain_bound_lets_a_scale_reach_zero(activation, gain_bound):
+    layer = randomised(IMap(4, activation=activation, gain_bound=gain_bound), 1e3).double()
+    x = torch.randn(8, 4, 6, 6, dtype=torch.float64)
+    assert layer.attention(x).min() > 0
+    z, log_det = layer.to_latent(x)
+    assert log_det.isfinite().all()
+    torch.testing.assert_close(layer.to_data(z)[0], x)
+
+
 def test_softmax_scales_average_to_one():
     scale = randomised(IMap(3, activation="softmax")).attention(torch.randn(2, 3, 4, 5))
     torch.testing.assert_close(scale.mean((1, 2)), torch.ones(2))

@@ -51,3 +51,11 @@ def test_values_outside_of_the_levels(values):
 def test_bad_sizes():
     with pytest.raises(OptionError, match="bits_per_dim: expected every size"):
         bits_per_dim(torch.zeros(1), (3, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_in_half_precision_stay_in_their_cells(dtype):
+    values = torch.arange(256).repeat(100)
+    spread = dequantize(values.to(dtype))
+    assert spread.dtype == torch.float32
+    assert torch.equal((spread.double() * 256).floor().long(), values)

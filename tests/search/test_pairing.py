@@ -1,6 +1,7 @@
 """All trials see the same, and held-out data only score."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,3 +123,10 @@ def test_a_search_can_be_started_where_gradients_are_off(host):
     with torch.no_grad():
         without = planted(host).search("imap", steps=3)
     assert without.trials == planted(host).search("imap", steps=3).trials
+
+
+def test_a_loader_may_fill_the_same_buffer_again(host):
+    problem, options = planted(host), {"steps": 5}
+    buffer = torch.empty_like(problem.batches[0])
+    reused = replace(problem, batches=map(buffer.copy_, problem.batches))
+    assert reused.search(**options).trials == problem.search(**options).trials

@@ -5,8 +5,8 @@ import torch
 
 from attnflow_plugin.errors import OptionError
 from tests.insertion.test_untouched import Snapshot, random_states
-from tests.search.planted import FAST_ADAM, gaussian, planted
-from tests.support import HOSTS
+from tests.search.planted import FAST_ADAM, TURNS, gaussian, planted
+from tests.support import HOSTS, host_module
 
 pytestmark = pytest.mark.parametrize("host", HOSTS)
 OPTIONS = {"steps": 10}
@@ -139,6 +139,26 @@ def test_a_file_of_other_data_or_another_model_is_refused(host, tmp_path):
         problem.search(path=path, held_out=problem.held_out[:1], **OPTIONS)
     layer = next(m for m in problem.model.modules() if type(m).__name__ == "Rotation")
     layer.matrix.neg_()
+    with pytest.raises(OptionError, match=r"differs in: model$"):
+        problem.search(path=path, **OPTIONS)
+
+
+def test_a_file_of_other_layers_behind_the_same_name_is_refused(host, tmp_path):
+    problem, path = planted(host), tmp_path / "search.pt"
+    layers = host_module(host)
+    for _ in range(2):
+        problem.search({"x": lambda c: layers.IMap(c, flip=False)}, 50, path=path, **OPTIONS)
+    with pytest.raises(OptionError, match=r"differs in: layers$"):
+        problem.search({"x": lambda c: layers.IMap(c, flip=True)}, path=path, **OPTIONS)
+
+
+def test_a_file_of_a_model_that_trains_other_parameters_is_refused(host, tmp_path):
+    problem, path = planted(host), tmp_path / "search.pt"
+    layer = next(m for m in problem.model.modules() if type(m).__name__ == "Rotation")
+    del layer.matrix
+    layer.matrix = torch.nn.Parameter(TURNS[0].clone())
+    problem.search(budget=50, path=path, **OPTIONS)
+    problem.model.requires_grad_(False)
     with pytest.raises(OptionError, match=r"differs in: model$"):
         problem.search(path=path, **OPTIONS)
 
