@@ -17,6 +17,11 @@ AGAINST = {
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
     "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
     "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
+    "itrans-bias": ("itrans",),
+    "itrans-positions": ("itrans", "itrans-auto-patches"),
+    "itrans-positions-bias": ("itrans-positions", "itrans-bias-auto-patches"),
+    "itrans-small-gains": ("itrans",),
+    "itrans-low-rank": ("itrans", "itrans-positions"),
     "itrans-values": ("itrans",),
     "itrans-affine-values": ("itrans-affine",),
     "itrans-affine-auto-patches": (
@@ -92,7 +97,7 @@ def _start(outcome: Outcome) -> list[str]:
         str(len(outcome.scores)),
         f"{outcome.parameters:,}".replace(",", " "),
         "" if outcome.time is None else f"{outcome.time:.2f}",
-        f"{mean(values):.3f}" if len(values) == len(outcome.scores) else "",
+        _number(mean(values)) if len(values) == len(outcome.scores) else "",
     ]
 
 
@@ -102,5 +107,10 @@ def _difference(difference: Difference | None) -> str:
     if difference.not_finite:
         return f"not finite in {difference.not_finite} of {difference.seeds}"
     if math.isnan(difference.half_width):
-        return f"{difference.mean:+.3f} (one seed)"
-    return f"{difference.mean:+.3f} ± {difference.half_width:.3f}"
+        return f"{_number(difference.mean, '+')} (one seed)"
+    return f"{_number(difference.mean, '+')} ± {_number(difference.half_width)}"
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Three decimals, or where a run went astray the magnitude."""
+    return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign}.0e}"
