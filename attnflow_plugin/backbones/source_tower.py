@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.assembly import Assembly, Model
@@ -96,7 +96,8 @@ class SourceTower(nn.Module):
         log_prob: Tensor = source.new_zeros(source.shape[0])
         event = source
         for level, (steps, prior) in enumerate(zip(self.steps, self.priors, strict=True)):
-            event = F.pixel_unshuffle(event, 2)
+            # torch's pixel_unshuffle does not change the shape of an empty batch.
+            event = rearrange(event, "b c (h i) (w j) -> b (c i j) h w", i=2, j=2)
             for step, stages in enumerate(steps):  # type: ignore[arg-type, var-annotated]
                 for stage, layers in zip(STAGES, stages, strict=True):
                     event, log_det = self._through(layers, event)

@@ -111,3 +111,9 @@ def test_the_layers_work_at_another_size_than_they_were_built_for(size):
     expected = brute_force_log_det(lambda t: latents("normflows", model, t, source)[0], target)
     torch.testing.assert_close(log_det, expected, atol=1e-8, rtol=0)
     assert tower(model)(source)[SOURCE_LOG_PROB].shape == (2,)
+
+
+def test_an_empty_batch_has_an_empty_density():
+    """In nflows the container itself takes none."""
+    target, source = pairs("plain", 0)
+    assert build("normflows", "plain").log_prob(target, source).shape == (0,)
