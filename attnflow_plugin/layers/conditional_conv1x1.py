@@ -110,4 +110,4 @@ class ConditionalConv1x1(InvertibleLayer):
 
 def _columns(event: Tensor) -> Tensor:
     """Channels of all positions, ``(B, C, n)``."""
-    return event.reshape(*event.shape[:2], -1)
+    return event.unsqueeze(-1).flatten(2)
