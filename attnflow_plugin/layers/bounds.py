@@ -6,17 +6,33 @@ log-scales and the slope of shifts within :math:`\pm 2 b / 0.95`, which is 2 for
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND
 
-__all__ = ["GAIN_BOUND", "Init", "bounded_sum", "gain_bound_in", "log_scale_bound", "strength"]
+__all__ = [
+    "GAIN_BOUND",
+    "LOG_SCALE_BOUND",
+    "Init",
+    "bounded_sum",
+    "gain_bound_in",
+    "log_scale_bound",
+    "soft_bound",
+    "strength",
+]
 
 Init = Literal["identity", "paper"]
 
 #: Default of b. The condition number of an attention matrix stays below 1.95 / 0.05 = 39.
 GAIN_BOUND = 0.95
+#: Bound of log-scales for that b: scales lie in (0.135, 7.39).
+LOG_SCALE_BOUND = 2.0
+
+
+def soft_bound(value: Tensor, bound: float) -> Tensor:
+    r"""Smooth bound :math:`b \tanh(v / b)`: the identity near zero, inside (-b, b) everywhere."""
+    return bound * torch.tanh(value / bound)
 
 
 def bounded_sum(values: Tensor, bound: float, dim: int) -> Tensor:

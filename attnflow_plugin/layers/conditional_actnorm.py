@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from attnflow_plugin.initialisation import DataInitialised
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.layers.sample_parameters import sample_parameters
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import statistics
 

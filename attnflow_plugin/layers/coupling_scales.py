@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
 
 __all__ = ["LOG_SCALES", "ScaleMapName", "of_prior"]
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.bounds import soft_bound
 from attnflow_plugin.layers.conditioner import context_at, entry_parameters
 from attnflow_plugin.layers.halves import ChannelHalves
 from attnflow_plugin.layers.logistic_mixture import LogisticMixture
-from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int, positive_int
 
 __all__ = ["MixtureLogisticCoupling"]

@@ -16,23 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOG_SCALE_BOUND", "ScaleMap", "bounded_scale", "raw_scale", "soft_bound"]
+from attnflow_plugin.layers.bounds import GAIN_BOUND, LOG_SCALE_BOUND
+
+__all__ = ["ScaleMap", "bounded_scale", "raw_scale"]
 
 ScaleMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-#: Bound of the log-scale of the exponential map: scales lie in (0.135, 7.39).
-LOG_SCALE_BOUND = 2.0
 #: Amplitude of the bounded sigmoid: scales lie in (0.02, 1.98).
 SIGMOID_AMPLITUDE = 0.98
-#: That of a gain bound of one, where the default is 0.95.
-LARGEST_STRENGTH = 1 / 0.95
 #: What the supplement adds to every sigmoid.
 PAPER_FLOOR = 1e-5
-
-
-def soft_bound(value: Tensor, bound: float) -> Tensor:
-    r"""Smooth bound :math:`b \tanh(v / b)`: the identity near zero, inside (-b, b) everywhere."""
-    return bound * torch.tanh(value / bound)
 
 
 def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
@@ -44,7 +37,7 @@ def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     if strength <= 1:
         amplitude = SIGMOID_AMPLITUDE * strength
     else:
-        left = (LARGEST_STRENGTH - strength) / (LARGEST_STRENGTH - 1)
+        left = (1 / GAIN_BOUND - strength) / (1 / GAIN_BOUND - 1)
         amplitude = 1 - (1 - SIGMOID_AMPLITUDE) * left
     scale = torch.rsub(torch.sigmoid(scores), 1 - amplitude, alpha=-2 * amplitude)
     return scale, scale.log()

@@ -13,8 +13,8 @@ from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
 from attnflow_plugin.layers.attention_coupling.windows import Windows, token_windows
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.layers.tokens import patches_per_axis
 from attnflow_plugin.masks import MaskKind, make_mask
 from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from attnflow_plugin.layers.bounds import (
     GAIN_BOUND,
+    LOG_SCALE_BOUND,
     Init,
     bounded_sum,
     gain_bound_in,
     log_scale_bound,
+    soft_bound,
 )
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.linalg import identity_like
 
 __all__ = ["BoundedMixing", "HeadMode", "RawMixing", "mixing_for"]

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound
-from attnflow_plugin.layers.scales import soft_bound
+from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound, soft_bound
 from attnflow_plugin.linalg import identity_like
 from attnflow_plugin.masks import MaskKind, make_mask
 
