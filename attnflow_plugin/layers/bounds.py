@@ -1,7 +1,7 @@
-r"""How far a layer of attention may move from the identity, whatever is learnt.
+r"""How far a layer may move from the identity, whatever is learnt.
 
-One number b in (0, 1) bounds every part of a layer: sums of absolute weights stay below b, and
-log-scales and the slope of shifts within :math:`\pm 2 b / 0.95`, which is 2 for the default.
+One number b in (0, 1) bounds every part of IMap and ITrans: sums of absolute weights stay below b,
+and log-scales and the slope of shifts within :math:`\pm 2 b / 0.95`, which is 2 for the default.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ Init = Literal["identity", "paper"]
 
 #: Default of b. The condition number of an attention matrix stays below 1.95 / 0.05 = 39.
 GAIN_BOUND = 0.95
-#: Bound of log-scales for that b: scales lie in (0.135, 7.39).
+#: Bound of log-scales for that b, and of other layers: scales lie in (0.135, 7.39).
 LOG_SCALE_BOUND = 2.0
 
 

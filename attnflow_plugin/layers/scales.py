@@ -37,7 +37,7 @@ def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     if strength <= 1:
         amplitude = SIGMOID_AMPLITUDE * strength
     else:
-        left = (1 / GAIN_BOUND - strength) / (1 / GAIN_BOUND - 1)
+        left = (1 - GAIN_BOUND * strength) / (1 - GAIN_BOUND)
         amplitude = 1 - (1 - SIGMOID_AMPLITUDE) * left
     scale = torch.rsub(torch.sigmoid(scores), 1 - amplitude, alpha=-2 * amplitude)
     return scale, scale.log()

@@ -26,7 +26,6 @@ CASES = [
     (ITrans, 256, 0.5, {"gain_bound": 2 / 256}, 1e-4),
     (ITrans, 256, 10.0, {"gain_bound": 2 / 256}, 1e-3),
     (ITrans, 256, 0.5, {"gain_bound": 2 / 256, **ALL}, 1e-3),
-    (AttentionCoupling, 64, 0.05, {}, 1e-4),
     (AttentionCoupling, 64, 0.1, {"scale_bound": 2 / 64}, 1e-4),
     (AttentionCoupling, 64, 0.1, {"scale_bound": 2 / 64, "window": 2}, 1e-4),
 ]

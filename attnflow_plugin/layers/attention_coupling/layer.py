@@ -88,7 +88,7 @@ class AttentionCoupling(InvertibleLayer):
             number or one per axis; ``None`` for all. With ``flip`` the windows are shifted by half.
         mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
-        scale_bound: b; scales lie between :math:`e^{-b}` and :math:`e^b`.
+        scale_bound: b; scales lie between :math:`e^{-b}` and :math:`e^b`. The shift has no bound.
         context_channels: channels K of a context that joins the input of E, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
