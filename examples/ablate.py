@@ -5,6 +5,7 @@
     python examples/ablate.py --groups kinds controls --data digits --lengths short
     python examples/ablate.py --arms imap scales --seeds 10
     python examples/ablate.py --report                     # of what there is so far
+    python examples/ablate.py --start-from docs/ablation/ablation.json --seeds 10
 
 All arms of a seed share batches and dequantisation noise, and those that insert layers the weights
 of the Glow too, which the layers leave as it is when they start. Each run leaves a file in
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from ablation.arms import ARMS, GROUPS, QUICK
 from ablation.jobs import LENGTHS, SIZES, all_jobs
+from ablation.published import unpack
 from ablation.report import write_page, write_report
 from ablation.running import run_all
 from ablation.timing import step_times
@@ -29,6 +31,8 @@ ROUNDS = 15
 def main() -> None:
     options = parse_options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # As Ctrl-C.
+    if options.start_from:
+        unpack(options.start_from, options.out)
     if not options.report:
         jobs = all_jobs(options.arms, options.data, options.lengths, options.seeds)
         run_all(jobs, options.out, options.workers)
@@ -50,6 +54,7 @@ def parse_options() -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="number of seeds")
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
     add("--out", type=Path, default=Path("outputs/ablation"))
+    add("--start-from", type=Path, metavar="FILE", help="published runs, not to be made again")
     add("--page", type=Path, help="page of the documentation to put the report into")
     add("--report", action="store_true", help="run nothing, report what there is")
     add("--quick", action="store_true", help="few arms, two seeds, short runs")

@@ -64,9 +64,12 @@ def all_jobs(
 def is_current(result: Mapping[str, Any]) -> bool:
     """Whether neither the arm nor the number of steps has been redefined since."""
     config = result["config"]
-    if config["arm"] not in ARMS:
-        return False
-    return Job(*(config[name] for name in ("arm", "seed", "data", "length"))).config == config
+    return config["arm"] in ARMS and job_of(config).config == config
+
+
+def job_of(config: Mapping[str, Any]) -> Job:
+    """The job that a run did."""
+    return Job(*(config[name] for name in ("arm", "seed", "data", "length")))
 
 
 def write_json(value: object, path: Path) -> None:

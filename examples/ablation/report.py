@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ablation.forest import draw
-from ablation.jobs import LENGTHS, SIZES, write_json
+from ablation.jobs import LENGTHS, SIZES
 from ablation.outcomes import Result, final, lowest, outcomes, read_results
+from ablation.published import publish
 from ablation.tables import group_tables
+from ablation.timing import read_times
 
 START, END = "<!-- results -->", "<!-- end of results -->"
 RAW = "ablation.json"
@@ -41,7 +43,7 @@ def write_page(folder: Path, page: Path) -> None:
 def _write(folder: Path, out: Path, link: str = "") -> str:
     out.mkdir(parents=True, exist_ok=True)
     results = read_results(folder)
-    times = {data: _times(folder, data) for data in SIZES}
+    times = {data: read_times(folder, data) for data in SIZES}
     parts = []
     for length, data, (where, score) in product(LENGTHS, SIZES, SCORES.items()):
         chosen = [result for result in results if _is_from(result, data, length)]
@@ -52,25 +54,13 @@ def _write(folder: Path, out: Path, link: str = "") -> str:
             draw(found, title, out / picture)
             parts += [f"## {title}", f"![{title}]({link}{picture})", group_tables(found)]
     parts.append(f"{_made_with(results)} The numbers of all runs: [{RAW}]({link}{RAW}).")
-    write_json({"runs": [_compact(result) for result in results], "times": times}, out / RAW)
+    publish(results, times, out / RAW)
     return "\n\n".join(parts) + "\n"
 
 
 def _is_from(result: Result, data: str, length: str) -> bool:
     config = result["config"]
     return (config["data"], config["length"]) == (data, length)
-
-
-def _times(folder: Path, data: str) -> dict[str, float]:
-    path = folder / f"timing-{data}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _compact(result: Result) -> dict[str, Any]:
-    """Without what is the same in all runs of an arm or of a machine."""
-    names = ("arm", "seed", "data", "length", "steps")
-    outcome = ("final", "curve", "skipped", "parameters", "seconds")
-    return {n: result["config"][n] for n in names} | {n: result[n] for n in outcome}
 
 
 def _made_with(results: Iterable[Result]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -21,13 +21,27 @@ def step_times(arms: Sequence[str], data: str, folder: Path, rounds: int) -> dic
     All arms take turns in this process, on one thread, and CPU time is counted: a busy machine is
     as busy for each.
     """
-    path = folder / f"timing-{data}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_times(folder, data)
     missing = [arm for arm in arms if arm not in found and ARMS[arm].fits(SIZES[data])]
     if missing:
         found |= _measure(list(dict.fromkeys([PLAIN, *missing])), data, rounds)
-        write_json(found, path)
+        write_times(found, folder, data)
     return found
+
+
+def read_times(folder: Path, data: str) -> dict[str, float]:
+    """What was measured so far."""
+    path = _path(folder, data)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_times(times: Mapping[str, float], folder: Path, data: str) -> None:
+    """Keep what was measured."""
+    write_json(times, _path(folder, data))
+
+
+def _path(folder: Path, data: str) -> Path:
+    return folder / f"timing-{data}.json"
 
 
 def _measure(arms: Sequence[str], data: str, rounds: int) -> dict[str, float]:

@@ -6,7 +6,8 @@ import sys
 import ablate
 import pytest
 from ablation.arms import ARMS, Arm
-from ablation.jobs import write_json
+from ablation.jobs import Job, write_json
+from ablation.published import unpack
 from ablation.report import END, START, write_page, write_report
 
 from tests.ablation.support import write_result
@@ -84,6 +85,37 @@ def test_files(folder):
     assert raw["times"]["digits"]["imap"] == 1.1
     assert (folder / "digits-short.png").read_bytes().startswith(b"\x89PNG")
     assert "torch 2.9, every run on one of 3 abacus cores" in (folder / "report.md").read_text()
+
+
+def test_published_results_need_not_be_made_again(folder, tmp_path):
+    expected = write_report(folder)
+    other = tmp_path / "other"
+    own = write_result(other, "imap", 0, 1.0, parameters=150)
+    write_json({"imap": 1.2}, other / "timing-digits.json")
+    unpack(folder / "ablation.json", other)
+    assert json.loads(own.path(other).read_text())["final"] == 1.0
+    assert rows(write_report(other), "imap")[0][3] == "1.20"
+
+    for name in ("runs/digits-short-imap-0.json", "timing-digits.json"):
+        (other / name).unlink()
+    unpack(folder / "ablation.json", other)
+    assert write_report(other) == expected
+    for path in (folder / "runs").iterdir():
+        assert json.loads((other / "runs" / path.name).read_text()) == json.loads(path.read_text())
+
+
+def test_published_results_of_another_definition_are_made_again(folder, tmp_path, monkeypatch):
+    write_report(folder)
+    monkeypatch.setitem(ARMS, "imap", Arm({"imap": {"activation": "sigmoid"}}))
+    unpack(folder / "ablation.json", tmp_path / "other")
+    assert not Job("imap", 0, "digits", "short").is_done(tmp_path / "other")
+    assert Job("plain", 0, "digits", "short").is_done(tmp_path / "other")
+
+
+def test_only_a_file_of_a_report_can_be_unpacked(tmp_path):
+    write_json({"runs": []}, tmp_path / "other.json")
+    with pytest.raises(ValueError, match="found none of"):
+        unpack(tmp_path / "other.json", tmp_path)
 
 
 def test_a_page_gets_the_report_between_its_marks(folder, tmp_path):
