@@ -60,17 +60,29 @@ def models(host):
     return module, found
 
 
-def training_step(module, model):
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
-    x = torch.rand(BATCH, *SHAPE, device=DEVICE)
+class TrainingStep:
+    """A step in three parts, which follow each other."""
 
-    def step():
-        loss = -module.log_prob(model, x).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    PARTS = ("forward", "backward", "optimizer")
 
-    return step
+    def __init__(self, module, model):
+        self._module, self._model = module, model
+        self._adam = torch.optim.Adam(model.parameters(), lr=1e-6)
+        self._x = torch.rand(BATCH, *SHAPE, device=DEVICE)
+
+    def forward(self):
+        self._loss = -self._module.log_prob(self._model, self._x).mean()
+
+    def backward(self):
+        self._adam.zero_grad()
+        self._loss.backward()
+
+    def optimizer(self):
+        self._adam.step()
+
+    def __call__(self):
+        for part in self.PARTS:
+            getattr(self, part)()
 
 
 def density(module, model):
@@ -96,7 +108,7 @@ def test_model(measured, host):
                 {arm: task(module, model) for arm, model in found.items()}, rounds=9, warm_up=1
             )
             for name, task in {
-                "training step": training_step,
+                "training step": TrainingStep,
                 "density": density,
                 "sampling": sampling,
             }.items()

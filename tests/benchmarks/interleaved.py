@@ -1,7 +1,7 @@
 """Ratios of running times that hold on a noisy machine: the candidates take turns."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,16 +23,16 @@ class Spread(NamedTuple):
 class Turns(NamedTuple):
     """Seconds of each task in each round."""
 
-    seconds: dict[str, np.ndarray]
+    seconds: dict[Hashable, np.ndarray]
 
-    def median(self, name: str) -> float:
+    def median(self, name: Hashable) -> float:
         return float(np.median(self.seconds[name]))
 
-    def ratio(self, name: str, reference: str) -> Spread:
+    def ratio(self, name: Hashable, reference: Hashable) -> Spread:
         """Of neighbours in time: what slows down a round slows down both."""
         return spread(self.seconds[name] / self.seconds[reference])
 
-    def added(self, name: str, reference: str) -> Spread:
+    def added(self, name: Hashable, reference: Hashable) -> Spread:
         """Seconds that a task takes longer than the reference."""
         return spread(self.seconds[name] - self.seconds[reference])
 
@@ -42,9 +42,9 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(float(median), float(low), float(high))
 
 
-def take_turns(tasks: dict[str, Task], rounds: int = 15, warm_up: int = 2) -> Turns:
+def take_turns(tasks: Mapping[Hashable, Task], rounds: int = 15, warm_up: int = 2) -> Turns:
     """Time the tasks; every round runs each of them once."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    seconds: dict[Hashable, list[float]] = {name: [] for name in tasks}
     for turn in range(warm_up + rounds):
         for name, task in tasks.items():
             taken = _seconds(task)

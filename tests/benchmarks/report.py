@@ -17,6 +17,7 @@ START, END = "<!-- results -->", "<!-- end of results -->"
 NUMBERS = "benchmarks.json"
 SECTIONS = {
     "bench_glow": "Whole models",
+    "bench_parts": "Where the time goes",
     "bench_compiled": "Compiled",
     "bench_layers": "Single layers",
     "bench_tokens": "Many tokens",
