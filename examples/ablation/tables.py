@@ -12,8 +12,14 @@ from ablation.outcomes import Outcome
 AGAINST = {
     "coupling": ("conv",),
     "coupling-imap": ("coupling",),
-    "imap": ("scales", "imap-sigmoid", "imap-softmax", "imap-one-mask", "imap-at-1"),
-    "itrans": ("scales",),
+    "imap": (
+        *("scales", "imap-sigmoid", "imap-softmax", "imap-channel-exp", "imap-one-mask"),
+        *("imap-spatial-mask", "imap-channel-mask", "imap-random-mask", "imap-at-1"),
+    ),
+    "itrans": (
+        *("scales", "itrans-one-mask", "itrans-spatial-mask", "itrans-channel-mask"),
+        *("itrans-random-mask", "itrans-5-heads-sum", "itrans-5-heads-concat"),
+    ),
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
     "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
     "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
