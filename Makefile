@@ -24,7 +24,7 @@ $(DOCS_READY): $(READY)
 demo: $(READY)  ## Train Glows with and without attention on digits (3 minutes).
 	$(BIN)/python examples/digits.py $(ARGS)
 
-ablation: $(READY)  ## Compare all attentions and controls (a day or more; ARGS=--quick: minutes).
+ablation: $(READY)  ## Compare all attentions and controls (a day and a half; ARGS=--quick: minutes).
 	$(BIN)/python examples/ablate.py $(ARGS)
 
 test: $(READY) lint  ## Lint, types, all tests, the notebooks.

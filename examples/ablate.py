@@ -1,7 +1,7 @@
 """What does which attention do? Every variant in the same Glow, against controls, in pairs.
 
     python examples/ablate.py --quick                      # a few arms, a few steps
-    python examples/ablate.py                              # all of it: a day or more
+    python examples/ablate.py                              # all of it: a day and a half
     python examples/ablate.py --groups kinds controls --data digits --lengths short
     python examples/ablate.py --arms imap scales --seeds 10
     python examples/ablate.py --report                     # of what there is so far
