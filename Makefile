@@ -21,7 +21,7 @@ $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
 	touch $@
 
-demo: $(READY)  ## Train Glows with and without attention on digits (3 minutes).
+demo: $(READY)  ## Train Glows with and without attention on digits (2 to 4 minutes).
 	$(BIN)/python examples/digits.py $(ARGS)
 
 ablation: $(READY)  ## Compare all attentions and controls (a day and a half; ARGS=--quick: minutes).
