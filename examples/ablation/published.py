@@ -30,7 +30,7 @@ def publish(results: Sequence[Result], times: Times, path: Path) -> None:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Put published results into a folder, where they are done; what is there stays."""
+    """Put published results into a folder, where they are done; what was done there stays."""
     found = json.loads(path.read_text())
     if missing := sorted(PARTS - found.keys()):
         raise ValueError(f"{path}: expected a file that a report wrote, found none of {missing}")
@@ -39,7 +39,7 @@ def unpack(path: Path, folder: Path) -> None:
         config = {name: run.pop(name) for name in ("arm", "seed", "data", "length", "steps")}
         config["definition"] = found["arms"][job.arm]
         environment = found["environments"][run.pop("environment")]
-        if not job.path(folder).exists():
+        if not job.is_done(folder):
             write_json({"config": config, **run, **environment}, job.path(folder))
     for data, times in found["times"].items():
         write_times(times | read_times(folder, data), folder, data)

@@ -106,10 +106,17 @@ def test_published_results_need_not_be_made_again(folder, tmp_path):
 
 def test_published_results_of_another_definition_are_made_again(folder, tmp_path, monkeypatch):
     write_report(folder)
-    monkeypatch.setitem(ARMS, "imap", Arm({"imap": {"activation": "sigmoid"}}))
-    unpack(folder / "ablation.json", tmp_path / "other")
-    assert not Job("imap", 0, "digits", "short").is_done(tmp_path / "other")
-    assert Job("plain", 0, "digits", "short").is_done(tmp_path / "other")
+    other, redefined = tmp_path / "other", Job("imap", 0, "digits", "short")
+    with monkeypatch.context() as changed:
+        changed.setitem(ARMS, "imap", Arm({"imap": {"activation": "sigmoid"}}))
+        unpack(folder / "ablation.json", other)
+        assert not redefined.is_done(other)
+        assert Job("plain", 0, "digits", "short").is_done(other)
+        write_result(other, "imap", 0, 1.0)
+
+    # What is in the folder stays only where it counts.
+    unpack(folder / "ablation.json", other)
+    assert json.loads(redefined.path(other).read_text())["final"] == 2.7
 
 
 def test_only_a_file_of_a_report_can_be_unpacked(tmp_path):
