@@ -1,6 +1,7 @@
 """The report: tables, pictures and all numbers, in a folder or in a page of the documentation."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -64,14 +65,14 @@ def _is_from(result: Result, data: str, length: str) -> bool:
 
 
 def _made_with(results: Iterable[Result]) -> str:
-    kinds = {json.dumps([result["versions"], result["hardware"]]) for result in results}
-    machines = "; ".join(_machine(*json.loads(kind)) for kind in sorted(kinds))
-    return f"Made with {machines}."
+    kinds = Counter(json.dumps([result["versions"], result["hardware"]]) for result in results)
+    machines = (_machine(number, *json.loads(kind)) for kind, number in sorted(kinds.items()))
+    return f"Made with {'; '.join(machines)}."
 
 
-def _machine(versions: dict[str, str], hardware: dict[str, Any]) -> str:
+def _machine(runs: int, versions: dict[str, str], hardware: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
-        f"{packages}, every run on one of {hardware['cores']} {hardware['machine']} cores with "
-        f"{hardware['instructions']}"
+        f"{packages}, {runs} runs, each on one of {hardware['cores']} cores "
+        f"({hardware['processor']}, {hardware['machine']}, {hardware['instructions']})"
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cpuinfo import get_cpu_info
 from tqdm import tqdm
 from training.evaluation import NOT_FINITE
 from training.loop import NotFiniteError
@@ -90,6 +91,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "hardware": {
             "machine": platform.machine(),
+            "processor": get_cpu_info()["brand_raw"],
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
         },

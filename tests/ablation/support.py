@@ -5,7 +5,7 @@ from ablation import jobs
 from ablation.jobs import Job, write_json
 
 VERSIONS = {"python": "3.11", "torch": "2.9"}
-HARDWARE = {"machine": "abacus", "instructions": "beads", "cores": 3}
+HARDWARE = {"processor": "a clerk", "machine": "abacus", "instructions": "beads", "cores": 3}
 
 
 def write_result(
