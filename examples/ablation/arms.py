@@ -115,7 +115,8 @@ def attention_net(inputs: int, outputs: int) -> nn.Module:
 def _position() -> dict[str, Arm]:
     chosen = [(1,), (2,), (3,), (1, 4), (2, 4), (3, 4), (1, 2, 3, 4)]
     others = {f"imap-at-{'-'.join(map(str, at))}": Arm({"imap": IMAP}, at) for at in chosen}
-    return {"imap": Arm({"imap": IMAP}), **others}
+    itrans = {"itrans": Arm({"itrans": ITRANS}), "itrans-at-1": Arm({"itrans": ITRANS}, (1,))}
+    return {"imap": Arm({"imap": IMAP}), **others, **itrans}
 
 
 def _heads() -> dict[str, Arm]:

@@ -15,10 +15,11 @@ AGAINST = {
     "imap": (
         *("scales", "imap-sigmoid", "imap-softmax", "imap-channel-exp", "imap-one-mask"),
         *("imap-spatial-mask", "imap-channel-mask", "imap-random-mask", "imap-at-1"),
+        "imap-at-1-4",
     ),
     "itrans": (
         *("scales", "itrans-one-mask", "itrans-spatial-mask", "itrans-channel-mask"),
-        *("itrans-random-mask", "itrans-5-heads-sum", "itrans-5-heads-concat"),
+        *("itrans-random-mask", "itrans-5-heads-sum", "itrans-5-heads-concat", "itrans-at-1"),
     ),
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
     "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
