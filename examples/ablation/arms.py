@@ -115,8 +115,14 @@ def attention_net(inputs: int, outputs: int) -> nn.Module:
 def _position() -> dict[str, Arm]:
     chosen = [(1,), (2,), (3,), (1, 4), (2, 4), (3, 4), (1, 2, 3, 4)]
     others = {f"imap-at-{'-'.join(map(str, at))}": Arm({"imap": IMAP}, at) for at in chosen}
-    itrans = {"itrans": Arm({"itrans": ITRANS}), "itrans-at-1": Arm({"itrans": ITRANS}, (1,))}
-    return {"imap": Arm({"imap": IMAP}), **others, **itrans}
+    kinds = {
+        "itrans": {"itrans": ITRANS},
+        "itrans-affine-auto-patches": {"itrans": {"patches": "auto", "affine": True}},
+        "coupling": {"coupling": {}},
+    }
+    early = {f"{name}-at-1": Arm(layers, (1,)) for name, layers in kinds.items()}
+    usual = {name: Arm(layers) for name, layers in kinds.items()}
+    return {"imap": Arm({"imap": IMAP}), **others, **usual, **early}
 
 
 def _heads() -> dict[str, Arm]:

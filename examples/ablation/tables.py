@@ -10,7 +10,7 @@ from ablation.outcomes import Outcome
 
 # What arms are compared with, beside the plain model and deeper ones.
 AGAINST = {
-    "coupling": ("conv",),
+    "coupling": ("conv", "coupling-at-1"),
     "coupling-imap": ("coupling",),
     "imap": (
         *("scales", "imap-sigmoid", "imap-softmax", "imap-channel-exp", "imap-one-mask"),
@@ -33,7 +33,7 @@ AGAINST = {
     "itrans-affine-values": ("itrans-affine",),
     "itrans-affine-auto-patches": (
         *("itrans-affine", "itrans-auto-patches", "static-affine", "pointwise", "conv-narrow"),
-        *("conv", "coupling", "depth-8"),
+        *("conv", "coupling", "depth-8", "itrans-affine-auto-patches-at-1"),
     ),
     "static": ("scales",),
     "static-affine": ("pointwise", "conv-narrow"),
