@@ -227,12 +227,12 @@ def _controls() -> dict[str, Arm]:
 GROUPS: dict[str, dict[str, Arm]] = {
     "kinds": _kinds(),
     "controls": _controls(),
-    "position": _position(),
     "heads": _heads(),
     "masks": _masks(),
     "maps": _maps(),
     "patches": _patches(),
     "stronger": _stronger(),
+    "position": _position(),
     "init": _init(),
 }
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}

@@ -65,7 +65,9 @@ def _is_from(result: Result, data: str, length: str) -> bool:
 
 
 def _made_with(results: Iterable[Result]) -> str:
-    kinds = Counter(json.dumps([result["versions"], result["hardware"]]) for result in results)
+    kinds = Counter(
+        json.dumps([result["versions"], result["hardware"]], sort_keys=True) for result in results
+    )
     machines = (_machine(number, *json.loads(kind)) for kind, number in sorted(kinds.items()))
     return f"Made with {'; '.join(machines)}."
 
