@@ -1,7 +1,7 @@
 """The arms: what is put into a plain Glow, or done to it, in groups that are compared."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
@@ -115,13 +115,9 @@ def attention_net(inputs: int, outputs: int) -> nn.Module:
 def _position() -> dict[str, Arm]:
     chosen = [(1,), (2,), (3,), (1, 4), (2, 4), (3, 4), (1, 2, 3, 4)]
     others = {f"imap-at-{'-'.join(map(str, at))}": Arm({"imap": IMAP}, at) for at in chosen}
-    kinds = {
-        "itrans": {"itrans": ITRANS},
-        "itrans-affine-auto-patches": {"itrans": {"patches": "auto", "affine": True}},
-        "coupling": {"coupling": {}},
-    }
-    early = {f"{name}-at-1": Arm(layers, (1,)) for name, layers in kinds.items()}
-    usual = {name: Arm(layers) for name, layers in kinds.items()}
+    known = _kinds() | _stronger()
+    usual = {name: known[name] for name in ("itrans", "itrans-affine-auto-patches", "coupling")}
+    early = {f"{name}-at-1": replace(arm, at=(1,)) for name, arm in usual.items()}
     return {"imap": Arm({"imap": IMAP}), **others, **usual, **early}
 
 

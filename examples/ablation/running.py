@@ -91,7 +91,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "hardware": {
             "machine": platform.machine(),
-            "processor": get_cpu_info()["brand_raw"],
+            "processor": get_cpu_info().get("brand_raw", "an unknown processor"),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
         },

@@ -8,19 +8,18 @@ from ablation.arms import GROUPS, PLAIN
 from ablation.differences import Difference, paired_difference
 from ablation.outcomes import Outcome
 
+
+def _variants(kind: str, *groups: str) -> list[str]:
+    return [arm for group in groups for arm in GROUPS[group] if arm.startswith(f"{kind}-")]
+
+
 # What arms are compared with, beside the plain model and deeper ones.
 AGAINST = {
     "coupling": ("conv", "coupling-at-1"),
     "coupling-imap": ("coupling",),
-    "imap": (
-        *("scales", "imap-sigmoid", "imap-softmax", "imap-channel-exp", "imap-one-mask"),
-        *("imap-spatial-mask", "imap-channel-mask", "imap-random-mask", "imap-at-1"),
-        "imap-at-1-4",
-    ),
-    "itrans": (
-        *("scales", "itrans-one-mask", "itrans-spatial-mask", "itrans-channel-mask"),
-        *("itrans-random-mask", "itrans-5-heads-sum", "itrans-5-heads-concat", "itrans-at-1"),
-    ),
+    "imap": ("scales", *_variants("imap", "maps", "masks", "position")),
+    "itrans": ("scales", *_variants("itrans", "masks", "heads"), "itrans-at-1"),
+    "itrans-4-patches": ("itrans", "itrans-auto-patches"),
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
     "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
     "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
