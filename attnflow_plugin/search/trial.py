@@ -1,8 +1,10 @@
 """One trial: a copy of the model with some placements is trained for some steps and scored."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -72,19 +74,24 @@ class Trainer:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
             return True
-        device = parameters[0].device
         optimizer = self.optimizer(parameters)
         model.train()
         for step in range(self.steps):
-            x, context = self.batches[step % len(self.batches)].to(device)
-            with torch.enable_grad():
-                loss = -self.log_prob(model, x, context).mean()
-                if not bool(loss.isfinite()):
-                    return False
-                optimizer.zero_grad()
-                loss.backward()
-            optimizer.step()
+            batch = self.batches[step % len(self.batches)]
+            # A closure, since some optimizers evaluate the loss several times in a step.
+            loss = optimizer.step(partial(self._backward, model, optimizer, batch))
+            if not math.isfinite(loss):
+                return False
         return True
+
+    def _backward(self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+        """The loss of a batch, which leaves its gradients in the parameters."""
+        x, context = batch.to(device_of(model, batch))
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = -self.log_prob(model, x, context).mean()
+            loss.backward()
+        return float(loss.detach())
 
     @torch.no_grad()
     def _score(self, model: nn.Module) -> Tensor:

@@ -74,6 +74,12 @@ def test_only_new_layers_are_trained_if_asked(host):
     assert result.chosen[0].placement.neighbour == NEEDED[host]
 
 
+def test_an_optimizer_that_evaluates_the_loss_several_times_in_a_step(host):
+    problem = planted(host)
+    result = problem.search("imap", optimizer=torch.optim.LBFGS, steps=2, max_layers=1)
+    assert result.chosen[0].placement.neighbour == NEEDED[host]
+
+
 def test_limits(host):
     problem = conditional(host)
     candidates = {"blind": "imap", "seeing": ("imap", {"context_channels": 1})}
