@@ -15,11 +15,12 @@ def _variants(kind: str, *groups: str) -> list[str]:
 
 # What arms are compared with, beside the plain model and deeper ones.
 AGAINST = {
-    "coupling": ("conv", "coupling-at-1"),
+    "coupling": ("conv", "coupling-3x3", "coupling-at-1"),
     "coupling-imap": ("coupling",),
     "imap": ("scales", *_variants("imap", "maps", "masks", "position")),
     "itrans": ("scales", *_variants("itrans", "masks", "heads"), "itrans-at-1"),
     "itrans-4-patches": ("itrans", "itrans-auto-patches"),
+    "itrans-8-patches": ("itrans", "itrans-auto-patches"),
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
     "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
     "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
@@ -38,6 +39,7 @@ AGAINST = {
     "static-affine": ("pointwise", "conv-narrow"),
     "itrans-together": ("itrans-affine", "coupling"),
     "itrans-together-auto-patches": ("itrans-affine-auto-patches", "conv", "coupling", "depth-12"),
+    "imap-itrans": ("itrans", "imap"),
     "imap-itrans-together": ("itrans-together",),
 }
 _HEAD = [
