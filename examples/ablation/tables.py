@@ -20,7 +20,7 @@ AGAINST = {
     "imap": ("scales", *_variants("imap", "maps", "masks", "position")),
     "itrans": ("scales", *_variants("itrans", "masks", "heads"), "itrans-at-1"),
     "itrans-4-patches": ("itrans", "itrans-auto-patches"),
-    "itrans-8-patches": ("itrans", "itrans-auto-patches"),
+    "itrans-8-patches": ("itrans", "itrans-auto-patches", "itrans-positions"),
     "itrans-auto-patches": ("itrans", "scales", "static", "depth-8"),
     "itrans-bias-auto-patches": ("itrans-auto-patches", "static"),
     "itrans-affine": ("itrans", "pointwise", "conv-narrow"),
