@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.optim import Optimizer
+
+from attnflow_plugin.insertion.optimizers import extend
 
 __all__ = ["InsertedLayer", "InsertionReport"]
 
@@ -51,11 +54,35 @@ class InsertionReport:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The new parameters, for ``optimizer.add_param_group({"params": report.parameters()})``.
+        """The new parameters, for an optimizer of their own.
 
-        An optimizer made before the insertion does not know them.
+        One made before the insertion does not know them; :meth:`add_to` puts them into it.
         """
         return nn.ModuleList(self.layers).parameters()
+
+    def add_to(self, optimizer: Optimizer, group: int = 0) -> None:
+        """Put the new parameters into a group of an optimizer that was made before the insertion.
+
+        They get the settings of the group. What the optimizer knows of the other parameters stays
+        as it is, and so do the groups, which schedulers count: every scheduler goes on. Parameters
+        that the optimizer has already are left where they are.
+
+        A checkpoint of the optimizer lists parameters in the order of its groups: load it into an
+        optimizer that was made before an insertion and extended after it in the same way.
+
+        Args:
+            optimizer: an optimizer of ``torch.optim``, or of a class derived from one.
+            group: number of the group in ``optimizer.param_groups``.
+
+        Raises:
+            OptionError: the group does not exist, or the optimizer cannot take these parameters, as
+                LBFGS; the optimizer is untouched.
+        """
+        named: dict[nn.Parameter, str] = {}
+        for entry in self.inserted:
+            for name, parameter in entry.layer.named_parameters(entry.name):
+                named.setdefault(parameter, name)
+        extend(optimizer, group, {name: parameter for parameter, name in named.items()})
 
     def __str__(self) -> str:
         rows = [("layer", "class", "event", "params", "where")]
