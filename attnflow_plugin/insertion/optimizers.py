@@ -11,8 +11,8 @@ from attnflow_plugin.errors import OptionError
 
 __all__ = ["extend"]
 
-# By name, since not every build of torch has the second, and others write an LBFGS as well.
-_HELD_TOGETHER = {
+# By name: not every build of torch has the second, and other libraries have an LBFGS as well.
+_UNFIT = {
     "LBFGS": "its memory is one vector over all parameters",
     "ZeroRedundancyOptimizer": "it has divided its parameters between the processes",
     "SparseAdam": "it takes sparse gradients only, and those of the new layers are dense",
@@ -43,10 +43,10 @@ def _group(optimizer: optim.Optimizer, index: int) -> dict[str, Any]:
             f"{type(optimizer).__name__}; a scheduler follows the groups of its optimizer"
         )
     for base in type(optimizer).__mro__:
-        if base.__name__ in _HELD_TOGETHER:
+        if base.__name__ in _UNFIT:
             raise OptionError(
                 f"InsertionReport.add_to: {type(optimizer).__name__} cannot take more parameters, "
-                f"since {_HELD_TOGETHER[base.__name__]}; {_INSTEAD}"
+                f"since {_UNFIT[base.__name__]}; {_INSTEAD}"
             )
     count = len(optimizer.param_groups)
     if not isinstance(index, int) or not -count <= index < count:
@@ -64,7 +64,9 @@ def _first_states(
 
     Torch's own constructor is asked, which is also where a class refuses parameters.
     """
-    make = next(base for base in type(optimizer).__mro__ if base.__module__.startswith("torch."))
+    make = next(
+        base for base in type(optimizer).__mro__ if base.__module__.startswith("torch.optim")
+    )
     if make is optim.Optimizer:
         return {}
     names = inspect.signature(make).parameters.keys() - {"params"}
