@@ -16,7 +16,7 @@ from torch import Tensor
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = ["MaskKind", "is_same_in_patches", "make_mask"]
+__all__ = ["MaskKind", "is_same_in_patches", "make_mask", "require_positions"]
 
 MaskKind = Literal["spatial-channel", "spatial", "channel", "random"]
 
@@ -69,6 +69,23 @@ def make_mask(
     shape = tuple(positive_int("make_mask", "every size", size) for size in (channels, *spatial))
     mask = _PATTERNS[kind](shape, device)
     return ~mask if flip else mask
+
+
+def require_positions(owner: str, shape: Sequence[int]) -> None:
+    """Check that an event ``(C, *S)`` is not empty, so that there is something to split.
+
+    Args:
+        owner: class name for errors.
+        shape: of the event.
+
+    Raises:
+        ShapeError: some size is zero.
+    """
+    if 0 in shape:
+        raise ShapeError(
+            f"{owner}: expected events with at least one position, found {tuple(shape)}. Check "
+            f"what crops the data in front of this layer"
+        )
 
 
 def is_same_in_patches(kind: MaskKind, shape: Sequence[int], patches: Sequence[int]) -> bool:

@@ -12,7 +12,7 @@ from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.bounds import GAIN_BOUND, Init, gain_bound_in, strength
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import ScaleMap, bounded_scale, raw_scale
-from attnflow_plugin.masks import MaskKind, make_mask
+from attnflow_plugin.masks import MaskKind, make_mask, require_positions
 from attnflow_plugin.options import non_negative_int, one_of
 
 __all__ = ["IMap"]
@@ -108,7 +108,8 @@ class IMap(InvertibleLayer):
     Raises:
         OptionError: unknown option; ``gain_bound`` with ``init="paper"``.
         MissingContextError: ``context_channels`` without a context.
-        ShapeError: see :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
+        ShapeError: no positions, and as in
+            :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
 
     Reference:
         Sukthanker, Huang, Kumar, Timofte, Van Gool, *Generative Flows with Invertible Attentions*,
@@ -194,6 +195,7 @@ class IMap(InvertibleLayer):
         return x, -(log_scale @ layout.attended_counts + passing_log_det)
 
     def _layout(self, event: Tensor) -> _Layout:
+        require_positions(type(self).__name__, event.shape[1:])
         return cached_constant(
             _build_layout,
             self.mask,

@@ -6,7 +6,7 @@ and positions inside its patch. The features are dealt to G groups; each group h
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,9 @@ from einops import rearrange
 from torch import Tensor
 
 from attnflow_plugin.constants import cached_constant, in_transform
-from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.masks import MaskKind, is_same_in_patches, make_mask
 
-__all__ = ["Patches", "TokenLayout", "patches_per_axis", "to_tokens", "token_layout"]
-
-#: Patches along each axis that is cut: one number or one per axis; None for single positions; or
-#: chosen by the size.
-Patches = int | Sequence[int] | None | Literal["auto"]
+__all__ = ["TokenLayout", "to_tokens", "token_layout"]
 
 # The axes of an event, cut into patches, by the number of axes that are cut.
 _EVENT = {
@@ -72,35 +67,6 @@ class TokenLayout(NamedTuple):
             return grouped.squeeze(1)
         features = grouped.transpose(1, 2).flatten(2)[..., : self.passing.shape[1]]
         return features.unflatten(2, (self.channels, -1)).mT.flatten(2)
-
-
-def patches_per_axis(owner: str, patches: Patches, shape: Sequence[int]) -> list[int]:
-    """Number of patches along each axis that is cut, checked against the event ``(C, *S)``.
-
-    With ``None`` every position is a patch. ``"auto"`` is 4 where that leaves an even edge, so that
-    the mask looks the same in all patches, and 2 elsewhere.
-
-    Raises:
-        ShapeError: the number of axes differs, or a size does not divide.
-    """
-    sizes = list(shape[1:]) or [shape[0]]
-    if patches is None:
-        return sizes
-    if patches == "auto":
-        counts = [4 if size % 8 == 0 else 2 for size in sizes]
-    else:
-        counts = [patches] * len(sizes) if isinstance(patches, int) else list(patches)
-    if len(counts) != len(sizes):
-        raise ShapeError(
-            f"{owner}: expected patches for {len(counts)} axes, found an event of shape "
-            f"{tuple(shape)} with {len(sizes)} to cut"
-        )
-    if any(size % count for size, count in zip(sizes, counts, strict=True)):
-        what = "spatial size" if len(shape) > 1 else "number of channels (of a vector)"
-        raise ShapeError(
-            f"{owner}: expected a {what} divisible by patches {tuple(counts)}, found {tuple(sizes)}"
-        )
-    return counts
 
 
 def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:

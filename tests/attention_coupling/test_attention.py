@@ -33,6 +33,13 @@ def test_weights_are_those_between_tokens(shape, options, tokens):
     assert layer.attention(torch.randn(3, *shape)).shape == (3, 2, tokens, tokens)
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"patches": 2}], ids=str)
+def test_weights_of_an_empty_batch(options):
+    tokens = 4 if "patches" in options else 16
+    weights = AttentionCoupling(3, **options).attention(torch.zeros(0, 3, 4, 4))
+    assert weights.shape == (0, 4, tokens, tokens)
+
+
 def test_weights_depend_on_the_passing_half_only():
     layer = randomised(AttentionCoupling(3))
     x = torch.randn(2, 3, 4, 4)

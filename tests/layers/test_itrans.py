@@ -234,11 +234,6 @@ def test_number_of_patches(shape, options, tokens):
     assert attention.shape[-2:] == (tokens, tokens)
 
 
-def test_what_neither_number_of_patches_divides():
-    with pytest.raises(ShapeError, match=r"divisible by patches \(4, 2\), found \(8, 7\)"):
-        ITrans(3).to_latent(torch.randn(1, 3, 8, 7))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

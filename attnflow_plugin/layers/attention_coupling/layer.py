@@ -15,8 +15,8 @@ from attnflow_plugin.layers.attention_coupling.windows import Windows, token_win
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.tokens import patches_per_axis
-from attnflow_plugin.masks import MaskKind, make_mask
+from attnflow_plugin.layers.patches import patches_per_axis
+from attnflow_plugin.masks import MaskKind, make_mask, require_positions
 from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
 
 __all__ = ["AttentionCoupling"]
@@ -96,7 +96,7 @@ class AttentionCoupling(InvertibleLayer):
         OptionError: unknown option, or a width that the heads do not divide.
         MissingContextError: ``context_channels`` without a context.
         ShapeError: a size that ``patches`` does not divide, another number of axes than in
-            ``patches``, ``window`` or ``kernel``, and as in
+            ``patches``, ``window`` or ``kernel``, no positions, and as in
             :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
 
     Reference:
@@ -224,6 +224,7 @@ class AttentionCoupling(InvertibleLayer):
         return raw.mT.reshape(event.shape[0], 2, *event.shape[1:])
 
     def _halves(self, event: Tensor) -> _Halves:
+        require_positions(type(self).__name__, event.shape[1:])
         sizes = (self.mask, event.shape[1:], self.flip, event.dtype)
         return cached_constant(_build_halves, *sizes, device=event.device)
 

@@ -54,7 +54,8 @@ class TokenAttention(nn.Module):
         unit = torch.eye(windows.places.shape[0], dtype=query.dtype, device=query.device)
         units = unit[:, windows.tokens].movedim(1, 0).unsqueeze(1)
         value = units.expand(features.shape[0], -1, self.heads, -1, -1).flatten(0, 2)
-        rows = _attend(query, key, value, bias).mT.unflatten(0, (features.shape[0], -1, self.heads))
+        shape = (features.shape[0], windows.tokens.shape[0], self.heads)
+        rows = _attend(query, key, value, bias).mT.unflatten(0, shape)
         return rows.transpose(1, 2).flatten(2, 3).index_select(2, windows.places)
 
     def _projected(self, features: Tensor, windows: Windows) -> tuple[Tensor, ...]:

@@ -19,16 +19,11 @@ from attnflow_plugin.layers.itrans.low_rank import (
 )
 from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing_for
 from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
+from attnflow_plugin.layers.patches import Patches, patches_per_axis
 from attnflow_plugin.layers.position_bias import RelativePositionBias
-from attnflow_plugin.layers.tokens import (
-    Patches,
-    TokenLayout,
-    patches_per_axis,
-    to_tokens,
-    token_layout,
-)
+from attnflow_plugin.layers.tokens import TokenLayout, to_tokens, token_layout
 from attnflow_plugin.linalg import AttentionMatrix, LowRankMatrix
-from attnflow_plugin.masks import MaskKind
+from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
 
 __all__ = ["ITrans"]
@@ -98,8 +93,10 @@ class ITrans(InvertibleLayer):
     Args:
         channels: C.
         patches: patches per spatial axis, one number or one per axis; the paper's N = 4 is 2.
-            ``None`` for single positions. ``"auto"`` is 4 where 8 divides the size and 2 elsewhere,
-            and with ``init="paper"`` always 2. A vector is cut along its channels.
+            ``None`` for single positions. ``"auto"`` finds patches that divide: 4 where 8 divides
+            the size, 2 for other even sizes, for odd ones 7, 5, 3 or else the smallest divisor, and
+            no cut along an axis with which there would be more than 256 tokens; with
+            ``init="paper"`` it is always 2. A vector is cut along its channels.
         heads: number of attention heads, H, with 2 C^2 parameters each.
         head_mode: ``"sum"`` adds the attended features of the heads, as the paper does;
             ``"concat"`` gives each head its own share of the features.
@@ -122,7 +119,7 @@ class ITrans(InvertibleLayer):
         OptionError: unknown option; ``gain_bound`` with ``init="paper"``; ``value_mixing`` with
             ``mask="random"``; ``rank`` with that, with ``"sigmoid"`` or with ``init="paper"``.
         MissingContextError: ``context_channels`` without a context.
-        ShapeError: a size that ``patches`` does not divide, and as in
+        ShapeError: a size that ``patches`` does not divide, no positions, and as in
             :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
         SingularAttentionError: with ``init="paper"``, when W has become singular.
 
@@ -291,6 +288,7 @@ class ITrans(InvertibleLayer):
 
     def _layout(self, event: Tensor) -> TokenLayout:
         shape = event.shape[1:]
+        require_positions(type(self).__name__, shape)
         patches = self._patches(shape)
         groups = self.heads if self.head_mode == "concat" else 1
         if self.mask == "random":
@@ -299,7 +297,8 @@ class ITrans(InvertibleLayer):
         return token_layout(self.mask, event, self.flip, patches, groups, self.slots is None)
 
     def _patches(self, shape: torch.Size) -> list[int]:
-        return patches_per_axis(type(self).__name__, self.patches, shape)
+        has_auto = self.init != "paper"  # There it is 2, which need not divide.
+        return patches_per_axis(type(self).__name__, self.patches, shape, has_auto=has_auto)
 
 
 def _patches_option(owner: str, patches: Patches, init: Init) -> Patches:
