@@ -2,6 +2,7 @@
 
 __all__ = [
     "AttnFlowError",
+    "DomainError",
     "InsertionError",
     "MissingContextError",
     "MissingHostError",
@@ -38,6 +39,10 @@ class SingularAttentionError(AttnFlowError, ArithmeticError):
 
 class InsertionError(AttnFlowError, ValueError):
     """Attention cannot be inserted into this model; the model was left untouched."""
+
+
+class DomainError(InsertionError):
+    """Attention would leave the domain of the events: a circle, a torus, a box."""
 
 
 class MissingHostError(AttnFlowError, ImportError):

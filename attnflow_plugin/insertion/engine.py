@@ -1,12 +1,13 @@
 """Building attention layers, trying them in a copy, and inserting them."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import AttnFlowError, InsertionError, NonFiniteError
+from attnflow_plugin.errors import AttnFlowError, InsertionError
+from attnflow_plugin.insertion.checks import require_line, require_whole_model
+from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.factories import (
     Attention,
     LayerFactory,
@@ -15,30 +16,22 @@ from attnflow_plugin.insertion.factories import (
 )
 from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
-from attnflow_plugin.insertion.probe import Probe, preserved_rng
+from attnflow_plugin.insertion.probe import Batch, Probe, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
+from attnflow_plugin.insertion.request import cannot_run, read_batch
+from attnflow_plugin.insertion.sight import is_blind
+from attnflow_plugin.insertion.transaction import Change, Insertion, commit, planned_changes
+from attnflow_plugin.insertion.trial import Trial
 
 __all__ = ["insert", "insert_at", "places_in"]
 
 
 @dataclass(frozen=True)
-class _Insertion:
-    """The layers that go before and after one layer, from data to latent."""
+class _Plan:
+    """An insertion that was tried and is about to be made."""
 
-    neighbour: Neighbour
-    layers: list[tuple[Place, nn.Module]]
-
-    def in_list_order(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The layers to the left and to the right of the neighbour where the host lists it."""
-        before, after = self._side("before"), self._side("after")
-        return (before, after) if self.neighbour.call.ascending else (after[::-1], before[::-1])
-
-    def copy(self) -> "_Insertion":
-        layers = [(place, copy.deepcopy(layer)) for place, layer in self.layers]
-        return _Insertion(self.neighbour, layers)
-
-    def _side(self, side: str) -> list[nn.Module]:
-        return [layer for place, layer in self.layers if place.side == side]
+    changes: Sequence[Change]
+    report: InsertionReport
 
 
 def insert(
@@ -49,13 +42,16 @@ def insert(
     example: Tensor,
     position: Position | Sequence[Position],
     both_masks: bool,
-    context: Tensor | None,
+    context: object,
+    check_domain: bool,
     layer_options: Mapping[str, object],
 ) -> InsertionReport:
     """Insert attention into ``model``; see ``insert_attention`` of the host modules."""
     factories = attention_factories("insert_attention", host, attention, both_masks, layer_options)
     positions = as_list(position)
-    return insert_at(host, model, lambda _: factories, example, positions, context)
+    return insert_at(
+        host, model, lambda _: factories, example, positions, context, check_domain=check_domain
+    )
 
 
 def insert_at(
@@ -64,26 +60,19 @@ def insert_at(
     layers_at: Callable[[Place], Sequence[LayerFactory]],
     example: Tensor,
     positions: Sequence[Position],
-    context: Tensor | None,
+    context: object,
+    *,
+    check_domain: bool = True,
 ) -> InsertionReport:
     """Insert into ``model`` what is chosen for each place.
 
-    Nothing but the last step touches the model, and that step cannot fail on a model whose copy
-    took the same layers.
+    Everything is built and tried before the model is touched. The last step undoes itself if it is
+    interrupted, and nothing comes after it.
     """
-    _check_example(model, example)
-    with preserved_rng(model, example):
-        probe, places = _probe(host, model, example, positions, context)
-        insertions = []
-        for neighbour, found in places.items():
-            layers = [
-                (place, _build(host, make, place)) for place in found for make in layers_at(place)
-            ]
-            if layers:
-                insertions.append(_Insertion(neighbour, layers))
-        _try_in_copy(host, probe, insertions, example, context)
-    _apply(host, model, insertions)
-    return _report(model, insertions)
+    batch = read_batch(host, model, example, context)
+    with undisturbed(model, example):
+        plan = _plan(host, model, layers_at, batch, positions, check_domain)
+    return commit(plan.changes, plan.report)
 
 
 def places_in(
@@ -91,48 +80,86 @@ def places_in(
     model: nn.Module,
     example: Tensor,
     positions: Sequence[Position],
-    context: Tensor | None,
+    context: object,
 ) -> list[Place]:
     """All places of a model that :func:`insert_at` would ask about, in their order."""
-    _check_example(model, example)
-    with preserved_rng(model, example):
-        _, places = _probe(host, model, example, positions, context)
+    batch = read_batch(host, model, example, context)
+    with undisturbed(model, example):
+        places = find_places(host, _probe(host, model, batch), positions)
     return [place for found in places.values() for place in found]
 
 
-def _probe(
+def _plan(
     host: Host,
     model: nn.Module,
-    example: Tensor,
+    layers_at: Callable[[Place], Sequence[LayerFactory]],
+    batch: Batch,
     positions: Sequence[Position],
-    context: Tensor | None,
-) -> tuple[Probe, dict[Neighbour, list[Place]]]:
-    probe = Probe(host, model)
-    _run(probe, example, context)
-    return probe, find_places(host, probe, positions)
+    check_domain: bool,
+) -> _Plan:
+    probe = _probe(host, model, batch)
+    places = find_places(host, probe, positions)
+    insertions, left_out = _build_all(host, places, layers_at)
+    require_whole_model(model, [insertion.neighbour for insertion in insertions])
+    if check_domain:
+        require_line(probe, [place for each in insertions for place, _ in each.layers])
+    needed = _names(probe.model, probe.ran)
+    trial = Trial(host, model, insertions, needed, probe.towards_latent)
+    trial.require_runs(batch)
+    if check_domain:
+        trial.require_domain(batch)
+    report = _report(insertions, trial.names(), left_out)
+    return _Plan(planned_changes(host, model, insertions), report)
 
 
-def _check_example(model: nn.Module, example: Tensor) -> None:
-    if not isinstance(model, nn.Module):
-        raise InsertionError(f"insert_attention: expected a model, found {type(model).__name__}")
-    if not isinstance(example, Tensor) or example.ndim < 2 or example.shape[0] == 0:
-        found = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise InsertionError(
-            f"insert_attention: expected example to be a batch of data, found {found}"
-        )
-    if not bool(example.isfinite().all()):
-        raise NonFiniteError("insert_attention: expected a finite example, found NaN or infinity")
-
-
-def _run(probe: Probe, example: Tensor, context: Tensor | None) -> None:
+def _probe(host: Host, model: nn.Module, batch: Batch) -> Probe:
+    """A copy of the model that has run: to latent, or to data if it runs in that direction only."""
+    probe = Probe(host, independent_copy(model))
     try:
-        probe.run(example, context)
+        probe.to_latent(batch)
+    except InsertionError:
+        raise
     except Exception as error:
-        hint = "" if context is not None else "; for a conditional model, pass context="
+        if is_out_of_memory(error):
+            raise
+        if not isinstance(error, host.one_way_errors):
+            raise cannot_run(host, model, batch, error) from error
+        try:
+            probe.to_data(batch)
+        except Exception as other:
+            raise cannot_run(host, model, batch, other) from error
+    return probe
+
+
+def _build_all(
+    host: Host,
+    places: Mapping[Neighbour, Sequence[Place]],
+    layers_at: Callable[[Place], Sequence[LayerFactory]],
+) -> tuple[list[Insertion], tuple[str, ...]]:
+    """The layers for all places, and sentences on those that could do nothing there."""
+    insertions, left_out = [], []
+    blind: dict[tuple[str, object], bool] = {}
+    for neighbour, found in places.items():
+        layers = []
+        for place, make in ((place, make) for place in found for make in layers_at(place)):
+            layer = _build(host, make, place)
+            key = (repr(layer), place.event.shape)
+            if key not in blind:
+                blind[key] = isinstance(layer, tuple(host.attentions.values())) and is_blind(
+                    layer, place.event
+                )
+            if blind[key]:
+                left_out.append(_does_nothing(layer, place))
+            else:
+                layers.append((place, layer))
+        if layers:
+            insertions.append(Insertion(neighbour, layers))
+    if left_out and not insertions:
         raise InsertionError(
-            f"insert_attention: {type(probe.model).__name__} cannot run the example of shape "
-            f"{tuple(example.shape)}: {error}{hint}"
-        ) from error
+            f"insert_attention: expected a place where attention can have an effect, found none: "
+            f"{left_out[0]}"
+        )
+    return insertions, tuple(left_out)
 
 
 def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:
@@ -141,109 +168,50 @@ def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:
     except AttnFlowError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InsertionError(
             f"insert_attention: a layer cannot be made {place}: {error}"
         ) from error
     if not isinstance(layer, host.layer_type):
+        found = type(layer).__name__
+        hint = "; does the function return what it makes?" if layer is None else ""
         raise InsertionError(
             f"insert_attention: expected a layer of {host.name} ({host.layer_type.__name__}) "
-            f"{place}, found {type(layer).__name__}"
+            f"{place}, found {found}{hint}"
         )
     return layer.to(device=place.event.device, dtype=place.event.dtype)
 
 
-def _try_in_copy(
-    host: Host,
-    probe: Probe,
-    insertions: list[_Insertion],
-    example: Tensor,
-    context: Tensor | None,
-) -> None:
-    """Insert copies of the layers into the copy of the model and run it once more."""
-    trial = [insertion.copy() for insertion in insertions]
-    inserted = [entry for insertion in trial for entry in insertion.layers]
-    for place, layer in inserted:
-        probe.watch(layer.eval(), where=str(place))
-    _apply(host, probe.model, trial)
-    needed = set(probe.ran)
-    try:
-        probe.run(example, context)
-    except InsertionError:
-        raise
-    except Exception as error:
-        raise InsertionError(
-            f"insert_attention: {type(probe.model).__name__} does not run with attention inside: "
-            f"{error}"
-        ) from error
-    for place, layer in inserted:
-        if layer not in probe.ran:
-            raise InsertionError(
-                f"insert_attention: a layer {place} would never run, because the model does not "
-                f"call what stands there"
-            )
-    for name, layer in probe.model.named_modules():
-        if layer in needed and layer not in probe.ran:
-            raise InsertionError(
-                f"insert_attention: with attention inside, {type(probe.model).__name__} would no "
-                f"longer run its {type(layer).__name__}, which is {name} then"
-            )
+def _does_nothing(layer: nn.Module, place: Place) -> str:
+    flip = " (flipped)" if getattr(layer, "flip", False) else ""
+    return (
+        f"{type(layer).__name__}{flip} {place}: all that it could see there lies on one side of "
+        f"its mask, so that it could only scale and shift by constants; choose another mask, or "
+        f"context_channels for a conditional model"
+    )
 
 
-def _apply(host: Host, model: nn.Module, insertions: list[_Insertion]) -> None:
-    """Insert the layers into the model.
-
-    Every parent is looked up before anything moves, and a list is filled from its end, so that no
-    insertion changes the keys of one that is still to come.
-    """
-    todo = [
-        (slot, slot.parent(model), insertion)
-        for insertion in insertions
-        for slot in insertion.neighbour.slots
-    ]
-    for slot, parent, insertion in sorted(todo, key=lambda entry: entry[0].rank, reverse=True):
-        left, right = insertion.in_list_order()
-        layer = parent.get_submodule(slot.key)
-        if slot.iterated:
-            _insert_in_list(parent, int(slot.key), left, right)
-            new: list[nn.Module] = [*left, *right]
-        else:
-            chain = host.chain([*left, layer, *right])
-            setattr(parent, slot.key, chain)
-            new = [chain]
-        _set_mode(new, layer)
+def _names(model: nn.Module, layers: Mapping[nn.Module, None]) -> list[str]:
+    return [name for name, module in model.named_modules() if module in layers]
 
 
-def _insert_in_list(
-    parent: nn.Module, index: int, left: list[nn.Module], right: list[nn.Module]
-) -> None:
-    assert isinstance(parent, nn.ModuleList)
-    for new in reversed(right):
-        parent.insert(index + 1, new)
-    for new in reversed(left):
-        parent.insert(index, new)
-
-
-def _set_mode(new: list[nn.Module], neighbour: nn.Module) -> None:
-    """Give new modules the mode of their neighbour, and leave alone what is inside of that."""
-    theirs = set(neighbour.modules())
-    for module in nn.ModuleList(new).modules():
-        if module not in theirs:
-            module.training = neighbour.training
-
-
-def _report(model: nn.Module, insertions: list[_Insertion]) -> InsertionReport:
-    names = {module: name for name, module in model.named_modules()}
+def _report(
+    insertions: Sequence[Insertion],
+    names: Sequence[tuple[int, str]],
+    left_out: tuple[str, ...],
+) -> InsertionReport:
+    inserted = [entry for insertion in insertions for entry in insertion.layers]
+    in_order = sorted(zip(names, inserted, strict=True), key=lambda entry: entry[0])
     entries = [
         InsertedLayer(
-            name=names[layer],
+            name=name,
             layer=layer,
             position=place.position,
             neighbour=place.neighbour.name,
             neighbour_type=place.neighbour.type.__name__,
             event_shape=tuple(place.event.shape[1:]),
         )
-        for insertion in insertions
-        for place, layer in insertion.layers
+        for (_, name), (place, layer) in in_order
     ]
-    order = list(names.values())
-    return InsertionReport(tuple(sorted(entries, key=lambda entry: order.index(entry.name))))
+    return InsertionReport(tuple(entries), left_out)

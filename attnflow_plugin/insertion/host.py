@@ -2,14 +2,18 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["Host", "Role"]
+from attnflow_plugin.insertion.domains import Domain
+
+__all__ = ["Host", "Role", "Run"]
 
 Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
+#: One way of running a model: a function of a batch and of what else the user gives with it.
+Run = Callable[..., object]
 
 # How users tend to call layers of their own; the first match counts.
 _NAMES: tuple[tuple[str, Role], ...] = (
@@ -26,17 +30,23 @@ class Host(ABC):
     Attributes:
         name: the host's name.
         layer_type: base class of all invertible layers.
+        base_type: base class of its distributions.
         attentions: the attention layers by name.
         roles: classes and their roles; the first match counts.
         iterating: classes that run every element of their module lists, in order. A layer can be
             inserted into such a list; anywhere else it is chained to its neighbour.
+        to_latent_method: the method of layers that maps data to latent.
+        one_way_errors: what layers raise that cannot run in one of the directions.
     """
 
     name: ClassVar[str]
     layer_type: ClassVar[type[nn.Module]]
+    base_type: ClassVar[type[nn.Module]]
     attentions: ClassVar[Mapping[str, type[nn.Module]]]
     roles: ClassVar[tuple[tuple[tuple[type[nn.Module], ...], Role], ...]]
     iterating: ClassVar[tuple[type[nn.Module], ...]]
+    to_latent_method: ClassVar[str]
+    one_way_errors: ClassVar[tuple[type[Exception], ...]]
 
     def known_role(self, module: nn.Module) -> Role | None:
         """The role of a class of the host, or of a user's subclass of one."""
@@ -47,14 +57,29 @@ class Host(ABC):
                 return role
         return None
 
-    def guessed_role(self, module: nn.Module) -> Role:
-        """The role of a user's own layer, by its name; what has none is the step's transform."""
+    def guessed_role(self, module: nn.Module) -> Role | None:
+        """The role of a user's own layer, by its name; ``None`` if that says nothing."""
         name = type(module).__name__.lower()
-        return next((role for pattern, role in _NAMES if re.search(pattern, name)), "coupling")
+        return next((role for pattern, role in _NAMES if re.search(pattern, name)), None)
 
     @abstractmethod
-    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
-        """Run ``model`` from data to latent, without the base distribution where possible."""
+    def to_latent(self, model: nn.Module) -> Sequence[Run]:
+        """Ways to run a model from data to latent, that of the user first."""
+
+    @abstractmethod
+    def to_data(self, model: nn.Module) -> Sequence[Run]:
+        """Ways to run a model from latent to data, for as many rows as a batch has.
+
+        They return samples, or a tuple that begins with them.
+        """
+
+    @abstractmethod
+    def there_and_back(self, model: nn.Module) -> Run | None:
+        """From a batch to latents and back, where a model has methods for that."""
+
+    @abstractmethod
+    def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
+        """What a class of the host says of events on its side of the data and of the latents."""
 
     @abstractmethod
     def chain(self, layers: list[nn.Module]) -> nn.Module:

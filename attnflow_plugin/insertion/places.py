@@ -34,11 +34,14 @@ class Slot:
         rank: its place in the order of the model's modules.
         path: the keys that lead to it from the model.
         iterated: whether it belongs to a list of which the owner runs every element.
+        ascending: whether that list is run from first to last on the way from data to latent;
+            ``None`` if the run did not show it.
     """
 
     rank: int
     path: tuple[str, ...]
     iterated: bool
+    ascending: bool | None = None
 
     @property
     def name(self) -> str:
@@ -153,7 +156,7 @@ def _matches(neighbour: Neighbour, kind: Role | type[nn.Module]) -> bool:
 
 def _neighbours(host: Host, probe: Probe) -> list[Neighbour]:
     slots: dict[nn.Module, list[Slot]] = {}
-    for slot, layer in _Walk(host).below(probe.model):
+    for slot, layer in _Walk(host, probe).below(probe.model):
         slots.setdefault(layer, []).append(slot)
     return [
         Neighbour(tuple(found), type(layer), _role(host, probe, layer), probe.calls[layer])
@@ -165,8 +168,10 @@ def _neighbours(host: Host, probe: Probe) -> list[Neighbour]:
 class _Walk:
     """Walks through the layers of a model, with the slots that hold them."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, probe: Probe) -> None:
         self._host = host
+        self._turns = {layer: turn for turn, layer in enumerate(probe.ran)}
+        self._towards_latent = probe.towards_latent
         self._seen: set[tuple[nn.Module, str]] = set()
 
     def below(
@@ -186,16 +191,32 @@ class _Walk:
         """
         is_list = isinstance(module, nn.ModuleList)
         runs_all = isinstance(module, self._host.iterating) or (runs and is_list)
+        in_order, ascending = self._order(module) if runs_all and is_list else (False, None)
         inside = inside or isinstance(module, self._host.layer_type)
         for key, child in module._modules.items():
             if child is None or (module, key) in self._seen or (inside and self._is_network(child)):
                 continue
             self._seen.add((module, key))
-            slot = Slot(len(self._seen), (*path, key), iterated=runs_all and is_list)
+            slot = Slot(len(self._seen), (*path, key), in_order, ascending)
             if isinstance(child, self._host.layer_type):
                 yield slot, child
             if self._is_open(child):
                 yield from self.below(child, slot.path, runs_all, inside)
+
+    def _order(self, layers: nn.Module) -> tuple[bool, bool | None]:
+        """Whether a list is run in an order, and whether from first to last towards the latents.
+
+        What a list holds twice tells nothing. A user's subclass may run it against the order of
+        its host, or in none.
+        """
+        held = list(layers.children()) if isinstance(layers, nn.ModuleList) else []
+        listed = list(layers._modules.values())
+        turns = [self._turns[x] for x in held if x in self._turns and listed.count(x) == 1]
+        if len(turns) < 2:
+            return True, None
+        if turns == sorted(turns):
+            return True, self._towards_latent
+        return turns == sorted(turns, reverse=True), not self._towards_latent
 
     def _is_open(self, module: nn.Module) -> bool:
         """Whether layers inside of it may be neighbours: not if it is a coupling of the host."""
@@ -211,7 +232,10 @@ def _role(host: Host, probe: Probe, layer: nn.Module) -> Role:
     known = host.known_role(layer)
     if known is not None:
         return known
-    return host.guessed_role(layer) if _does_work_of_its_own(host, probe, layer) else "container"
+    if not _does_work_of_its_own(host, probe, layer):
+        return "container"
+    # What has no telling name is the transform of a step, unless it works entry by entry.
+    return host.guessed_role(layer) or ("coupling" if probe.mixes_entries(layer) else "other")
 
 
 def _does_work_of_its_own(host: Host, probe: Probe, module: nn.Module) -> bool:

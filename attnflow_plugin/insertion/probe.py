@@ -1,132 +1,329 @@
-"""Learning the shapes inside a model by running a copy of it."""
+"""Running a copy of a model, and recording what its layers are called with."""
 
-import copy
+import functools
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeGuard
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError
-from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.insertion.domains import BaseCall, Domain, rows_of
+from attnflow_plugin.insertion.host import Host, Run
+from attnflow_plugin.insertion.sight import noisy, sees_others
 
-__all__ = ["Call", "Probe", "preserved_rng"]
+__all__ = ["Batch", "Call", "Probe", "Stamp", "is_out_of_memory", "undisturbed"]
 
-_Run = Callable[..., tuple[Tensor, Tensor]]
+_Method = Callable[..., Any]
+#: What to make of a method of a layer, by its name, before it is recorded.
+Wrap = Callable[[nn.Module, str, _Method], _Method]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An example, and what else the user's own ``log_prob`` takes with it."""
+
+    example: Tensor
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    def give(self, run: Run) -> object:
+        """Call a function with copies, since some hosts write to what they are given."""
+        args = [_cloned(value) for value in self.args]
+        kwargs = {name: _cloned(value) for name, value in self.kwargs.items()}
+        return run(self.example.clone(), *args, **kwargs)
+
+    def of(self, example: Tensor) -> "Batch":
+        """The same with other data."""
+        return Batch(example, self.args, self.kwargs)
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one layer was called with on the way from data to latent.
+    """What one layer was called with.
 
     Attributes:
-        method: ``"forward"`` or ``"inverse"``, whichever the host called.
-        before: empty tensor with the event shape, dtype and device of the input.
-        after: the same for the output.
+        method: ``"forward"`` or ``"inverse"``, whichever was called from outside of the layer.
+        towards_latent: whether the model ran from data to latent.
+        before: empty tensor with shape, dtype and device of the events on the side of the data.
+        after: the same on the side of the latents.
+        rows: up to two rows of the input.
+        batch: how many rows there were.
+        args: further arguments.
+        kwargs: further arguments by name.
     """
 
     method: str
+    towards_latent: bool
     before: Tensor
     after: Tensor
+    rows: Tensor
+    batch: int
+    args: Sequence[object]
+    kwargs: Mapping[str, object]
 
     @property
     def ascending(self) -> bool:
-        """Whether lists of layers are walked from first to last; both hosts do in ``forward``."""
-        return self.method == "forward"
+        """Whether a list is walked from first to last on the way from data to latent.
+
+        Both hosts walk their lists in this order in ``forward``.
+        """
+        return (self.method == "forward") == self.towards_latent
+
+
+class Stamp(NamedTuple):
+    """Where a layer has its side of the data or that of the latents on the way between them."""
+
+    layer: nn.Module
+    side: str
 
 
 class Probe:
     """A copy of the user's model that records what its layers are called with.
 
     The copy takes all side effects of running a model: data-dependent initialisation, running
-    statistics, caches. It runs in evaluation mode.
+    statistics, caches. It runs in evaluation mode and without gradients where that works, and else
+    as the user's model would.
 
     Attributes:
+        host: the host.
         model: the copy.
         calls: the first call of each layer that maps one tensor of events to another.
-        ran: all layers that the last run called.
+        ran: all layers that the last run called, in their order.
+        timeline: the sides of the calls, from data to latent.
+        bases: the first call of each base distribution.
+        finite: whether all events and log-densities of the last run were finite.
+        towards_latent: whether the last run went from data to latent.
     """
 
-    def __init__(self, host: Host, model: nn.Module) -> None:
-        self._host = host
-        try:
-            self.model = copy.deepcopy(model).eval()
-        except Exception as error:
-            raise InsertionError(
-                f"insert_attention: expected a model that copy.deepcopy can copy, since a copy is "
-                f"run to learn the shapes, found: {error}. Weights cached by an earlier call in "
-                f"evaluation mode are dropped by model.train()"
-            ) from error
+    def __init__(self, host: Host, model: nn.Module, wrap: Wrap | None = None) -> None:
+        self.host = host
+        self.model = model
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._inside: set[nn.Module] = set()
+        self.towards_latent = True
+        self._recording = False
+        self._methods: dict[tuple[nn.Module, str], _Method] = {}
+        self._reset()
+        for module in list(model.modules()):
+            if isinstance(module, host.layer_type):
+                self._watch(module, wrap)
+            elif hasattr(module, "log_prob") and not self._holds_layers(module):
+                self._watch_base(module)
+
+    def _reset(self) -> None:
         self.calls: dict[nn.Module, Call] = {}
-        self.ran: set[nn.Module] = set()
-        for module in self.model.modules():
-            self.watch(module)
+        self.ran: dict[nn.Module, None] = {}
+        self.bases: list[BaseCall] = []
+        self.finite = True
+        self._stamps: list[tuple[nn.Module, bool]] = []
+        self._inside.clear()
 
-    def watch(self, module: nn.Module, where: str = "") -> None:
-        """Record the calls of a layer of the copy; ``where`` marks one that is on trial."""
-        if isinstance(module, self._host.layer_type):
-            for method in ("forward", "inverse"):
-                run = getattr(module, method)
-                run = self._recorder(module, method, _on_trial(run, where) if where else run)
-                # An attribute of the instance: hosts call `inverse` directly, without any hook.
-                object.__setattr__(module, method, run)
+    def to_latent(self, batch: Batch) -> object:
+        """Run the copy from data to latent, as the user's own ``log_prob`` does."""
+        return self._run(self.host.to_latent(self.model), batch, towards_latent=True)
 
-    def run(self, example: Tensor, context: Tensor | None) -> None:
-        """Run the copy from data to latent; fill ``calls`` and ``ran``."""
-        self.ran.clear()
-        with torch.no_grad(), warnings.catch_warnings():
-            # What a host warns of it will say again when the model itself runs.
-            warnings.simplefilter("ignore")
-            # Some hosts write to the tensor they are given.
-            context = context.clone() if isinstance(context, Tensor) else context
-            self._host.run_to_latent(self.model, example.clone(), context)
+    def to_data(self, batch: Batch) -> Tensor:
+        """Run the copy from latent to data; returns as many samples as the batch has rows."""
+        found = self._run(self.host.to_data(self.model), batch, towards_latent=False)
+        samples = found[0] if isinstance(found, tuple) else found
+        assert isinstance(samples, Tensor)
+        return samples.detach()
 
-    def _recorder(self, module: nn.Module, method: str, run: _Run) -> _Run:
-        def record(*args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-            result = run(*args, **kwargs)
-            self.ran.add(module)
-            before, after = args[0] if args else next(iter(kwargs.values())), result[0]
-            if _is_event(before) and _is_event(after):
-                call = Call(method, before[:0].clone(), after[:0].clone())
-                self.calls.setdefault(module, call)
+    def there_and_back(self, batch: Batch) -> Tensor | None:
+        """The example after a run to latents and back, where the model has methods for that."""
+        run = self.host.there_and_back(self.model)
+        if run is None:
+            return None
+        found = self._run([run], batch, towards_latent=True)
+        return found if isinstance(found, Tensor) else None
+
+    @property
+    def timeline(self) -> list[Stamp]:
+        """When layers were entered and left, as sides, from data to latent."""
+        stamps = self._stamps if self.towards_latent else self._stamps[::-1]
+        return [
+            Stamp(layer, "data" if enters == self.towards_latent else "latent")
+            for layer, enters in stamps
+        ]
+
+    def domain(self, layer: nn.Module, side: str) -> Domain | None:
+        """What a layer says of events on its side of the data or of the latents."""
+        if layer not in self.calls:
+            return None
+        data, latent = self.host.domains(layer)
+        call = self.calls[layer]
+        as_usual = (call.method == self.host.to_latent_method) == call.towards_latent
+        return data if (side == "data") == as_usual else latent
+
+    def _watch(self, layer: nn.Module, wrap: Wrap | None) -> None:
+        for name in ("forward", "inverse"):
+            method = self._methods[layer, name] = getattr(layer, name)
+            recorder = self._recorder(name, wrap(layer, name, method) if wrap else method)
+            # An attribute of the instance, since hosts call `inverse` without any hook; and a bound
+            # method, since code may ask for `__self__`.
+            object.__setattr__(layer, name, MethodType(recorder, layer))
+
+    def _watch_base(self, module: nn.Module) -> None:
+        run = module.log_prob
+
+        @functools.wraps(run)
+        def record(base: nn.Module, latents: object, *args: object, **kwargs: object) -> object:
+            seen = base in {call.module for call in self.bases}
+            if self._recording and not seen and _is_event(latents):
+                self.bases.append(BaseCall(base, run, latents.detach(), args, kwargs))
+            return run(latents, *args, **kwargs)
+
+        object.__setattr__(module, "log_prob", MethodType(record, module))
+
+    def _recorder(self, name: str, run: _Method) -> _Method:
+        @functools.wraps(run)
+        def record(layer: nn.Module, *args: object, **kwargs: object) -> object:
+            # A layer that calls its own other method is called once.
+            if layer in self._inside or not self._recording:
+                return run(*args, **kwargs)
+            self._inside.add(layer)
+            self.ran.setdefault(layer)
+            self._stamps.append((layer, True))
+            try:
+                result = run(*args, **kwargs)
+            finally:
+                self._inside.discard(layer)
+            self._stamps.append((layer, False))
+            after = result[0] if isinstance(result, (tuple, list)) else result
+            self._note(layer, name, args, kwargs, after)
             return result
 
         return record
 
-
-def _on_trial(run: _Run, where: str) -> _Run:
-    def attempt(event: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        try:
-            # What fits is a matter of shapes, and an ActNorm that initialises itself on an example
-            # of one row makes NaNs.
-            return run(event.nan_to_num(0, 0, 0), *args, **kwargs)
-        except Exception as error:
-            raise InsertionError(f"insert_attention: a layer does not fit {where}: {error}") from (
-                error
+    def _note(
+        self,
+        layer: nn.Module,
+        method: str,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        after: object,
+    ) -> None:
+        before, rest = (args[0], args[1:]) if args else (next(iter(kwargs.values()), None), ())
+        if not (_is_event(before) and _is_event(after)):
+            return
+        self.finite = self.finite and bool(after.detach().isfinite().all())
+        if layer not in self.calls:
+            ends = [before.detach()[:0].clone(), after.detach()[:0].clone()]
+            data, latent = ends if self.towards_latent else ends[::-1]
+            named = {} if not args else dict(kwargs)
+            rows = before.detach()[:2].clone()
+            call = Call(
+                method, self.towards_latent, data, latent, rows, len(before), rest, named
             )
+            self.calls[layer] = call
 
-    return attempt
+    def mixes_entries(self, layer: nn.Module) -> bool:
+        """Whether a layer that ran is more than a map of every entry by itself.
+
+        Its parameters are moved for the question, since a coupling may start as the identity.
+        """
+        call = self.calls[layer]
+        first = call.rows[:1]
+        second = call.rows[1:] if len(call.rows) > 1 else 0.9 * first
+
+        def run(events: Tensor) -> Tensor:
+            rows = len(events)
+            args = [rows_of(value, call.batch, rows) for value in call.args]
+            kwargs = {name: rows_of(value, call.batch, rows) for name, value in call.kwargs.items()}
+            return self._methods[layer, call.method](events, *args, **kwargs)[0]  # type: ignore[index]
+
+        with noisy(layer):
+            try:
+                return sees_others(run, first, second)
+            except Exception:
+                return True
+
+    def _holds_layers(self, module: nn.Module) -> bool:
+        return any(isinstance(inner, self.host.layer_type) for inner in module.modules())
+
+    def _run(self, ways: Sequence[Run], batch: Batch, *, towards_latent: bool) -> object:
+        """The first way that works: quietly, with gradients, and in the modes of the user."""
+        self.towards_latent = towards_latent
+        first: Exception | None = None
+        for training, gradients in ((False, False), (False, True), (True, True)):
+            self._set_modes(training)
+            for run in ways:
+                self._reset()
+                self._recording = True
+                try:
+                    with torch.set_grad_enabled(gradients), warnings.catch_warnings():
+                        # What a host warns of it will say again when the model itself runs.
+                        warnings.simplefilter("ignore")
+                        return self._checked(batch.give(run))
+                except InsertionError:
+                    raise
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    first = first or error
+                finally:
+                    self._recording = False
+        raise first or NotImplementedError(
+            f"{type(self.model).__name__} has no method for this direction"
+        )
+
+    def _checked(self, result: object) -> object:
+        values = result[0] if isinstance(result, tuple) else result
+        if isinstance(values, Tensor):
+            self.finite = self.finite and bool(values.detach().isfinite().all())
+        return result
+
+    def _set_modes(self, as_the_user: bool) -> None:
+        self.model.eval()
+        if as_the_user:
+            for module, training in self._modes:
+                module.training = training
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says nothing about the model but that memory does not suffice."""
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "not enough memory" in str(error)
+        or "out of memory" in str(error)
+    )
 
 
 def _is_event(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim >= 2 and value.is_floating_point()
 
 
+def _cloned(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 @contextmanager
-def preserved_rng(model: nn.Module, example: Tensor) -> Iterator[None]:
-    """Put back the state of all random generators: torch's, on every device, Python's, NumPy's."""
+def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
+    """Neither disturb the surroundings nor be disturbed by them.
+
+    All random generators get their states back: torch's, on every device, Python's, NumPy's.
+    Autocast and inference mode are off inside: layers that are made in them would have another
+    dtype, or could never be trained.
+    """
     tensors = [example, *model.parameters(), *model.buffers()]
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
     numpy_random = sys.modules["numpy"].random if "numpy" in sys.modules else None
     numpy_state = numpy_random.get_state() if numpy_random else None
     python_state = random.getstate()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+            for kind in {"cpu", *(tensor.device.type for tensor in tensors)}:
+                if torch.amp.is_autocast_available(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
         random.setstate(python_state)

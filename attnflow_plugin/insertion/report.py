@@ -39,9 +39,15 @@ class InsertedLayer:
 
 @dataclass(frozen=True)
 class InsertionReport:
-    """All inserted layers, in the order of the model's modules; ``print`` shows a table."""
+    """All inserted layers, in the order of the model's modules; ``print`` shows a table.
+
+    Attributes:
+        inserted: the layers with their places.
+        left_out: sentences on layers that could have had no effect at a place.
+    """
 
     inserted: tuple[InsertedLayer, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
@@ -104,4 +110,5 @@ class InsertionReport:
             for row in rows
         ]
         total = f"{len(self.inserted)} layers with {self.num_parameters:,} parameters inserted"
-        return "\n".join([total, *lines])
+        left_out = [f"left out: {sentence}" for sentence in self.left_out]
+        return "\n".join([total, *lines, *left_out])

@@ -1,8 +1,10 @@
 """What the insertion engine has to know about nflows."""
 
+from functools import partial
 from typing import ClassVar
 
 from nflows import transforms
+from nflows.distributions import Distribution
 from nflows.flows import Flow
 from nflows.transforms.autoregressive import AutoregressiveTransform
 from nflows.transforms.coupling import CouplingTransform
@@ -11,7 +13,8 @@ from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.source_tower import SourceTower
-from attnflow_plugin.insertion import Host, Role
+from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
+from attnflow_plugin.insertion.host import Host, Role, Run
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.layers import (
     AffineCoupling,
@@ -34,6 +37,9 @@ class Nflows(Host):
 
     name = "nflows"
     layer_type = transforms.Transform
+    base_type = Distribution
+    to_latent_method = "forward"
+    one_way_errors = (NotImplementedError, transforms.InverseNotAvailable)
     attentions: ClassVar = {"imap": IMap, "itrans": ITrans, "coupling": AttentionCoupling}
     iterating = (transforms.CompositeTransform, SourceTower)
     roles = (
@@ -87,19 +93,68 @@ class Nflows(Host):
             return self.known_role(module._transform)
         return super().known_role(module)
 
-    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
-        """Run the model from data to latent, without its base where it has a method for that."""
+    def to_latent(self, model: nn.Module) -> list[Run]:
+        """The user's ``log_prob``, and then what runs without a base distribution."""
+        if isinstance(model, transforms.Transform):
+            return [model]
+        return _methods(model, "log_prob", "transform_to_noise")
+
+    def to_data(self, model: nn.Module) -> list[Run]:
+        """The user's ``sample``, and then what runs without a base distribution."""
+        there_and_back = self.there_and_back(model)
+        runs = [partial(_sample, model)] if hasattr(model, "sample") else []
+        return runs if there_and_back is None else [*runs, there_and_back]
+
+    def there_and_back(self, model: nn.Module) -> Run | None:
+        """By the transform, without a base distribution."""
+        if isinstance(model, transforms.Transform):
+            return partial(_there_and_back, model, nn.Identity())
         if isinstance(model, Flow):
-            model.transform_to_noise(example, context)
-        elif isinstance(model, transforms.Transform):
-            model(example, context)
-        else:
-            run = getattr(model, "log_prob")  # noqa: B009
-            run(*(example,) if context is None else (example, context))
+            return partial(_there_and_back, model._transform, model._embedding_net)
+        return None
+
+    def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
+        """Squashing functions, and splines by their tails."""
+        for kinds, domain in _SQUASHES:
+            if isinstance(layer, kinds):
+                return LINE, domain
+        spline = _UNIT_BOX if isinstance(layer, _SPLINES_WITHOUT_TAILS) else spline_domain(layer)
+        return spline, spline
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""
         return transforms.CompositeTransform(layers)
+
+
+_UNIT_BOX = Domain("lie in the box [0, 1]")
+_SQUASHES = (
+    ((transforms.Sigmoid, CauchyCDF), Domain("lie in the box (0, 1)")),
+    ((transforms.Tanh,), Domain("lie in the box (-1, 1)")),
+)
+_SPLINES_WITHOUT_TAILS = (
+    transforms.MaskedPiecewiseLinearAutoregressiveTransform,
+    transforms.MaskedPiecewiseCubicAutoregressiveTransform,
+)
+
+
+def _sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
+    if not (args or kwargs):
+        return model.sample(len(x))  # type: ignore[operator]
+    # One for each context; the host puts an axis for them behind that of the contexts.
+    drawn = model.sample(1, *args, **kwargs)  # type: ignore[operator]
+    return drawn.squeeze(1) if drawn.ndim > x.ndim else drawn
+
+
+def _there_and_back(
+    transform: nn.Module, embedding: nn.Module, x: Tensor, context: Tensor | None = None
+) -> object:
+    embedded = embedding(context)
+    z, _ = transform(x, embedded)
+    return transform.inverse(z, embedded)[0]  # type: ignore[operator]
+
+
+def _methods(model: nn.Module, *names: str) -> list[Run]:
+    return [getattr(model, name) for name in names if hasattr(model, name)]
 
 
 NFLOWS = Nflows()

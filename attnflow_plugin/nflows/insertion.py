@@ -18,7 +18,8 @@ def insert_attention(
     example: Tensor,
     position: Position | Sequence[Position] = "after_coupling",
     both_masks: bool = True,
-    context: Tensor | None = None,
+    context: object = None,
+    check_domain: bool = True,
     **layer_options: object,
 ) -> InsertionReport:
     """Insert attention into an nflows model, in place.
@@ -50,7 +51,10 @@ def insert_attention(
             class are told apart by name: one with "norm" is a normalization, with "perm", "linear"
             or "1x1" a permutation.
         both_masks: insert two layers with complementary masks, so that everything is attended.
-        context: a batch of contexts for conditional models.
+        context: a batch of contexts for conditional models, or whatever else ``log_prob`` takes
+            after the data: one argument, a tuple of several, or a mapping of their names.
+        check_domain: refuse to put attention where it would take events out of a circle, a torus
+            or a box. Without the check such a density no longer integrates to one.
         **layer_options: options of the layers, such as ``heads=5`` or ``init="paper"``; with
             several attentions each gets those it knows.
 
@@ -60,6 +64,7 @@ def insert_attention(
     Raises:
         InsertionError: the model has no such position, or a layer does not fit somewhere; the model
             is untouched.
+        DomainError: events at a place do not range over the whole line; also an InsertionError.
         OptionError: an unknown attention, position or option.
         NonFiniteError: the example is not finite.
     """
@@ -71,5 +76,6 @@ def insert_attention(
         position=position,
         both_masks=both_masks,
         context=context,
+        check_domain=check_domain,
         layer_options=layer_options,
     )

@@ -1,11 +1,15 @@
 """What the insertion engine has to know about normflows."""
 
+from functools import partial
 from typing import ClassVar
 
 import normflows as nf
+from normflows.flows.affine.autoregressive import Autoregressive
+from normflows.flows.neural_spline.coupling import Coupling, PiecewiseRationalQuadraticCDF
 from torch import Tensor, nn
 
-from attnflow_plugin.insertion import Host, Role
+from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
+from attnflow_plugin.insertion.host import Host, Role, Run
 from attnflow_plugin.normflows.containers import Chain, GlowStep
 from attnflow_plugin.normflows.layers import (
     AffineCoupling,
@@ -28,12 +32,16 @@ class Normflows(Host):
 
     name = "normflows"
     layer_type = nf.flows.Flow
+    base_type = nf.distributions.BaseDistribution
+    to_latent_method = "inverse"
+    one_way_errors = (NotImplementedError,)
     attentions: ClassVar = {"imap": IMap, "itrans": ITrans, "coupling": AttentionCoupling}
     # Not SourceTower, which runs its lists from data to latent, against the order of these.
     iterating = (
         nf.NormalizingFlow,
         nf.ClassCondFlow,
         nf.MultiscaleFlow,
+        nf.NormalizingFlowVAE,
         nf.flows.GlowBlock,
         nf.flows.Composite,
         Chain,
@@ -56,6 +64,7 @@ class Normflows(Host):
                 nf.transforms.Shift,
                 nf.flows.MetropolisHastings,
                 nf.flows.HamiltonianMonteCarlo,
+                PiecewiseRationalQuadraticCDF,
             ),
             "other",
         ),
@@ -87,7 +96,8 @@ class Normflows(Host):
                 nf.flows.AffineCouplingBlock,
                 nf.flows.AffineCoupling,
                 nf.flows.MaskedAffineFlow,
-                nf.flows.MaskedAffineAutoregressive,
+                Autoregressive,
+                Coupling,
                 nf.flows.CoupledRationalQuadraticSpline,
                 nf.flows.CircularCoupledRationalQuadraticSpline,
                 nf.flows.AutoregressiveRationalQuadraticSpline,
@@ -107,21 +117,67 @@ class Normflows(Host):
             return self.known_role(module.flow)
         return super().known_role(module)
 
-    def run_to_latent(self, model: nn.Module, example: Tensor, context: Tensor | None) -> None:
-        """Run the model from data to latent, without its base where it has a method for that."""
+    def to_latent(self, model: nn.Module) -> list[Run]:
+        """The user's ``log_prob``, and then what runs without a base distribution."""
         if isinstance(model, nf.flows.Flow):
-            run = model.inverse
-        elif context is None and isinstance(model, nf.ClassCondFlow):
-            run = Chain(model.flows).inverse
-        elif context is None and hasattr(model, "inverse_and_log_det"):
-            run = model.inverse_and_log_det
-        else:
-            run = getattr(model, "log_prob")  # noqa: B009
-        run(*(example,) if context is None else (example, context))
+            return [model.inverse]
+        runs = [partial(_log_prob, model)] if hasattr(model, "log_prob") else []
+        if isinstance(model, nf.ClassCondFlow):
+            runs.append(lambda x, *_: Chain(model.flows).inverse(x))
+        return [*runs, *_methods(model, "inverse_and_log_det", "forward_kld")]
+
+    def to_data(self, model: nn.Module) -> list[Run]:
+        """The user's ``sample``, and then what runs without a base distribution."""
+        if isinstance(model, nf.NormalizingFlowVAE):
+            return [model]
+        there_and_back = self.there_and_back(model)
+        runs = [partial(_sample, model)] if hasattr(model, "sample") else []
+        return runs if there_and_back is None else [*runs, there_and_back]
+
+    def there_and_back(self, model: nn.Module) -> Run | None:
+        """By the methods without a base distribution."""
+        if isinstance(model, nf.flows.Flow):
+            return partial(_there_and_back, model.inverse, model.forward)
+        if hasattr(model, "inverse_and_log_det") and hasattr(model, "forward_and_log_det"):
+            return partial(
+                _there_and_back, model.inverse_and_log_det, model.forward_and_log_det
+            )
+        return None
+
+    def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
+        """Periodic layers, splines by their tails, and the logit."""
+        if isinstance(layer, nf.flows.PeriodicWrap | nf.flows.PeriodicShift):
+            circles = Domain("lie on circles", tuple(int(k) for k in layer.ind))
+            return circles, circles
+        if isinstance(layer, nf.transforms.Logit):
+            return Domain("lie in the box (0, 1)"), LINE
+        spline = spline_domain(layer)
+        return spline, spline
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""
         return Chain(layers)
+
+
+def _log_prob(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
+    # A MultiscaleFlow of the release wants the labels also where there are none.
+    wants_labels = isinstance(model, nf.MultiscaleFlow) and not (args or kwargs)
+    return model.log_prob(x, *((None,) if wants_labels else args), **kwargs)  # type: ignore[operator]
+
+
+def _sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
+    return model.sample(len(x), *args, **kwargs)  # type: ignore[operator]
+
+
+def _there_and_back(
+    to_latent: Run, to_data: Run, x: Tensor, *args: object, **kwargs: object
+) -> object:
+    z, _ = to_latent(x, *args, **kwargs)  # type: ignore[misc]
+    return to_data(z, *args, **kwargs)[0]  # type: ignore[index]
+
+
+def _methods(model: nn.Module, *names: str) -> list[Run]:
+    return [getattr(model, name) for name in names if hasattr(model, name)]
 
 
 NORMFLOWS = Normflows()

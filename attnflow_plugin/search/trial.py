@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
-from attnflow_plugin.insertion.probe import preserved_rng
+from attnflow_plugin.insertion.probe import undisturbed
 from attnflow_plugin.search.data import Batch
 from attnflow_plugin.search.placement import Inserter, Placement, device_of
 
@@ -60,7 +60,7 @@ class Trainer:
             trial.requires_grad_(False)
             nn.ModuleList(report.layers).requires_grad_(True)
         example = self.inserter.example.x
-        with preserved_rng(trial, example):
+        with undisturbed(trial, example):
             _seed(device_of(trial, self.inserter.example), self.inserter.seed)
             try:
                 finite = self._train(trial)

@@ -1,0 +1,102 @@
+"""What must hold before anything is tried: open domains, and a model that is the user's."""
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import nn
+
+from attnflow_plugin.errors import DomainError, InsertionError
+from attnflow_plugin.insertion.domains import LINE, Domain, domain_of_base
+from attnflow_plugin.insertion.places import Neighbour, Place
+from attnflow_plugin.insertion.probe import Probe, Stamp
+
+__all__ = ["require_line", "require_whole_model"]
+
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def require_line(probe: Probe, places: Iterable[Place]) -> None:
+    """Refuse places where some coordinates of the events do not range over the whole line.
+
+    Raises:
+        DomainError: names the place, the coordinates, their domain and what says so.
+    """
+    names = {module: name for name, module in probe.model.named_modules()}
+    bases = [(base.module, domain_of_base(base)) for base in probe.bases]
+    of_bases = [(module, domain) for module, domain in bases if domain is not None]
+    for place in places:
+        before, after = _around(probe, place)
+        said = [_first(probe, before, []), _first(probe, after, of_bases)]
+        for layer, domain in filter(None, said):
+            if domain is not LINE:
+                name = f"{names[layer]} ({type(layer).__name__})"
+                raise DomainError(_not_a_line(place, domain, name))
+
+
+def _around(probe: Probe, place: Place) -> tuple[list[Stamp], list[Stamp]]:
+    """What runs before a place, and after it, the nearest first."""
+    layer = probe.model.get_submodule(place.neighbour.name)
+    side = "data" if place.side == "before" else "latent"
+    timeline = probe.timeline
+    index = timeline.index(Stamp(layer, side)) + (place.side == "after")
+    return timeline[:index][::-1], timeline[index:]
+
+
+def _first(
+    probe: Probe, stamps: Iterable[Stamp], otherwise: Sequence[tuple[nn.Module, Domain]]
+) -> tuple[nn.Module, Domain] | None:
+    """The first that says something about its side."""
+    said = ((layer, probe.domain(layer, side)) for layer, side in stamps)
+    found = ((layer, domain) for layer, domain in said if domain is not None)
+    return next(found, next(iter(otherwise), None))
+
+
+def _not_a_line(place: Place, domain: Domain, name: str) -> str:
+    return (
+        f"insert_attention: expected events that range over the whole line {place}, found that "
+        f"{domain}, by {name}. Attention scales and mixes events; it would take them out of that "
+        f"domain, and the density would no longer integrate to one. Choose positions where events "
+        f"range over the line (for data in a box: behind a logit), or pass check_domain=False if "
+        f"the layers stay inside of the domain"
+    )
+
+
+def require_whole_model(model: nn.Module, neighbours: Iterable[Neighbour]) -> None:
+    """Refuse a wrapper around layers of another model, which would not get the new ones.
+
+    Raises:
+        InsertionError: a module outside of the model holds some of the layers as well.
+    """
+    layers = {model.get_submodule(slot.name) for each in neighbours for slot in each.slots}
+    if any(True for _ in _other_owners(model, layers)):
+        # What nobody refers to any more may merely not have been collected yet.
+        gc.collect()
+        for owner in _other_owners(model, layers):
+            raise InsertionError(
+                f"insert_attention: expected a model with layers of its own, found that a "
+                f"{type(owner).__name__} holds the layers of this {type(model).__name__} as well "
+                f"and would not get the new ones; pass the {type(owner).__name__} itself, or "
+                f"whatever holds both"
+            )
+
+
+def _other_owners(model: nn.Module, layers: set[nn.Module]) -> Iterator[nn.Module]:
+    """Modules outside of the model that hold some of its layers; not lists that nobody holds."""
+    inside = set(model.modules())
+    outside = [
+        found
+        for found in gc.get_objects()
+        if issubclass(type(found), nn.Module) and found not in inside
+    ]
+    children = {module: _children(module) for module in outside}
+    holders = [module for module, held in children.items() if held & layers]
+    for holder in holders:
+        if not isinstance(holder, _LISTS):
+            yield holder
+        else:
+            yield from (module for module, held in children.items() if holder in held)
+
+
+def _children(module: nn.Module) -> set[nn.Module]:
+    held = module.__dict__.get("_modules") or {}
+    return {child for child in held.values() if child is not None}

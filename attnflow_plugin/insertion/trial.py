@@ -1,0 +1,266 @@
+"""Trying new layers in a copy of the model, in both directions."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import DomainError, InsertionError
+from attnflow_plugin.insertion.copying import independent_copy
+from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.insertion.places import Place
+from attnflow_plugin.insertion.probe import Batch, Probe, is_out_of_memory
+from attnflow_plugin.insertion.transaction import Insertion, commit, planned_changes
+
+__all__ = ["Trial"]
+
+#: By how much events are stretched to see whether they leave something.
+_STRETCH = 1.25
+#: What rounding may do to an entry, and to how many of them.
+_TOLERANCE, _EXCEPTIONS = 0.01, 0.02
+
+_Method = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Trial:
+    """A copy of the model with copies of the new layers inside.
+
+    Args:
+        host: the host.
+        model: the user's model, which stays as it is.
+        insertions: what is to go into it.
+        needed: names of the layers that ran without the new ones.
+        towards_latent: the direction in which they ran.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        model: nn.Module,
+        insertions: Sequence[Insertion],
+        needed: Sequence[str],
+        towards_latent: bool,
+    ) -> None:
+        copied = independent_copy(model)
+        layers = dict(copied.named_modules(remove_duplicate=False))
+        self._needed = [layers[name] for name in needed]
+        self._neighbours = [layers[insertion.neighbour.name] for insertion in insertions]
+        self._insertions = [
+            Insertion(each.neighbour, [(place, copy.deepcopy(new)) for place, new in each.layers])
+            for each in insertions
+        ]
+        commit(planned_changes(host, copied, self._insertions), None)
+        self._host, self._model, self._towards_latent = host, model, towards_latent
+        self._where = {layer: place for place, layer in self._entries()}
+        self._stretch: Mapping[nn.Module, float] = {}
+        self._seen: dict[nn.Module, Tensor] = {}
+        self._probe = Probe(host, copied, self._on_trial)
+
+    def names(self) -> list[tuple[int, str]]:
+        """Ranks in the model and names of the new layers, in the order of the insertions."""
+        named = enumerate(self._probe.model.named_modules())
+        names = {module: (rank, name) for rank, (name, module) in named}
+        return [names[layer] for _, layer in self._entries()]
+
+    def require_runs(self, batch: Batch) -> None:
+        """Run in both directions.
+
+        Raises:
+            InsertionError: a layer does not fit, never runs, or runs on the wrong side; or the
+                model runs no longer, or no longer all of its layers.
+        """
+        run = self._probe.to_latent if self._towards_latent else self._probe.to_data
+        try:
+            run(batch)
+        except InsertionError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise self._broken("run", error) from error
+        self._require_all_ran()
+        self._require_order()
+        if self._towards_latent:
+            self._require_sampling(batch)
+
+    def require_domain(self, batch: Batch) -> None:
+        """Stretch events where the new layers are, and see whether the model still agrees.
+
+        What leaves a circle, a box or the support of a base does not come back as it was. So does
+        what sampling reaches in another way than the density. A model that does not agree with
+        itself to begin with, such as one with random layers, is taken as it is.
+
+        Raises:
+            DomainError: names the place.
+        """
+        groups = [[layer for _, layer in insertion.layers] for insertion in self._insertions]
+        together = {
+            layer: _STRETCH if index % 2 else 1 / _STRETCH
+            for index, group in enumerate(groups)
+            for layer in group[:1]
+        }
+        for agrees in (self._maps_example, self._returns_example, self._returns_samples):
+            if self._holds(agrees, batch, together) or not self._holds(agrees, batch, {}):
+                continue
+            for layer in (group[0] for group in groups):
+                for factor in (_STRETCH, 1 / _STRETCH):
+                    if not self._holds(agrees, batch, {layer: factor}):
+                        raise DomainError(_left_domain(self._where[layer]))
+
+    def _entries(self) -> Iterator[tuple[Place, nn.Module]]:
+        return chain.from_iterable(insertion.layers for insertion in self._insertions)
+
+    def _require_all_ran(self) -> None:
+        for layer, place in self._where.items():
+            if layer not in self._probe.ran:
+                raise InsertionError(
+                    f"insert_attention: a layer {place} would never run, because the model does "
+                    f"not call what stands there; choose another position, or a class of layers"
+                )
+        for name, layer in self._probe.model.named_modules():
+            if layer in self._needed and layer not in self._probe.ran:
+                raise InsertionError(
+                    f"insert_attention: with attention inside, {type(self._model).__name__} would "
+                    f"no longer run its {type(layer).__name__}, which is {name} then"
+                )
+
+    def _require_order(self) -> None:
+        """Every layer on its side of its neighbour, on the way from data to latent."""
+        turns = list(self._probe.ran)
+        if not self._towards_latent:
+            turns.reverse()
+        for insertion, neighbour in zip(self._insertions, self._neighbours, strict=True):
+            sides = [[new for at, new in insertion.layers if at.side == s] for s in _SIDES]
+            expected = [*sides[0], neighbour, *sides[1]]
+            if expected != sorted(expected, key=turns.index):
+                place = insertion.layers[0][0]
+                raise InsertionError(
+                    f"insert_attention: a layer {place} would run on the other side of it, because "
+                    f"the model runs what stands there in an order of its own"
+                )
+
+    def _require_sampling(self, batch: Batch) -> None:
+        """The new layers take part in sampling wherever their neighbours do."""
+        try:
+            self._probe.to_data(batch)
+        except InsertionError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if self._samples_without(batch):
+                raise self._broken("sample", error) from error
+            return
+        for insertion, neighbour in zip(self._insertions, self._neighbours, strict=True):
+            for place, layer in insertion.layers:
+                if neighbour in self._probe.ran and layer not in self._probe.ran:
+                    raise InsertionError(
+                        f"insert_attention: a layer {place} would be left out in sampling, where "
+                        f"the model reaches {place.neighbour} by another reference, such as a "
+                        f"Python list or an attribute that is not the one it has there"
+                    )
+
+    def _samples_without(self, batch: Batch) -> bool:
+        try:
+            Probe(self._host, independent_copy(self._model)).to_data(batch)
+        except Exception:
+            return False
+        return True
+
+    def _holds(
+        self,
+        agrees: Callable[[Batch], bool],
+        batch: Batch,
+        stretch: Mapping[nn.Module, float],
+    ) -> bool:
+        self._stretch = stretch
+        try:
+            return agrees(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            self._stretch = {}
+
+    def _maps_example(self, batch: Batch) -> bool:
+        run = self._probe.to_latent if self._towards_latent else self._probe.to_data
+        run(batch)
+        return self._probe.finite
+
+    def _returns_example(self, batch: Batch) -> bool:
+        returned = self._probe.there_and_back(batch)
+        return returned is None or _agree(returned, batch.example)
+
+    def _returns_samples(self, batch: Batch) -> bool:
+        """Samples are mapped back through the same events."""
+        if not self._towards_latent:
+            return True
+        self._seen.clear()
+        samples = self._probe.to_data(batch)
+        drawn, finite = dict(self._seen), self._probe.finite
+        self._probe.to_latent(batch.of(samples))
+        return (
+            finite
+            and self._probe.finite
+            and all(_agree(self._seen[layer], event) for layer, event in drawn.items())
+        )
+
+    def _on_trial(self, layer: nn.Module, name: str, method: _Method) -> _Method:
+        """A method of a new layer, with its errors explained and its events stretched."""
+        if layer not in self._where:
+            return method
+        towards_latent = name == self._host.to_latent_method
+
+        def attempt(event: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+            # What fits is a matter of shapes, and an ActNorm that initialises itself on an example
+            # of one row makes NaNs.
+            event = event.nan_to_num(0, 0, 0) if not self._stretch else event
+            factor = self._stretch.get(layer, 1.0)
+            try:
+                if towards_latent:
+                    self._seen[layer] = event.detach()
+                    mapped, log_det = method(event, *args, **kwargs)
+                    return mapped * factor, log_det
+                mapped, log_det = method(event / factor, *args, **kwargs)
+                self._seen[layer] = mapped.detach()
+                return mapped, log_det
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                place = self._where[layer]
+                raise InsertionError(
+                    f"insert_attention: a layer does not fit {place}: {error}"
+                ) from error
+
+        return attempt
+
+    def _broken(self, what: str, error: Exception) -> InsertionError:
+        return InsertionError(
+            f"insert_attention: {type(self._model).__name__} does not {what} with attention "
+            f"inside: {error}"
+        )
+
+
+_SIDES = ("before", "after")
+
+
+def _agree(event: Tensor, expected: Tensor) -> bool:
+    """Up to rounding, which saturated functions amplify in a few entries."""
+    if event.numel() != expected.numel():
+        return False
+    event, expected = event.detach().flatten(), expected.detach().flatten()
+    differs = (event - expected).abs() > _TOLERANCE * (1 + expected.abs())
+    return bool(differs.float().mean() <= _EXCEPTIONS)
+
+
+def _left_domain(place: Place) -> str:
+    return (
+        f"insert_attention: expected events that may be scaled and mixed {place}, found that the "
+        f"model does not agree with itself once they are: what is mapped to latent does not come "
+        f"back, or not as it was. Either events live in a box or on a circle there, which "
+        f"attention would leave, or the two directions of the model do not run the same layers. "
+        f"Insert where events range over the whole line, or pass check_domain=False if you know "
+        f"that they do here"
+    )
