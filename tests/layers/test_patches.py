@@ -150,6 +150,7 @@ def test_one_layer_serves_even_and_odd_sizes():
 
 @pytest.mark.parametrize("shape", [(3, 7, 7), (2, 1, 9)], ids=str)
 def test_odd_sizes_compile_to_one_graph(shape):
+    torch.compiler.reset()  # There is a limit to the graphs of one function.
     layer, x = randomised(ITrans(shape[0])), torch.randn(2, *shape)
     compiled = torch.compile(layer.to_latent, fullgraph=True, backend="aot_eager")
     for ours, theirs in zip(compiled(x), layer.to_latent(x), strict=True):
