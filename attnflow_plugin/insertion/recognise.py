@@ -111,7 +111,9 @@ def _about_others(host: Host, name: str, model: nn.Module) -> str | None:
 
 def _is_model(module: nn.Module) -> bool:
     """Whether a module computes densities itself, rather than hand on to what it wraps."""
-    return callable(getattr(type(module), "log_prob", None)) or "log_prob" in vars(module)
+    # NormalizingFlowVAE of normflows has no log_prob, and is a model all the same.
+    known = any(base.__module__ == "normflows.core" for base in type(module).__mro__)
+    return known or callable(getattr(type(module), "log_prob", None)) or "log_prob" in vars(module)
 
 
 def _models(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> list[str]:
