@@ -1,7 +1,9 @@
 """Reading users' options: every error names the class, what was expected and what was found."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from difflib import get_close_matches
+from numbers import Integral
+from typing import TypeGuard, TypeVar
 
 from attnflow_plugin.errors import OptionError
 
@@ -12,21 +14,39 @@ def one_of(owner: str, name: str, value: T, allowed: Iterable[T]) -> T:
     """Return ``value`` if it is allowed, else raise an :class:`OptionError`."""
     allowed = tuple(allowed)
     if value not in allowed:
-        raise OptionError(f"{owner}: expected {name} to be one of {allowed}, found {value!r}")
+        raise OptionError(
+            f"{owner}: expected {name} to be one of {allowed}, found {value!r}"
+            f"{did_you_mean([value], allowed)}"
+        )
     return value
+
+
+def did_you_mean(found: Iterable[object], allowed: Iterable[object]) -> str:
+    """The end of a message, ``"; did you mean 'heads'?"``; empty if nothing is spelt like it."""
+    by_spelling = {name.lower(): name for name in allowed if isinstance(name, str)}
+    near = [
+        by_spelling[match]
+        for name in found
+        if isinstance(name, str)
+        for match in get_close_matches(name.lower(), by_spelling, n=1)
+    ]
+    return f"; did you mean {' and '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
 
 
 def positive_int(owner: str, name: str, value: int) -> int:
-    """Return ``value`` if it is a whole number of at least one, else raise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    """Return a whole number of at least one as a plain ``int``, else raise.
+
+    NumPy's integers are whole numbers; booleans and numbers such as 2.0 are not.
+    """
+    if not _is_whole(value) or value < 1:
         raise OptionError(f"{owner}: expected {name} to be a positive integer, found {value!r}")
-    return value
+    return _plain(value)
 
 
 def non_negative_int(owner: str, name: str, value: int) -> int:
-    """Return ``value`` if it is a whole number of at least zero, else raise."""
-    if value == 0 and not isinstance(value, bool):
-        return value
+    """Return a whole number of at least zero as a plain ``int``, else raise."""
+    if _is_whole(value) and value == 0:
+        return _plain(value)
     return positive_int(owner, name, value)
 
 
@@ -34,6 +54,20 @@ def sizes_per_axis(
     owner: str, name: str, value: int | Sequence[int] | None
 ) -> int | tuple[int, ...] | None:
     """One size, one per axis, or none; each a positive integer."""
-    if value is None or isinstance(value, int):
+    if value is None or _is_whole(value):
         return value if value is None else positive_int(owner, name, value)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise OptionError(
+            f"{owner}: expected {name} to be a positive integer, or one for each axis, found "
+            f"{value!r}"
+        )
     return tuple(positive_int(owner, name, size) for size in value)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _plain(value: int) -> int:
+    # An int stays as it is: one that torch.compile traces as a symbol must not become a constant.
+    return value if isinstance(value, int) else int(value)

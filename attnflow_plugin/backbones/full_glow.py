@@ -10,6 +10,7 @@ from torch import nn
 from attnflow_plugin.backbones.assembly import Assembly, Model
 from attnflow_plugin.backbones.condition_trunk import ConditionTrunk
 from attnflow_plugin.backbones.full_glow_net import FullGlowNet
+from attnflow_plugin.backbones.level_attention import attention_of_levels
 from attnflow_plugin.backbones.multiscale import (
     HostParts,
     Level,
@@ -18,7 +19,6 @@ from attnflow_plugin.backbones.multiscale import (
     Recipe,
     Step,
     StepPosition,
-    attention_of_levels,
 )
 from attnflow_plugin.backbones.source_mean_net import SourceMeanNet
 from attnflow_plugin.backbones.source_tower import (
@@ -218,13 +218,21 @@ def build_full_glow(  # noqa: D417
         Generative Flows*, AAAI 2020 (C-Glow); Sun et al., *DUAL-GLOW*, ICCV 2019.
     """
     name = "build_full_glow"
-    positive_int(name, "hidden_channels", hidden_channels)
+    hidden_channels = positive_int(name, "hidden_channels", hidden_channels)
     one_of(name, "trunk", trunk, ("pooling", "tied"))
     recipe = _RECIPES[one_of(name, "conditioning", conditioning, _RECIPES)]
     options = dict(attention_options or {})
-    factories, positions = attention_of_levels(
-        name, assembly.host, levels, attention, position, both_masks, options
+    attend = partial(
+        attention_of_levels,
+        name,
+        assembly,
+        image_shape,
+        levels,
+        attention,
+        position,
+        both_masks,
     )
+    factories, positions = attend(options, conditional=not source_attention)
     source = SourcePlan(
         name,
         image_shape,
@@ -238,9 +246,7 @@ def build_full_glow(  # noqa: D417
         factories = {}
         for level in source.shapes():
             seen = {**options, "context_channels": level.event[0]}
-            found, _ = attention_of_levels(
-                name, assembly.host, levels, attention, position, both_masks, seen
-            )
+            found, _ = attend(seen, conditional=True)
             factories[level.index] = found.get(level.index, [])
     target = MultiscalePlan(
         name,

@@ -11,6 +11,7 @@ from torch import nn
 from attnflow_plugin.backbones.assembly import Assembly, Model
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
+from attnflow_plugin.backbones.level_attention import attention_of_levels
 from attnflow_plugin.backbones.multiscale import (
     HostParts,
     Level,
@@ -18,11 +19,10 @@ from attnflow_plugin.backbones.multiscale import (
     MultiscalePlan,
     Recipe,
     StepPosition,
-    attention_of_levels,
 )
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.coupling_scales import ScaleMapName
-from attnflow_plugin.options import one_of, positive_int
+from attnflow_plugin.options import did_you_mean, one_of, positive_int
 
 __all__ = ["GlowRecipe", "build_glow"]
 
@@ -31,6 +31,8 @@ CouplingNet = Literal["conv", "attention"] | NetFactory
 
 #: Length of the vector that stands for a class label.
 LABEL_CHANNELS = 16
+# What a model says to its nets itself.
+_GIVEN_TO_NETS = ("inputs", "outputs", "hidden_channels")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def build_glow(  # noqa: D417
     """
     name = "build_glow"
     if num_classes is not None:
-        positive_int(name, "num_classes", num_classes)
+        num_classes = positive_int(name, "num_classes", num_classes)
     context_channels = _context_channels(name, context_shape, num_classes)
     if context_in_attention and not context_channels:
         raise OptionError(f"{name}: expected context_shape with context_in_attention, found none")
@@ -149,7 +151,15 @@ def build_glow(  # noqa: D417
     if context_in_attention:
         layer_options["context_channels"] = context_channels
     factories, positions = attention_of_levels(
-        name, assembly.host, levels, attention, position, both_masks, layer_options
+        name,
+        assembly,
+        image_shape,
+        levels,
+        attention,
+        position,
+        both_masks,
+        layer_options,
+        conditional=bool(context_channels),
     )
     make_net = _coupling_net(name, coupling_net, hidden_channels, coupling_net_options or {})
     plan = MultiscalePlan(
@@ -174,14 +184,23 @@ def _coupling_net(
     owner: str, net: CouplingNet, hidden_channels: int, options: Mapping[str, object]
 ) -> NetFactory:
     """What makes the coupling nets of a model."""
-    positive_int(owner, "hidden_channels", hidden_channels)
+    hidden_channels = positive_int(owner, "hidden_channels", hidden_channels)
+    if isinstance(net, nn.Module):
+        raise OptionError(
+            f"{owner}: expected coupling_net to make a net from input and output channels, found a "
+            f"net that is made already, {type(net).__name__}; give its class, or a function"
+        )
     if callable(net):
         return partial(net, **options)
     nets: dict[str, Callable[..., nn.Module]] = {"conv": ConvNet, "attention": GatedAttentionNet}
     chosen = nets[one_of(owner, "coupling_net", net, nets)]
-    unknown = set(options) - set(inspect.signature(chosen).parameters)
+    known = [name for name in inspect.signature(chosen).parameters if name not in _GIVEN_TO_NETS]
+    unknown = set(options).difference(known)
     if unknown:
-        raise OptionError(f"{owner}: the coupling net {net!r} has no options {sorted(unknown)}")
+        raise OptionError(
+            f"{owner}: the coupling net {net!r} has no options {sorted(unknown)}"
+            f"; it has {', '.join(known) or 'none'}{did_you_mean(unknown, known)}"
+        )
     return partial(chosen, hidden_channels=hidden_channels, **options)
 
 
@@ -190,9 +209,9 @@ def _context_channels(
 ) -> int:
     if context_shape is None:
         return 0
-    if len(context_shape) not in (0, 1, 3):
+    if not isinstance(context_shape, Sequence) or len(context_shape) not in (0, 1, 3):
         raise ShapeError(
-            f"{name}: expected context_shape (), (K,) or (K, H, W), found {tuple(context_shape)}"
+            f"{name}: expected context_shape (), (K,) or (K, H, W), found {context_shape!r}"
         )
     if (len(context_shape) == 0) != (num_classes is not None):
         raise OptionError(

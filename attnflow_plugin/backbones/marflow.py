@@ -11,6 +11,7 @@ from torch import nn
 from attnflow_plugin.backbones.assembly import Assembly, Model
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM, condition_net
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
+from attnflow_plugin.backbones.level_attention import attention_of_levels
 from attnflow_plugin.backbones.multiscale import (
     HostParts,
     Level,
@@ -18,7 +19,6 @@ from attnflow_plugin.backbones.multiscale import (
     MultiscalePlan,
     Recipe,
     StepPosition,
-    attention_of_levels,
 )
 from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.insertion.factories import as_list
@@ -158,17 +158,14 @@ def build_marflow(  # noqa: D417
     """
     name = "build_marflow"
     one_of(name, "prior", prior, PRIORS)
-    for option, value in (
-        ("hidden_channels", hidden_channels),
-        ("components", components),
-        ("blocks", blocks),
-    ):
-        positive_int(name, option, value)
+    hidden_channels = positive_int(name, "hidden_channels", hidden_channels)
+    components = positive_int(name, "components", components)
+    blocks = positive_int(name, "blocks", blocks)
     layer_options = dict(attention_options or {})
     if _has_heads(attention):
         layer_options.setdefault("heads", positive_int(name, "heads", heads))
     factories, positions = attention_of_levels(
-        name, assembly.host, levels, attention, position, both_masks, layer_options
+        name, assembly, image_shape, levels, attention, position, both_masks, layer_options
     )
     recipe = MARFlowRecipe(
         hidden_channels, blocks, dropout, components, prior, with_unused_parameters

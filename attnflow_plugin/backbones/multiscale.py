@@ -1,7 +1,7 @@
 """The plan of a multi-scale flow: shapes of its levels and layers of its steps; host-free."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal, NamedTuple, get_args
@@ -10,13 +10,7 @@ import torch
 from torch import nn
 
 from attnflow_plugin.errors import OptionError, ShapeError
-from attnflow_plugin.insertion.factories import (
-    Attention,
-    LayerFactory,
-    as_list,
-    attention_factories,
-)
-from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.insertion.factories import Attention, LayerFactory
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = [
@@ -27,7 +21,7 @@ __all__ = [
     "Recipe",
     "Step",
     "StepPosition",
-    "attention_of_levels",
+    "checked_image_shape",
 ]
 
 LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
@@ -141,15 +135,12 @@ class MultiscalePlan:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
+        # Whole numbers of any kind become plain ones, before shapes are computed from them.
         for option in ("levels", "steps"):
-            positive_int(self.owner, option, getattr(self, option))
-        if len(self.image_shape) != 3:
-            raise ShapeError(
-                f"{self.owner}: expected image_shape (C, H, W), found {tuple(self.image_shape)}"
-            )
-        _, height, width = (
-            positive_int(self.owner, "every size", size) for size in self.image_shape
-        )
+            number = positive_int(self.owner, option, getattr(self, option))
+            object.__setattr__(self, option, number)
+        object.__setattr__(self, "image_shape", checked_image_shape(self.owner, self.image_shape))
+        _, height, width = self.image_shape
         if height % 2**self.levels or width % 2**self.levels:
             raise ShapeError(
                 f"{self.owner}: expected a height and width divisible by {2**self.levels}, for "
@@ -157,6 +148,8 @@ class MultiscalePlan:
             )
         for position in self.positions:
             one_of(self.owner, "position", position, get_args(StepPosition))
+        if self.attention and not self.positions:
+            raise OptionError(f"{self.owner}: expected at least one position, found none")
         unknown = set(self.attention) - set(range(self.levels))
         if unknown:
             raise OptionError(
@@ -213,23 +206,16 @@ class MultiscalePlan:
             return [self.recipe.attend(make, level) for make in factories]
 
 
-def attention_of_levels(
-    owner: str,
-    host: Host,
-    levels: int,
-    attention: LevelAttention | None,
-    position: StepPosition | Sequence[StepPosition],
-    both_masks: bool,
-    options: Mapping[str, object],
-) -> tuple[dict[int, list[LayerFactory]], list[StepPosition]]:
-    """What a user calls an attention, as the plan wants it: factories by level, and positions."""
-    positive_int(owner, "levels", levels)
-    per_level = (
-        attention if isinstance(attention, Mapping) else dict.fromkeys(range(levels), attention)
-    )
-    factories = {
-        level: attention_factories(owner, host, kinds, both_masks, options)
-        for level, kinds in per_level.items()
-        if kinds is not None
-    }
-    return factories, as_list(position)
+def checked_image_shape(owner: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Three positive whole numbers, else raise.
+
+    Raises:
+        ShapeError: another number of sizes.
+        OptionError: a size that is none.
+    """
+    sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else (shape,)
+    if len(sizes) != 3:
+        found = sizes if isinstance(shape, Iterable) else repr(shape)
+        raise ShapeError(f"{owner}: expected image_shape (C, H, W), found {found}")
+    channels, height, width = (positive_int(owner, "every size", size) for size in sizes)
+    return channels, height, width

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from attnflow_plugin.backbones.assembly import Assembly, Model
+from attnflow_plugin.backbones.level_attention import attention_of_levels
 from attnflow_plugin.backbones.multiscale import (
     HostParts,
     Level,
@@ -15,7 +16,7 @@ from attnflow_plugin.backbones.multiscale import (
     MultiscalePlan,
     Recipe,
     StepPosition,
-    attention_of_levels,
+    checked_image_shape,
 )
 from attnflow_plugin.backbones.normalised_conv_net import NormalisedConvNet
 from attnflow_plugin.backbones.rrdb import RRDBEncoder, level_name
@@ -178,13 +179,15 @@ def build_srflow(  # noqa: D417
         Normalizing Flow*, ECCV 2020.
     """
     name = "build_srflow"
+    image_shape, scale = _checked(name, image_shape, scale)
+    levels = positive_int(name, "levels", levels)
     encoder = RRDBEncoder(
         scale=scale,
         levels=levels,
         blocks=rrdb_blocks,
         channels=rrdb_channels,
         growth_channels=rrdb_growth_channels,
-        image_channels=_checked(name, image_shape, scale)[0],
+        image_channels=image_shape[0],
         image_size=[size // scale for size in image_shape[1:]],
         image_head=image_head or with_unused_parameters,
     )
@@ -194,7 +197,15 @@ def build_srflow(  # noqa: D417
     if context_in_attention:
         layer_options["context_channels"] = encoder.feature_channels
     factories, positions = attention_of_levels(
-        name, assembly.host, levels, attention, position, both_masks, layer_options
+        name,
+        assembly,
+        image_shape,
+        levels,
+        attention,
+        position,
+        both_masks,
+        layer_options,
+        conditional=True,
     )
     one_of(name, "splits", splits, _LEVELS_WITHOUT_SPLIT)
     plan = MultiscalePlan(
@@ -230,11 +241,12 @@ def encoder_of(model: nn.Module) -> RRDBEncoder:
     return found[0]
 
 
-def _checked(name: str, image_shape: Sequence[int], scale: int) -> Sequence[int]:
-    positive_int(name, "scale", scale)
-    if len(image_shape) != 3 or any(size % scale for size in image_shape[1:]):
+def _checked(name: str, image_shape: Sequence[int], scale: int) -> tuple[tuple[int, int, int], int]:
+    scale = positive_int(name, "scale", scale)
+    shape = checked_image_shape(name, image_shape)
+    if any(size % scale for size in shape[1:]):
         raise ShapeError(
             f"{name}: expected image_shape (C, H, W) with H and W divisible by the scale {scale}, "
-            f"found {tuple(image_shape)}"
+            f"found {shape}"
         )
-    return image_shape
+    return shape, scale

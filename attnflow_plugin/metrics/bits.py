@@ -1,7 +1,7 @@
 """From densities of dequantised data to bits per dimension."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def bits_per_dim(log_prob: Tensor, event_shape: int | Sequence[int], levels: int
     Returns:
         Bits per dimension, shape of ``log_prob``; lower is better.
     """
-    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    shape = tuple(event_shape) if isinstance(event_shape, Iterable) else (event_shape,)
     dims = math.prod(positive_int("bits_per_dim", "every size", size) for size in shape)
     positive_int("bits_per_dim", "levels", levels)
     return math.log2(levels) - log_prob / (dims * math.log(2))

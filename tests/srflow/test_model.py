@@ -147,7 +147,7 @@ def test_contexts_that_do_not_fit(host):
         ({"scale": 3}, ShapeError, r"divisible by the scale 3, found \(1, 8, 8\)"),
         ({"scale": 1}, OptionError, "power of two from 2 on, found 1"),
         ({"scale": 0}, OptionError, "scale to be a positive integer, found 0"),
-        ({"shape": (8, 8)}, ShapeError, r"image_shape \(C, H, W\) .* found \(8, 8\)"),
+        ({"shape": (8, 8)}, ShapeError, r"image_shape \(C, H, W\), found \(8, 8\)"),
         ({"shape": (1, 6, 6)}, ShapeError, "divisible by 4, for 2 levels, found 6x6"),
         ({"levels": 0}, OptionError, "levels to be a positive integer, found 0"),
         ({"steps": 0}, OptionError, "steps to be a positive integer, found 0"),

@@ -1,0 +1,160 @@
+"""What a user calls an attention, as layers for the levels of a model that fit them."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic
+
+import torch
+from torch import Tensor, nn
+
+from attnflow_plugin.backbones.assembly import Assembly, Model
+from attnflow_plugin.backbones.multiscale import LevelAttention, StepPosition
+from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
+from attnflow_plugin.insertion.factories import (
+    Attention,
+    LayerFactory,
+    as_list,
+    attention_factories,
+    check_attentions,
+    options_of,
+)
+from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.insertion.probe import undisturbed
+from attnflow_plugin.layers.base import Context, InvertibleLayer
+from attnflow_plugin.options import positive_int
+
+__all__ = ["attention_of_levels"]
+
+
+def attention_of_levels(
+    owner: str,
+    assembly: Assembly[Model],
+    image_shape: Sequence[int],
+    levels: int,
+    attention: LevelAttention | None,
+    position: StepPosition | Sequence[StepPosition],
+    both_masks: bool,
+    options: Mapping[str, object],
+    *,
+    conditional: bool = False,
+) -> tuple[dict[int, list[LayerFactory]], list[StepPosition]]:
+    """What a user calls an attention, as the plan wants it: factories by level, and positions.
+
+    A factory raises where its layer does not fit the events of the level. An option may be one of
+    the attention of a single level.
+
+    Args:
+        owner: the builder, for errors.
+        assembly: that of the host.
+        image_shape: ``(C, H, W)``.
+        levels: number of levels.
+        attention: an attention, several, or a mapping from levels to that.
+        position: one or several.
+        both_masks: two layers with complementary masks at each position.
+        options: options of the layers.
+        conditional: whether the model hands a context to its layers.
+    """
+    positive_int(owner, "levels", levels)
+    per_level = (
+        attention if isinstance(attention, Mapping) else dict.fromkeys(range(levels), attention)
+    )
+    kinds_of = {level: as_list(kinds) for level, kinds in per_level.items() if kinds is not None}
+    if kinds_of:
+        every = [kind for kinds in kinds_of.values() for kind in kinds]
+        check_attentions(owner, assembly.host, every, both_masks, options)
+    factories: dict[int, list[LayerFactory]] = {}
+    for level, kinds in kinds_of.items():
+        places = _LevelPlaces(owner, assembly, level, image_shape, conditional)
+        own = _options_of_kinds(assembly.host, kinds, options)
+        made = attention_factories(owner, assembly.host, kinds, both_masks, own)
+        factories[level] = [partial(places.fitting, make) for make in made]
+    return factories, as_list(position)
+
+
+def _options_of_kinds(
+    host: Host, kinds: Sequence[Attention], options: Mapping[str, object]
+) -> dict[str, object]:
+    names = [option for kind in kinds if isinstance(kind, str) for option in options_of(host, kind)]
+    return {name: value for name, value in options.items() if name in names}
+
+
+@dataclass(frozen=True)
+class _LevelPlaces(Generic[Model]):
+    """The places of a level, for which layers are made and tried."""
+
+    owner: str
+    assembly: Assembly[Model]
+    level: int
+    image_shape: Sequence[int]
+    conditional: bool
+
+    def fitting(self, make: LayerFactory, channels: int) -> nn.Module:
+        """Make a layer for events with these channels, and raise unless it takes them.
+
+        Raises:
+            OptionError: no layer of the host, or options that do not go with the channels.
+            ShapeError: a layer for events of other shapes.
+        """
+        host = self.assembly.host
+        try:
+            layer = make(channels)
+        except AttnFlowError:
+            raise
+        except Exception as error:
+            raise OptionError(
+                f"{self.owner}: the attention of level {self.level} cannot be made for {channels} "
+                f"channels: {error}"
+            ) from error
+        if not isinstance(layer, host.layer_type):
+            raise OptionError(
+                f"{self.owner}: expected the attention of level {self.level} to be a layer of "
+                f"{host.name} ({host.layer_type.__name__}), found {type(layer).__name__}; "
+                f"{_how_to_make(host, layer)}"
+            )
+        height, width = (size >> (self.level + 1) for size in self.image_shape[1:])
+        self._try(layer, (channels, height, width))
+        return layer
+
+    def _try(self, layer: nn.Module, shape: tuple[int, int, int]) -> None:
+        """Run a layer once, where that tells whether it fits and changes nothing."""
+        own = type(layer) in self.assembly.host.attentions.values()
+        try:
+            # This package's layers take no rows too, at no cost; a user's may also learn from rows.
+            trial, rows = (layer, 0) if own else (copy.deepcopy(layer).eval(), 2)
+            event, context = _probe(trial, rows, shape)
+            with torch.no_grad(), nullcontext() if own else undisturbed(trial, event):
+                self.assembly.to_latent(trial, event, context)
+        except (ShapeError, OptionError) as error:
+            raise ShapeError(self._misfit(layer, shape, error)) from error
+        except Exception as error:
+            # What a layer of somebody else makes of a context, or of numbers, is not known here.
+            if not own and not self.conditional and not isinstance(error, AttnFlowError):
+                raise ShapeError(self._misfit(layer, shape, error)) from error
+
+    def _misfit(self, layer: nn.Module, shape: tuple[int, int, int], error: Exception) -> str:
+        return (
+            f"{self.owner}: {type(layer).__name__} does not fit level {self.level}, with events of "
+            f"shape {shape}: {error}; choose other options, fewer levels, or the levels that get "
+            f"attention, as in attention={{0: ...}}"
+        )
+
+
+def _probe(layer: nn.Module, rows: int, shape: tuple[int, int, int]) -> tuple[Tensor, Context]:
+    """Events for a trial, the same at every time, and a context if the layer says how wide."""
+    like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+    numbers = torch.linspace(0.1, 0.9, rows * math.prod(shape), dtype=like.dtype)
+    channels = getattr(layer, "context_channels", 0)
+    context = like.new_zeros(rows, channels) if channels else None
+    return numbers.reshape(rows, *shape).to(like.device), context
+
+
+def _how_to_make(host: Host, layer: object) -> str:
+    if isinstance(layer, InvertibleLayer):
+        return f"take {type(layer).__name__} from attnflow_plugin.{host.name}"
+    if layer is None:
+        return "the callable has to return what it makes"
+    return "the callable takes the channels and returns a layer"
