@@ -38,7 +38,8 @@ def _around(probe: Probe, place: Place) -> tuple[list[Stamp], list[Stamp]]:
     layer = probe.model.get_submodule(place.neighbour.name)
     side = "data" if place.side == "before" else "latent"
     timeline = probe.timeline
-    index = timeline.index(Stamp(layer, side)) + (place.side == "after")
+    index = next(k for k, at in enumerate(timeline) if (at.layer, at.side) == (layer, side))
+    index += place.side == "after"
     return timeline[:index][::-1], timeline[index:]
 
 
@@ -46,7 +47,7 @@ def _first(
     probe: Probe, stamps: Iterable[Stamp], otherwise: Sequence[tuple[nn.Module, Domain]]
 ) -> tuple[nn.Module, Domain] | None:
     """The first that says something about its side."""
-    said = ((layer, probe.domain(layer, side)) for layer, side in stamps)
+    said = ((stamp.layer, probe.domain(stamp)) for stamp in stamps)
     found = ((layer, domain) for layer, domain in said if domain is not None)
     return next(found, next(iter(otherwise), None))
 

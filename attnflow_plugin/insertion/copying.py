@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from types import GeneratorType, TracebackType
 
 import torch
@@ -127,7 +128,7 @@ def _name(path: list[object]) -> str:
     """The attribute that leads to the last object of a path."""
     keys = [
         str(key)
-        for outer, inner in zip(path, path[1:], strict=False)
+        for outer, inner in pairwise(path)
         if isinstance(outer, dict)
         for key, value in outer.items()
         if value is inner

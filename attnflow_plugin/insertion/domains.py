@@ -77,18 +77,22 @@ def _tails_by_coordinate(layer: nn.Module) -> list[tuple[int, object]]:
     tails = layer.tails
     if not isinstance(tails, (list, tuple)):
         return []
-    features = getattr(layer, "transform_features", None)
-    places = range(len(tails)) if features is None else features.tolist()
+    places = _indices(layer, "transform_features") or range(len(tails))
     found = list(zip(places, tails, strict=False))
     other = getattr(layer, "unconditional_transform", None)
     if other is not None and isinstance(getattr(other, "tails", None), (list, tuple)):
-        found += zip(layer.identity_features.tolist(), other.tails, strict=False)
+        found += zip(_indices(layer, "identity_features"), other.tails, strict=False)
     return found
+
+
+def _indices(layer: nn.Module, name: str) -> list[int]:
+    features = getattr(layer, name, None)
+    return features.tolist() if isinstance(features, Tensor) else []
 
 
 def _shown(bound: object) -> str:
     values = bound.flatten().tolist() if isinstance(bound, Tensor) else [bound]
-    return ", ".join(sorted({f"{value:g}" for value in values}))  # type: ignore[str-bytes-safe]
+    return ", ".join(sorted({f"{value:g}" for value in values}))
 
 
 def domain_of_base(base: BaseCall) -> Domain | None:
@@ -165,7 +169,7 @@ class _Moved:
 
 
 def rows_of(value: object, batch: int, rows: int) -> object:
-    """An argument that has a row for each event, for other events: its first row again and again."""
+    """An argument that has a row for each event, for other events: its first row for all."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value[:1].expand(rows, *value.shape[1:])
     return value

@@ -1,6 +1,6 @@
 """Building attention layers, trying them in a copy, and inserting them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -141,8 +141,7 @@ def _build_all(
     blind: dict[tuple[str, object], bool] = {}
     for neighbour, found in places.items():
         layers = []
-        for place, make in ((place, make) for place in found for make in layers_at(place)):
-            layer = _build(host, make, place)
+        for place, layer in _built(host, found, layers_at):
             key = (repr(layer), place.event.shape)
             if key not in blind:
                 blind[key] = isinstance(layer, tuple(host.attentions.values())) and is_blind(
@@ -160,6 +159,14 @@ def _build_all(
             f"{left_out[0]}"
         )
     return insertions, tuple(left_out)
+
+
+def _built(
+    host: Host, places: Sequence[Place], layers_at: Callable[[Place], Sequence[LayerFactory]]
+) -> Iterator[tuple[Place, nn.Module]]:
+    for place in places:
+        for make in layers_at(place):
+            yield place, _build(host, make, place)
 
 
 def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:

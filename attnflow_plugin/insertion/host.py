@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -13,7 +13,7 @@ __all__ = ["Host", "Role", "Run"]
 
 Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 #: One way of running a model: a function of a batch and of what else the user gives with it.
-Run = Callable[..., object]
+Run = Callable[..., Any]
 
 # How users tend to call layers of their own; the first match counts.
 _NAMES: tuple[tuple[str, Role], ...] = (

@@ -1,6 +1,7 @@
 """Running a copy of a model, and recording what its layers are called with."""
 
 import functools
+import inspect
 import random
 import sys
 import warnings
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.insertion.domains import BaseCall, Domain, rows_of
 from attnflow_plugin.insertion.host import Host, Run
 from attnflow_plugin.insertion.sight import noisy, sees_others
@@ -21,6 +21,7 @@ from attnflow_plugin.insertion.sight import noisy, sees_others
 __all__ = ["Batch", "Call", "Probe", "Stamp", "is_out_of_memory", "undisturbed"]
 
 _Method = Callable[..., Any]
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 #: What to make of a method of a layer, by its name, before it is recorded.
 Wrap = Callable[[nn.Module, str, _Method], _Method]
 
@@ -82,6 +83,7 @@ class Stamp(NamedTuple):
 
     layer: nn.Module
     side: str
+    call: Call
 
 
 class Probe:
@@ -114,7 +116,7 @@ class Probe:
         for module in list(model.modules()):
             if isinstance(module, host.layer_type):
                 self._watch(module, wrap)
-            elif hasattr(module, "log_prob") and not self._holds_layers(module):
+            elif self._is_base(module):
                 self._watch_base(module)
 
     def _reset(self) -> None:
@@ -122,7 +124,7 @@ class Probe:
         self.ran: dict[nn.Module, None] = {}
         self.bases: list[BaseCall] = []
         self.finite = True
-        self._stamps: list[tuple[nn.Module, bool]] = []
+        self._stamps: list[tuple[nn.Module, bool, list[Call]]] = []
         self._inside.clear()
 
     def to_latent(self, batch: Batch) -> object:
@@ -149,18 +151,16 @@ class Probe:
         """When layers were entered and left, as sides, from data to latent."""
         stamps = self._stamps if self.towards_latent else self._stamps[::-1]
         return [
-            Stamp(layer, "data" if enters == self.towards_latent else "latent")
-            for layer, enters in stamps
+            Stamp(layer, "data" if enters == self.towards_latent else "latent", call)
+            for layer, enters, calls in stamps
+            for call in calls
         ]
 
-    def domain(self, layer: nn.Module, side: str) -> Domain | None:
-        """What a layer says of events on its side of the data or of the latents."""
-        if layer not in self.calls:
-            return None
-        data, latent = self.host.domains(layer)
-        call = self.calls[layer]
-        as_usual = (call.method == self.host.to_latent_method) == call.towards_latent
-        return data if (side == "data") == as_usual else latent
+    def domain(self, stamp: Stamp) -> Domain | None:
+        """What a layer says of events on one of its sides."""
+        data, latent = self.host.domains(stamp.layer)
+        usual = (stamp.call.method == self.host.to_latent_method) == stamp.call.towards_latent
+        return data if (stamp.side == "data") == usual else latent
 
     def _watch(self, layer: nn.Module, wrap: Wrap | None) -> None:
         for name in ("forward", "inverse"):
@@ -171,7 +171,7 @@ class Probe:
             object.__setattr__(layer, name, MethodType(recorder, layer))
 
     def _watch_base(self, module: nn.Module) -> None:
-        run = module.log_prob
+        run: _Method = getattr(module, "log_prob")  # noqa: B009, of any type
 
         @functools.wraps(run)
         def record(base: nn.Module, latents: object, *args: object, **kwargs: object) -> object:
@@ -190,39 +190,35 @@ class Probe:
                 return run(*args, **kwargs)
             self._inside.add(layer)
             self.ran.setdefault(layer)
-            self._stamps.append((layer, True))
+            # What it was called with is known when it is done.
+            calls: list[Call] = []
+            self._stamps.append((layer, True, calls))
             try:
                 result = run(*args, **kwargs)
             finally:
                 self._inside.discard(layer)
-            self._stamps.append((layer, False))
+            self._stamps.append((layer, False, calls))
             after = result[0] if isinstance(result, (tuple, list)) else result
-            self._note(layer, name, args, kwargs, after)
+            call = self._call(name, args, kwargs, after)
+            if call is not None:
+                self.finite = self.finite and bool(after.detach().isfinite().all())
+                self.calls.setdefault(layer, call)
+                calls.append(call)
             return result
 
         return record
 
-    def _note(
-        self,
-        layer: nn.Module,
-        method: str,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-        after: object,
-    ) -> None:
+    def _call(
+        self, method: str, args: tuple[object, ...], kwargs: Mapping[str, object], after: object
+    ) -> Call | None:
+        """What a layer was called with, if it maps events to events."""
         before, rest = (args[0], args[1:]) if args else (next(iter(kwargs.values()), None), ())
         if not (_is_event(before) and _is_event(after)):
-            return
-        self.finite = self.finite and bool(after.detach().isfinite().all())
-        if layer not in self.calls:
-            ends = [before.detach()[:0].clone(), after.detach()[:0].clone()]
-            data, latent = ends if self.towards_latent else ends[::-1]
-            named = {} if not args else dict(kwargs)
-            rows = before.detach()[:2].clone()
-            call = Call(
-                method, self.towards_latent, data, latent, rows, len(before), rest, named
-            )
-            self.calls[layer] = call
+            return None
+        ends = [before.detach()[:0].clone(), after.detach()[:0].clone()]
+        data, latent = ends if self.towards_latent else ends[::-1]
+        rows, named = before.detach()[:2].clone(), dict(kwargs) if args else {}
+        return Call(method, self.towards_latent, data, latent, rows, len(before), rest, named)
 
     def mixes_entries(self, layer: nn.Module) -> bool:
         """Whether a layer that ran is more than a map of every entry by itself.
@@ -237,7 +233,7 @@ class Probe:
             rows = len(events)
             args = [rows_of(value, call.batch, rows) for value in call.args]
             kwargs = {name: rows_of(value, call.batch, rows) for name, value in call.kwargs.items()}
-            return self._methods[layer, call.method](events, *args, **kwargs)[0]  # type: ignore[index]
+            return self._methods[layer, call.method](events, *args, **kwargs)[0]
 
         with noisy(layer):
             try:
@@ -245,8 +241,16 @@ class Probe:
             except Exception:
                 return True
 
-    def _holds_layers(self, module: nn.Module) -> bool:
-        return any(isinstance(inner, self.host.layer_type) for inner in module.modules())
+    def _is_base(self, module: nn.Module) -> bool:
+        """Whether a module gives the density of latents, and of nothing else beside them."""
+        run = getattr(module, "log_prob", None)
+        if not callable(run) or any(
+            isinstance(inner, self.host.layer_type) for inner in module.modules()
+        ):
+            return False
+        parameters = inspect.signature(run).parameters.values()
+        required = [p for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
+        return isinstance(module, self.host.base_type) or len(required) == 1
 
     def _run(self, ways: Sequence[Run], batch: Batch, *, towards_latent: bool) -> object:
         """The first way that works: quietly, with gradients, and in the modes of the user."""
@@ -262,8 +266,6 @@ class Probe:
                         # What a host warns of it will say again when the model itself runs.
                         warnings.simplefilter("ignore")
                         return self._checked(batch.give(run))
-                except InsertionError:
-                    raise
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise

@@ -23,7 +23,7 @@ def read_batch(host: Host, model: object, example: object, context: object) -> B
         NonFiniteError: NaN or infinity in the example.
     """
     if not isinstance(model, nn.Module):
-        hint = advice(host, model)  # type: ignore[arg-type]
+        hint = advice(host, model)
         raise InsertionError(
             f"{_OWNER}: expected a model of {host.name}, found {type(model).__name__}"
             + (f"; {hint}" if hint else "")
@@ -45,9 +45,7 @@ def read_batch(host: Host, model: object, example: object, context: object) -> B
     return Batch(example) if context is None else Batch(example, (context,))
 
 
-def cannot_run(
-    host: Host, model: nn.Module, batch: Batch, error: Exception
-) -> InsertionError:
+def cannot_run(host: Host, model: nn.Module, batch: Batch, error: Exception) -> InsertionError:
     """The error for a model that cannot run the example, with the likely remedy."""
     shape = tuple(batch.example.shape)
     return InsertionError(

@@ -13,7 +13,8 @@ __all__ = ["is_blind", "noisy", "sees_others"]
 
 _MIXTURES = 8
 _NOISE = 0.3
-_TOLERANCE = 1e-5
+# In units of the spacing of floating-point numbers: sums may be taken in another order.
+_ROUNDING = 100
 
 
 def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> bool:
@@ -38,20 +39,23 @@ def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) 
     if mapped.shape[1] != size:
         return True
     expected, found = mapped[:1].nan_to_num(), mapped[1:].nan_to_num()
-    differs = (found - expected).abs() > _TOLERANCE * (1 + expected.abs())
+    tolerance = _ROUNDING * torch.finfo(mapped.dtype).eps
+    differs = (found - expected).abs() > tolerance * (1 + expected.abs())
     return bool((differs & kept).any())
 
 
-def is_blind(layer: nn.Module, event: Tensor) -> bool:
+def is_blind(attention: nn.Module, event: Tensor) -> bool:
     """Whether attention can only scale and shift by constants, whatever it learns.
 
     So it is where everything that it could see lies on one side of its mask.
 
     Args:
-        layer: an attention layer.
+        attention: an attention layer of this package.
         event: empty tensor with the shape, dtype and device of the events.
     """
-    layer = copy.deepcopy(layer).eval()
+    # What attention does with its first random weights may be small.
+    layer, event = copy.deepcopy(attention).double().eval(), event.double()
+    assert isinstance(layer, InvertibleLayer)
     shape = (_MIXTURES + 1, *event.shape[1:])
     first, second = (torch.randn(1, *shape[1:]).to(event) for _ in range(2))
     contexts = [_context(layer, shape[0], event) for _ in range(2)]
@@ -85,10 +89,9 @@ def noisy(layer: nn.Module) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def _context(layer: nn.Module, rows: int, event: Tensor) -> Tensor | dict[str, Tensor] | None:
+def _context(layer: InvertibleLayer, rows: int, event: Tensor) -> Tensor | dict[str, Tensor] | None:
     channels = getattr(layer, "context_channels", 0)
     if not channels:
         return None
     context = torch.randn(rows, channels).to(event)
-    name = layer.context_name if isinstance(layer, InvertibleLayer) else None
-    return context if name is None else {name: context}
+    return context if layer.context_name is None else {layer.context_name: context}

@@ -101,9 +101,9 @@ class Nflows(Host):
 
     def to_data(self, model: nn.Module) -> list[Run]:
         """The user's ``sample``, and then what runs without a base distribution."""
-        there_and_back = self.there_and_back(model)
-        runs = [partial(_sample, model)] if hasattr(model, "sample") else []
-        return runs if there_and_back is None else [*runs, there_and_back]
+        own: list[Run] = [partial(_sample, model)] if hasattr(model, "sample") else []
+        both = self.there_and_back(model)
+        return own if both is None else [*own, both]
 
     def there_and_back(self, model: nn.Module) -> Run | None:
         """By the transform, without a base distribution."""

@@ -120,29 +120,26 @@ class Normflows(Host):
     def to_latent(self, model: nn.Module) -> list[Run]:
         """The user's ``log_prob``, and then what runs without a base distribution."""
         if isinstance(model, nf.flows.Flow):
-            return [model.inverse]
-        runs = [partial(_log_prob, model)] if hasattr(model, "log_prob") else []
-        if isinstance(model, nf.ClassCondFlow):
-            runs.append(lambda x, *_: Chain(model.flows).inverse(x))
-        return [*runs, *_methods(model, "inverse_and_log_det", "forward_kld")]
+            return _methods(model, "inverse")
+        own: list[Run] = [partial(_log_prob, model)] if hasattr(model, "log_prob") else []
+        chain = [Chain(model.flows).inverse] if isinstance(model, nf.ClassCondFlow) else []
+        return [*own, *chain, *_methods(model, "inverse_and_log_det", "forward_kld")]
 
     def to_data(self, model: nn.Module) -> list[Run]:
         """The user's ``sample``, and then what runs without a base distribution."""
         if isinstance(model, nf.NormalizingFlowVAE):
             return [model]
-        there_and_back = self.there_and_back(model)
-        runs = [partial(_sample, model)] if hasattr(model, "sample") else []
-        return runs if there_and_back is None else [*runs, there_and_back]
+        own: list[Run] = [partial(_sample, model)] if hasattr(model, "sample") else []
+        both = self.there_and_back(model)
+        return own if both is None else [*own, both]
 
     def there_and_back(self, model: nn.Module) -> Run | None:
         """By the methods without a base distribution."""
+        names = ("inverse_and_log_det", "forward_and_log_det")
         if isinstance(model, nf.flows.Flow):
-            return partial(_there_and_back, model.inverse, model.forward)
-        if hasattr(model, "inverse_and_log_det") and hasattr(model, "forward_and_log_det"):
-            return partial(
-                _there_and_back, model.inverse_and_log_det, model.forward_and_log_det
-            )
-        return None
+            names = ("inverse", "forward")
+        methods = _methods(model, *names)
+        return partial(_there_and_back, methods[0], methods[1]) if len(methods) == 2 else None
 
     def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
         """Periodic layers, splines by their tails, and the logit."""
@@ -172,8 +169,8 @@ def _sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> obj
 def _there_and_back(
     to_latent: Run, to_data: Run, x: Tensor, *args: object, **kwargs: object
 ) -> object:
-    z, _ = to_latent(x, *args, **kwargs)  # type: ignore[misc]
-    return to_data(z, *args, **kwargs)[0]  # type: ignore[index]
+    z = to_latent(x, *args, **kwargs)[0]
+    return to_data(z, *args, **kwargs)[0]
 
 
 def _methods(model: nn.Module, *names: str) -> list[Run]:
