@@ -3,16 +3,36 @@
 A new model is one builder; what insertion promises is then tested on it, fresh and trained.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 
-from tests.insertion import nflows_models, normflows_models
+from tests.insertion import (
+    nflows_models,
+    nflows_parts,
+    nflows_users,
+    normflows_models,
+    normflows_states,
+    normflows_users,
+    normflows_variational,
+)
 from tests.insertion.subject import Subject, randomize, train
 
-MODELS = {
+_MODULES = {
+    "normflows": (normflows_models, normflows_users, normflows_variational, normflows_states),
+    "nflows": (nflows_models, nflows_users, nflows_parts),
+}
+MODELS: dict[str, Callable[[], Subject]] = {
     f"{host}-{name}": build
-    for host, module in (("normflows", normflows_models), ("nflows", nflows_models))
+    for host, modules in _MODULES.items()
+    for module in modules
     for name, build in module.BUILDERS.items()
 }
+# Models as in the documentation of the hosts, for tests that would learn nothing from the others.
+PLAIN_MODELS = [
+    f"{host}-{name}" for host, modules in _MODULES.items() for name in modules[0].BUILDERS
+]
 STATES = ("fresh", "trained")
 
 
@@ -30,3 +50,13 @@ def make(name: str, state: str = "fresh") -> Subject:
         train(subject)
         subject.model.eval()
     return subject
+
+
+def names_where(holds: Callable[[Subject], bool]) -> list[str]:
+    """The names of the models of which something holds."""
+    return [name for name in MODELS if holds(_facts(name))]
+
+
+@cache
+def _facts(name: str) -> Subject:
+    return make(name)

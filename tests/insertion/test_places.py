@@ -109,8 +109,7 @@ def test_every_place_is_found_once(name):
 def test_second_insertion_finds_the_same_places(name):
     subject = make(name, "trained")
     before, positions = subject.log_prob(), list(subject.counts)
-    first = subject.insert(position=positions)
-    second = subject.insert("itrans", position=positions, patches=subject.patches)
+    first, second = (subject.insert(position=positions) for _ in range(2))
     assert len(second.inserted) == len(first.inserted)
     assert not set(first.layers) & set(second.layers)
     assert set(first.layers) | set(second.layers) <= set(subject.model.modules())

@@ -63,8 +63,7 @@ def random_states() -> tuple:
 def test_model_stays_as_it_is(name):
     subject = mixed(make(name))
     before = Snapshot.of(subject.model)
-    positions = list(subject.counts)
-    report = subject.insert(["imap", "itrans"], position=positions, patches=subject.patches)
+    report = subject.insert_everywhere()
     before.assert_unchanged(subject.model, report.layers)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 from torch import nn
 
@@ -24,10 +25,13 @@ def traced(subject: Subject) -> Iterator[list[tuple[str, nn.Module]]]:
 
 
 def density_trace(subject: Subject) -> list[tuple[str, nn.Module]]:
-    """What runs for ``log_prob``."""
+    """What runs for ``log_prob``, from data to latent, even if the model runs the other way."""
     with traced(subject) as log:
         subject.log_prob()
-    return log
+    if not subject.one_way:
+        return log
+    back = {"enter": "exit", "exit": "enter"}
+    return [(back[event], layer) for event, layer in reversed(log)]
 
 
 def sampling_trace(subject: Subject) -> list[tuple[str, nn.Module]]:
@@ -38,10 +42,11 @@ def sampling_trace(subject: Subject) -> list[tuple[str, nn.Module]]:
 
 
 def _recorder(log: list, layer: nn.Module, run):
-    def record(*args, **kwargs):
+    # Bound to the layer, as the method that it stands in for: some models ask for its owner.
+    def record(layer: nn.Module, *args, **kwargs):
         log.append(("enter", layer))
         result = run(*args, **kwargs)
         log.append(("exit", layer))
         return result
 
-    return record
+    return MethodType(record, layer)
