@@ -252,6 +252,16 @@ def test_frozen_parameters_join_and_rest():
     assert torch.equal(frozen, before)
 
 
+def test_state_begins_with_the_settings_of_the_group():
+    """Some releases of torch make the state of Adagrad in its constructor alone."""
+    subject = make(NAMES[0])
+    groups = [{"params": parameters_of(subject), "initial_accumulator_value": 0.5}]
+    optimizer = optim.Adagrad(groups)
+    report = subject.insert()
+    report.add_to(optimizer)
+    assert all((optimizer.state[p]["sum"] == 0.5).all() for p in report.parameters())
+
+
 def test_an_optimizer_of_other_parameters_takes_them():
     other = torch.nn.Parameter(torch.zeros(3))
     optimizer, subject = optim.Adam([other]), make(NAMES[0])
