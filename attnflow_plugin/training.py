@@ -1,5 +1,6 @@
 """What training needs in both hosts: a safe initialisation, a module to wrap; host-free."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, ShapeError
 from attnflow_plugin.initialisation import learning_from_data, waits_for_data
+from attnflow_plugin.inputs import require_batch, require_model
 from attnflow_plugin.precision import without_autocast
 
 __all__ = ["SMALLEST_STD", "ActNormClasses", "NegativeLogLikelihood", "prepare", "statistics"]
@@ -17,6 +19,7 @@ __all__ = ["SMALLEST_STD", "ActNormClasses", "NegativeLogLikelihood", "prepare",
 SMALLEST_STD = 1e-3
 #: Fewer values per channel say nothing about its scale.
 FEWEST_VALUES = 16
+_CONVERSIONS = {torch.float32: "float", torch.float64: "double"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,18 @@ class NegativeLogLikelihood(nn.Module):
 
     Args:
         model: a model of the host.
+
+    Raises:
+        OptionError: no model of the host. One inside of a wrapper, such as
+            DistributedDataParallel, is given first, and the result wrapped.
     """
 
+    _host: str
     _log_prob: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        require_model(type(self).__name__, self._host, model)
         self.model = model
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -68,7 +77,7 @@ def prepare(
     # A ready one is fresh again after the state of a model without data was loaded.
     layers = [m for m in model.modules() if type(m) in (classes.host, classes.ready)]
     fresh = [layer for layer in layers if not classes.is_initialised(layer)]
-    with _restored_on_failure(model, layers), _training_mode(model):
+    with _restored_on_failure(model), _training_mode(model):
         for layer in fresh:
             layer.__class__ = classes.learning
         # To run a model that has learnt already would move its running statistics.
@@ -101,11 +110,15 @@ def statistics(owner: str, channels: int, event: Tensor) -> tuple[Tensor, Tensor
 
 
 def _check_batch(model: nn.Module, batch: Tensor) -> None:
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    if batch.dtype != dtype or dtype not in (torch.float32, torch.float64):
+    require_batch("prepare", batch)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if batch.dtype != dtype or dtype not in _CONVERSIONS:
+        remedy = "convert the model by model.float()"
+        if dtype in _CONVERSIONS:
+            remedy = f"give batch.{_CONVERSIONS[dtype]}()"
         raise ShapeError(
             f"prepare: expected a batch and a model in float32 or float64, found {batch.dtype} and "
-            f"{dtype}"
+            f"{dtype}; {remedy}"
         )
     if not bool(batch.isfinite().all()):
         raise NonFiniteError("prepare: expected a finite batch, found NaN or infinity")
@@ -118,16 +131,34 @@ def _check_finite(model: nn.Module) -> None:
 
 
 @contextmanager
-def _restored_on_failure(model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    classes = [layer.__class__ for layer in layers]
+def _restored_on_failure(model: nn.Module) -> Iterator[None]:
+    """Undo everything after an error, also in what a state_dict does not have.
+
+    Values in place, storages, classes, and the attributes of modules: buffers that were replaced,
+    flags and counters.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
+    attributes = [(module, module.__class__, _attributes(module)) for module in model.modules()]
     try:
         yield
     except BaseException:
-        for layer, previous in zip(layers, classes, strict=True):
-            layer.__class__ = previous
-        model.load_state_dict(state)
+        for module, previous, found in attributes:
+            module.__class__ = previous
+            module.__dict__.clear()
+            module.__dict__.update(found)
+        for tensor, storage, value in values:
+            storage.copy_(value)
+            tensor.data = storage
         raise
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """The attributes of a module, with own copies of its tables of parameters and buffers."""
+    tables = ("_parameters", "_buffers", "_modules")
+    return {
+        name: copy.copy(value) if name in tables else value for name, value in vars(module).items()
+    }
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """Bicubic resizing as MATLAB's imresize does it, in which super-resolution data sets are made."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.metrics.images import check_tensor
 from attnflow_plugin.options import positive_int
 
 __all__ = ["resize_bicubic"]
@@ -42,12 +43,13 @@ def resize_bicubic(images: Tensor, size: Sequence[int]) -> Tensor:
     References:
         Keys, *Cubic Convolution Interpolation for Digital Image Processing*, 1981.
     """
+    check_tensor("resize_bicubic", "images", images)
     if images.dim() != 4 or not images.numel() or not images.is_floating_point():
         raise ShapeError(
             "resize_bicubic: expected floating-point images of shape (B, C, H, W), not empty, "
             f"found {images.dtype} of shape {tuple(images.shape)}"
         )
-    if len(size) != 2:
+    if not isinstance(size, Sized) or len(size) != 2:
         raise ShapeError(f"resize_bicubic: expected size as (height, width), found {size!r}")
     height, width = (positive_int("resize_bicubic", "every size", side) for side in size)
     rows, cut_rows = _mirror(images.shape[2], height)

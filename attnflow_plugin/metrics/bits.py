@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.metrics.images import check_tensor
 from attnflow_plugin.options import positive_int
 
 __all__ = ["bits_per_dim", "dequantize"]
@@ -37,16 +38,20 @@ def dequantize(
         >>> bool((dequantize(torch.tensor([0, 255])) < 1).all())
         True
     """
-    positive_int("dequantize", "levels", levels)
+    check_tensor("dequantize", "values", values)
+    levels = positive_int("dequantize", "levels", levels)
     dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
     dtype = torch.promote_types(dtype, torch.float32)
     exact = values.to(dtype)
     if values.numel() and not bool(
         ((exact >= 0) & (exact <= levels - 1) & (exact == exact.floor())).all()
     ):
+        low, high = float(exact.amin()), float(exact.amax())
+        scaled = low >= 0 and high <= 1
         raise ShapeError(
-            f"dequantize: expected whole values from 0 to {levels - 1}, found values from "
-            f"{float(exact.amin())} to {float(exact.amax())}, or fractions"
+            f"dequantize: expected whole values from 0 to {levels - 1}, found values from {low} to "
+            f"{high}, or fractions"
+            + (f"; images in [0, 1] are (images * {levels - 1}).round() here" if scaled else "")
         )
     noise = torch.rand(exact.shape, dtype=dtype, device=values.device, generator=generator)
     # Rounding may carry 255 + u to 256; the largest number below one is the value that was meant.
@@ -70,5 +75,5 @@ def bits_per_dim(log_prob: Tensor, event_shape: int | Sequence[int], levels: int
     """
     shape = tuple(event_shape) if isinstance(event_shape, Iterable) else (event_shape,)
     dims = math.prod(positive_int("bits_per_dim", "every size", size) for size in shape)
-    positive_int("bits_per_dim", "levels", levels)
+    levels = positive_int("bits_per_dim", "levels", levels)
     return math.log2(levels) - log_prob / (dims * math.log(2))

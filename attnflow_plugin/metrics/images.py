@@ -5,9 +5,22 @@ from torch import Tensor
 
 from attnflow_plugin.errors import NonFiniteError, ShapeError
 
-__all__ = ["check_images", "check_pair", "to_levels"]
+__all__ = ["check_colours", "check_images", "check_pair", "check_tensor", "to_levels"]
 
 LEVELS = 255
+
+
+def check_tensor(owner: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is a tensor.
+
+    Raises:
+        ShapeError: it is something else, such as an array or a list.
+    """
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"{owner}: expected {name} as a tensor, found {type(value).__name__}; convert an array "
+            f"by torch.from_numpy, and stack a list by torch.stack"
+        )
 
 
 def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
@@ -17,6 +30,7 @@ def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
         ShapeError: wrong rank, dtype or range, or nothing in it.
         NonFiniteError: NaN or infinity.
     """
+    check_tensor(owner, name, images)
     expected = "(B, C, H, W)" if rank == 4 else "(S, B, C, H, W)"
     if images.dim() != rank or not images.numel():
         raise ShapeError(
@@ -24,7 +38,8 @@ def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
         )
     if not images.is_floating_point():
         raise ShapeError(
-            f"{owner}: expected {name} in floating point from 0 to 1, found {images.dtype}"
+            f"{owner}: expected {name} in floating point from 0 to 1, found {images.dtype}; divide "
+            f"grey levels by {LEVELS}"
         )
     if not bool(images.isfinite().all()):
         raise NonFiniteError(f"{owner}: expected finite {name}, found NaN or infinity")
@@ -33,6 +48,21 @@ def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
         raise ShapeError(
             f"{owner}: expected {name} from 0 to 1, found values from {low:g} to {high:g}; "
             "clamp samples first"
+        )
+
+
+def check_colours(owner: str, name: str, images: Tensor) -> None:
+    """Raise unless images have the three channels that networks of colour images take.
+
+    Raises:
+        ShapeError: another number of channels.
+    """
+    if images.shape[1] != 3:
+        remedy = (
+            "; give grey images as images.expand(-1, 3, -1, -1)" if images.shape[1] == 1 else ""
+        )
+        raise ShapeError(
+            f"{owner}: expected {name} of 3 channels, found {tuple(images.shape)}{remedy}"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
-from attnflow_plugin.metrics.images import check_images, to_levels
+from attnflow_plugin.metrics.images import check_colours, check_images, to_levels
 from attnflow_plugin.metrics.libraries import INSTALL, require
 from attnflow_plugin.options import positive_int
 
@@ -40,7 +40,8 @@ def fid(real: Iterable[Tensor], generated: Iterable[Tensor], feature: Feature = 
     Raises:
         MissingHostError: torchmetrics is not installed, or, for a layer of the Inception network,
             torch-fidelity, which brings it, or its weights.
-        ShapeError: no images in [0, 1], fewer than two in a set.
+        ShapeError: no images in [0, 1], fewer than two in a set, or other than three channels for
+            the Inception network.
         NonFiniteError: NaN or infinity in the images.
 
     References:
@@ -49,7 +50,7 @@ def fid(real: Iterable[Tensor], generated: Iterable[Tensor], feature: Feature = 
     """
     metric = _build("fid", "fid.FrechetInceptionDistance", feature)
     for name, images, is_real in (("real", real, True), ("generated", generated, False)):
-        _feed("fid", name, metric, images, at_least=2, real=is_real)
+        _feed("fid", name, metric, feature, images, at_least=2, real=is_real)
     return float(metric.compute())
 
 
@@ -80,21 +81,22 @@ def kid(
 
     Raises:
         MissingHostError: as for :func:`fid`.
-        ShapeError: no images in [0, 1], fewer than ``subset_size`` in a set.
+        ShapeError: as for :func:`fid`, or fewer than ``subset_size`` in a set.
         NonFiniteError: NaN or infinity in the images.
 
     References:
         Bińkowski et al., *Demystifying MMD GANs*, 2018.
     """
-    positive_int("kid", "subsets", subsets)
+    subsets = positive_int("kid", "subsets", subsets)
+    subset_size = positive_int("kid", "subset_size", subset_size)
     # The unbiased estimate leaves out the pairs of an image with itself.
-    if positive_int("kid", "subset_size", subset_size) < 2:
+    if subset_size < 2:
         raise OptionError("kid: expected subset_size to be at least 2, found 1")
     metric = _build(
         "kid", "kid.KernelInceptionDistance", feature, subsets=subsets, subset_size=subset_size
     )
     for name, images, is_real in (("real", real, True), ("generated", generated, False)):
-        _feed("kid", name, metric, images, at_least=subset_size, real=is_real)
+        _feed("kid", name, metric, feature, images, at_least=subset_size, real=is_real)
     return _compute(metric, seed)
 
 
@@ -124,17 +126,18 @@ def inception_score(
 
     Raises:
         MissingHostError: as for :func:`fid`.
-        ShapeError: no images in [0, 1], fewer than ``splits``.
+        ShapeError: as for :func:`fid`, or fewer than ``splits``.
         NonFiniteError: NaN or infinity in the images.
 
     References:
         Salimans et al., *Improved Techniques for Training GANs*, 2016.
     """
+    splits = positive_int("inception_score", "splits", splits)
     # A single part has no standard deviation.
-    if positive_int("inception_score", "splits", splits) < 2:
+    if splits < 2:
         raise OptionError("inception_score: expected splits to be at least 2, found 1")
     metric = _build("inception_score", "inception.InceptionScore", feature, splits=splits)
-    _feed("inception_score", "generated", metric, generated, at_least=splits)
+    _feed("inception_score", "generated", metric, feature, generated, at_least=splits)
     return _compute(metric, seed)
 
 
@@ -164,15 +167,23 @@ def _feed(
     owner: str,
     name: str,
     metric: "Metric",
+    feature: Feature,
     batches: Iterable[Tensor],
     *,
     at_least: int,
     **kind: bool,
 ) -> None:
     """Show the metric all batches of a set."""
+    if isinstance(batches, Tensor):
+        raise ShapeError(
+            f"{owner}: expected batches of {name} images, such as a list or a generator, found one "
+            f"tensor of shape {tuple(batches.shape)}; give [images]"
+        )
     count = 0
     for images in batches:
         check_images(owner, f"{name} images", images)
+        if not isinstance(feature, nn.Module):
+            check_colours(owner, f"{name} images for the Inception network", images)
         metric.to(images.device).update(to_levels(images), **kind)
         count += len(images)
     if count < at_least:

@@ -30,7 +30,7 @@ def downscale(images: Tensor, scale: int) -> Tensor:
         NonFiniteError: NaN or infinity in the images.
     """
     check_images("downscale", "images", images)
-    positive_int("downscale", "scale", scale)
+    scale = positive_int("downscale", "scale", scale)
     height, width = images.shape[-2:]
     if height % scale or width % scale:
         raise ShapeError(f"downscale: expected sides divisible by {scale}, found {height}x{width}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.errors import MissingHostError, ShapeError
-from attnflow_plugin.metrics.images import check_pair
+from attnflow_plugin.metrics.images import check_colours, check_pair
 from attnflow_plugin.metrics.libraries import INSTALL, require
 from attnflow_plugin.options import one_of
 
@@ -66,10 +66,11 @@ class LPIPS:
             NonFiniteError: NaN or infinity in the images.
         """
         check_pair("LPIPS", images, targets)
-        if images.shape[1] != 3 or min(images.shape[2:]) < self._smallest:
+        check_colours("LPIPS", "images", images)
+        if min(images.shape[2:]) < self._smallest:
             raise ShapeError(
-                f"LPIPS: expected images of 3 channels, at least {self._smallest} pixels high and "
-                f"wide, found {tuple(images.shape)}"
+                f"LPIPS: expected images of at least {self._smallest} pixels in height and width, "
+                f"found {tuple(images.shape)}"
             )
         metric = self._metric.to(images.device)
         distances = metric(images.float(), targets.float()).reshape(-1)

@@ -97,6 +97,12 @@ def over_temperatures(
         count += len(targets)
         for temperature, row in sums.items():
             images = sample(contexts, temperature)
+            if not isinstance(images, Tensor):
+                raise ShapeError(
+                    f"over_temperatures: expected sample to return images, found "
+                    f"{type(images).__name__}; this package's sample returns log-densities as "
+                    f"well, so take its first result"
+                )
             for name, metric in metrics.items():
                 row[name] += _total(name, metric(images, targets, contexts), len(targets))
     if not count:
@@ -107,9 +113,10 @@ def over_temperatures(
 
 
 def _total(name: str, values: Tensor, images: int) -> float:
-    if values.shape != (images,):
+    found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or values.shape != (images,):
         raise ShapeError(
             f"over_temperatures: expected {name} to give one value for each of {images} images, "
-            f"found shape {tuple(values.shape)}"
+            f"found {found}"
         )
     return float(values.double().sum())

@@ -8,8 +8,11 @@ from nflows.utils import torchutils
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import OptionError
+from attnflow_plugin.inputs import require_model, require_temperature
 from attnflow_plugin.layers.base import Context
+from attnflow_plugin.nflows.checks import check_context
 from attnflow_plugin.nflows.encoded import EncodedTransform
+from attnflow_plugin.options import positive_int
 
 __all__ = ["sample"]
 
@@ -35,10 +38,15 @@ def sample(
         under the model at temperature one.
 
     Raises:
-        OptionError: the temperature is not positive, or the base distribution is another one.
+        OptionError: the temperature is not positive, the base distribution is another one, no
+            model of nflows, or no positive number of samples.
+        MissingContextError: no context for a model that needs one.
+        ShapeError: a context that is no tensor, or labels of no class.
     """
-    if not temperature > 0:
-        raise OptionError(f"sample: expected a positive temperature, found {temperature}")
+    require_model("sample", "nflows", model)
+    num_samples = positive_int("sample", "num_samples", num_samples)
+    require_temperature(temperature)
+    check_context("sample", model, context, num_samples, read=True)
     embedded = model._embedding_net(context)
     base = model._distribution
     noise = base.sample(num_samples, context=embedded)

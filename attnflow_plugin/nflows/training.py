@@ -1,10 +1,13 @@
 """Making an nflows model ready to train, and wrapping it for training engines."""
 
+import torch
 from nflows.flows import Flow
 from nflows.transforms import ActNorm
 from torch import Tensor, nn
 
 from attnflow_plugin import training
+from attnflow_plugin.inputs import explained, require_model
+from attnflow_plugin.nflows.checks import check_batch, check_context, require_rows
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
 
@@ -58,11 +61,22 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
         context: contexts, for models that have them.
 
     Raises:
-        ShapeError: too few values per channel, or the wrong dtype or channels.
+        ShapeError: too few values per channel, or data or labels of another shape, dtype or size
+            than the model's.
+        OptionError: no model of nflows.
+        MissingContextError: no context for a model that needs one.
         NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
             model is as it was.
     """
-    training.prepare(model, batch, lambda x: log_prob(model, x, context), _ACTNORM)
+    require_model("prepare", "nflows", model)
+    size = check_batch("prepare", model, batch)
+    _check_context("prepare", model, batch, context, read=True)
+
+    def run_to_latent(x: Tensor) -> None:
+        with explained("prepare", model, x, size):
+            model.log_prob(x, context)  # type: ignore[operator]
+
+    training.prepare(model, batch, run_to_latent, _ACTNORM)
 
 
 def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -72,10 +86,27 @@ def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
         model: an nflows model.
         x: batch of data.
         context: contexts of a conditional model.
+
+    Raises:
+        MissingContextError: no context for a model that needs one.
+        ShapeError: data or labels of another shape, dtype or size than the model's.
     """
-    return model.log_prob(x, context)
+    if torch.compiler.is_compiling():
+        return model.log_prob(x, context)
+    size = check_batch("log_prob", model, x)
+    _check_context("log_prob", model, x, context)
+    with explained("log_prob", model, x, size):
+        return model.log_prob(x, context)
+
+
+def _check_context(
+    owner: str, model: nn.Module, x: Tensor, context: Tensor | None, *, read: bool = False
+) -> None:
+    check_context(owner, model, context, len(x), read=read)
+    require_rows(owner, context, len(x))
 
 
 class NegativeLogLikelihood(training.NegativeLogLikelihood):  # noqa: D101
     __doc__ = training.NegativeLogLikelihood.__doc__
+    _host = "nflows"
     _log_prob = staticmethod(log_prob)

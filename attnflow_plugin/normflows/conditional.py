@@ -6,9 +6,11 @@ import normflows as nf
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingContextError, ShapeError
+from attnflow_plugin.inputs import require_context, require_labels, require_temperature
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows.containers import run_with_context
-from attnflow_plugin.normflows.temperature import require_positive, tempered
+from attnflow_plugin.normflows.temperature import tempered
+from attnflow_plugin.options import non_negative_int
 
 __all__ = ["ConditionalMultiscaleFlow"]
 
@@ -111,11 +113,13 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         Raises:
             MissingContextError: there is no context.
             ShapeError: the context has another number of rows.
-            OptionError: the temperature is not positive, or a base has none.
+            OptionError: the temperature is not positive, or a base has none; no number of samples.
         """
-        require_positive(temperature)
+        num_samples = non_negative_int("sample", "num_samples", num_samples)
+        require_temperature(temperature)
         if context is None:
             raise MissingContextError("sample: expected a context, found none")
+        require_context("sample", context, num_samples)
         if len(context) not in (1, num_samples):
             raise ShapeError(
                 f"sample: expected one context, or one for each of {num_samples} samples, found "
@@ -129,13 +133,16 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         return x, sum(log_probs) - log_det
 
     def _embedded(self, context: Tensor | None, rows: int) -> Context:
+        name = type(self).__name__
         if context is None:
-            raise MissingContextError(f"{type(self).__name__}: expected a context, found none")
+            raise MissingContextError(f"{name}: expected a context, found none")
+        require_context(name, context, rows)
         if len(context) != rows:
             raise ShapeError(
-                f"{type(self).__name__}: expected a context for each of {rows} rows, found "
-                f"{len(context)}"
+                f"{name}: expected a context for each of {rows} rows, found {len(context)}"
             )
+        if isinstance(self.embedding, nn.Embedding):
+            require_labels(name, context, self.embedding.num_embeddings, rows, one_hot=False)
         return self.embedding(context)
 
 

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.inputs import require_model, require_temperature
+from attnflow_plugin.normflows.checks import bases_of, check_context, classes_of, takes_labels
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
-from attnflow_plugin.normflows.temperature import require_positive, tempered
+from attnflow_plugin.normflows.temperature import tempered
 from attnflow_plugin.normflows.training import log_prob
+from attnflow_plugin.options import non_negative_int
 
 __all__ = ["sample"]
 
@@ -27,35 +30,38 @@ def sample(
     Args:
         model: a normflows model.
         num_samples: number of samples.
-        context: contexts or class labels, one for each sample.
+        context: contexts or class labels, one for each sample, or one for all.
         temperature: factor on the standard deviation of the base distributions.
 
     Returns:
         Samples and their log-densities under the model at temperature one.
 
     Raises:
-        OptionError: the temperature is not positive, or the base has none.
+        OptionError: the temperature is not positive, the base has none, no model of normflows, or
+            a context for a model that has no use for one.
+        MissingContextError: no context for a model that needs one.
+        ShapeError: labels or contexts of another kind or number, or labels of no class.
     """
-    require_positive(temperature)
+    num_samples = non_negative_int("sample", "num_samples", num_samples)
+    require_temperature(temperature)
     if isinstance(model, ConditionalMultiscaleFlow):
         return model.sample(num_samples, context, temperature)
-    if context is None:
+    require_model("sample", "normflows", model)
+    if context is None and takes_labels(model):
         context = _random_labels(model, num_samples)
+    else:
+        check_context("sample", model, context, num_samples, read=True)
+    if context is not None and takes_labels(model) and len(context) == 1:
+        context = context.expand(num_samples, *context.shape[1:])
     arguments = (num_samples,) if context is None else (num_samples, context)
-    with tempered(_bases(model), temperature):
+    with tempered(bases_of(model), temperature):
         x, _ = model.sample(*arguments)  # type: ignore[operator]
     return x, log_prob(model, x, context)
 
 
 def _random_labels(model: nn.Module, num_samples: int) -> Tensor | None:
-    for base in _bases(model):
-        classes = getattr(base, "num_classes", None)
-        if classes is not None:
-            device = next(base.parameters()).device
-            return torch.randint(classes, (num_samples,), device=device)
-    return None
-
-
-def _bases(model: nn.Module) -> list[nn.Module]:
-    q0 = model.q0
-    return list(q0) if isinstance(q0, nn.ModuleList) else [q0]  # type: ignore[list-item]
+    classes = classes_of(model)
+    if classes is None:
+        return None
+    device = next(model.parameters()).device
+    return torch.randint(classes, (num_samples,), device=device)

@@ -7,17 +7,7 @@ from torch import nn
 
 from attnflow_plugin.errors import OptionError
 
-__all__ = ["require_positive", "tempered"]
-
-
-def require_positive(temperature: float) -> None:
-    """Raise where there is nothing to draw.
-
-    Raises:
-        OptionError: the temperature is not positive.
-    """
-    if not temperature > 0:
-        raise OptionError(f"sample: expected a positive temperature, found {temperature}")
+__all__ = ["tempered"]
 
 
 @contextmanager

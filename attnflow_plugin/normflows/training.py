@@ -1,10 +1,12 @@
 """Making a normflows model ready to train, and wrapping it for training engines."""
 
 import normflows as nf
+import torch
 from torch import Tensor, nn
 
 from attnflow_plugin import training
-from attnflow_plugin.errors import MissingContextError, OptionError
+from attnflow_plugin.inputs import explained, require_model
+from attnflow_plugin.normflows.checks import check_batch, check_context, takes_labels
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
@@ -62,11 +64,22 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
         context: contexts or class labels, for models that have them.
 
     Raises:
-        ShapeError: too few values per channel, or the wrong dtype or channels.
+        ShapeError: too few values per channel, or data or labels of another shape, dtype or size
+            than the model's.
+        OptionError: no model of normflows, or a context for one that has no use for it.
+        MissingContextError: no labels for a model of classes.
         NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
             model is as it was.
     """
-    training.prepare(model, batch, lambda x: log_prob(model, x, context), _ACTNORM)
+    require_model("prepare", "normflows", model)
+    size = check_batch("prepare", model, batch)
+    check_context("prepare", model, context, len(batch), read=True)
+
+    def run_to_latent(x: Tensor) -> None:
+        with explained("prepare", model, x, size):
+            _log_prob(model, x, context)
+
+    training.prepare(model, batch, run_to_latent, _ACTNORM)
 
 
 def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -80,16 +93,20 @@ def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tens
     Raises:
         OptionError: a context for a model that has no use for one.
         MissingContextError: no labels for a model of classes.
+        ShapeError: data or labels of another shape, dtype or size than the model's.
     """
-    name = type(model).__name__
-    if isinstance(model, nf.ConditionalNormalizingFlow | ConditionalMultiscaleFlow):
-        return model.log_prob(x, context)
-    if isinstance(model, nf.ClassCondFlow) or getattr(model, "class_cond", False):
-        if context is None:
-            raise MissingContextError(f"log_prob: {name} expects labels as context, found none")
+    if torch.compiler.is_compiling():
+        return _log_prob(model, x, context)
+    size = check_batch("log_prob", model, x)
+    check_context("log_prob", model, context, len(x))
+    with explained("log_prob", model, x, size):
+        return _log_prob(model, x, context)
+
+
+def _log_prob(model: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    takes_context = isinstance(model, nf.ConditionalNormalizingFlow | ConditionalMultiscaleFlow)
+    if takes_context or takes_labels(model):
         return model.log_prob(x, context)  # type: ignore[operator]
-    if context is not None:
-        raise OptionError(f"log_prob: {name} takes no context, found one")
     # A MultiscaleFlow wants the argument also without classes.
     arguments = (x, None) if isinstance(model, nf.MultiscaleFlow) else (x,)
     return model.log_prob(*arguments)  # type: ignore[operator]
@@ -97,4 +114,5 @@ def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tens
 
 class NegativeLogLikelihood(training.NegativeLogLikelihood):  # noqa: D101
     __doc__ = training.NegativeLogLikelihood.__doc__
+    _host = "normflows"
     _log_prob = staticmethod(log_prob)

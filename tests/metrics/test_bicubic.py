@@ -116,3 +116,11 @@ def test_bad_size(size):
 def test_size_of_another_rank():
     with pytest.raises(ShapeError, match="expected size as"):
         resize_bicubic(torch.rand(1, 1, 8, 8), (4, 4, 4))
+
+
+def test_a_size_has_two_sides():
+    images = torch.rand(1, 1, 4, 4)
+    with pytest.raises(ShapeError, match=r"resize_bicubic: expected size as .*, found 4$"):
+        resize_bicubic(images, 4)
+    with pytest.raises(ShapeError, match="expected images as a tensor, found ndarray"):
+        resize_bicubic(images.numpy(), (2, 2))

@@ -48,7 +48,22 @@ def test_values_outside_of_the_levels(values):
         dequantize(torch.tensor(values))
 
 
+def test_images_in_floating_point_are_no_levels():
+    message = r"found values from 0\.\d+ to .*; images in \[0, 1\] are \(images \* 255\)\.round\(\)"
+    with pytest.raises(ShapeError, match=message):
+        dequantize(torch.tensor([0.25, 0.75]))
+    with pytest.raises(ShapeError, match=r"or fractions$"):
+        dequantize(torch.tensor([300.0]))
+    with pytest.raises(ShapeError, match=r"dequantize: expected values as a tensor, found list"):
+        dequantize([0, 255])
+    with pytest.raises(OptionError, match=r"levels to be a positive integer, found 256\.0"):
+        dequantize(torch.tensor([0]), 256.0)
+
+
 def test_bad_sizes():
+    for size in (12.0, None):
+        with pytest.raises(OptionError, match=f"bits_per_dim: expected every size.* found {size}"):
+            bits_per_dim(torch.zeros(1), size)
     with pytest.raises(OptionError, match="bits_per_dim: expected every size"):
         bits_per_dim(torch.zeros(1), (3, 0))
 

@@ -9,7 +9,7 @@ from scipy import linalg
 from torch import nn
 
 from attnflow_plugin.errors import MissingHostError, NonFiniteError, OptionError, ShapeError
-from attnflow_plugin.metrics import fid, inception_score, kid
+from attnflow_plugin.metrics import fid, inception, inception_score, kid
 
 FEATURES = 5
 
@@ -119,6 +119,16 @@ def test_the_seed_decides(name, network, sets):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_whole_numbers_of_numpy(network, sets):
+    two = np.int64(2)
+    assert kid([sets[0]], [sets[1]], network, subsets=two, subset_size=two) == kid(
+        [sets[0]], [sets[1]], network, subsets=2, subset_size=2
+    )
+    assert inception_score([sets[0]], network, splits=two) == inception_score(
+        [sets[0]], network, splits=2
+    )
+
+
 @pytest.mark.parametrize("name", CALLS)
 class TestAll:
     def test_the_network_stays_as_it_is(self, name, network, sets):
@@ -145,6 +155,30 @@ class TestAll:
         ):
             with pytest.raises(error, match=f"{name}: expected .*images"):
                 CALLS[name]([images], network)
+
+    def test_grey_images_are_for_networks_of_grey_images(self, name, network, monkeypatch):
+        grey, other = torch.rand(9, 1, 8, 8), torch.rand(9, 4, 8, 8)
+        network.net[0] = nn.Conv2d(1, FEATURES, 3)
+        CALLS[name]([grey], network)
+        monkeypatch.setattr(inception, "_build", lambda owner, metric, feature, **options: None)
+        feature = "logits_unbiased" if name == "inception_score" else 2048
+        message = r"images for the Inception network of 3 channels, found \(9, "
+        with pytest.raises(ShapeError, match=message + r"1, .*images\.expand\(-1, 3, -1, -1\)"):
+            CALLS[name]([grey], feature)
+        with pytest.raises(ShapeError, match=message + r"4, 8, 8\)$"):
+            CALLS[name]([other], feature)
+
+    def test_one_batch_has_to_be_in_a_list(self, name, network):
+        message = rf"{name}: expected batches of \w+ images, .* found one tensor.*\[images\]"
+        with pytest.raises(ShapeError, match=message):
+            CALLS[name](torch.rand(9, 3, 8, 8), network)
+
+    def test_arrays_and_levels(self, name, network):
+        images = torch.rand(9, 3, 8, 8)
+        with pytest.raises(ShapeError, match=r"as a tensor, found ndarray; .* torch\.from_numpy"):
+            CALLS[name]([images.numpy()], network)
+        with pytest.raises(ShapeError, match=r"found torch\.uint8; divide grey levels by 255"):
+            CALLS[name]([images.mul(255).byte()], network)
 
     def test_too_few(self, name, network):
         with pytest.raises(ShapeError, match=rf"{name}: expected at least \d \w+ images, found 1"):

@@ -114,14 +114,16 @@ def test_diversity(lpips):
 
 
 @pytest.mark.parametrize(
-    ("images", "error"),
+    ("images", "error", "message"),
     [
-        (torch.rand(2, 1, 64, 64), ShapeError),
-        (torch.rand(2, 3, 64, 30), ShapeError),
-        (torch.rand(2, 3, 64, 64) * 2 - 1, ShapeError),
-        (torch.rand(2, 3, 64, 64) * torch.nan, NonFiniteError),
+        (torch.rand(2, 1, 64, 64), ShapeError, r"3 channels, .*images\.expand\(-1, 3, -1, -1\)"),
+        (torch.rand(2, 4, 64, 64), ShapeError, r"3 channels, found \(2, 4, 64, 64\)$"),
+        (torch.rand(2, 3, 64, 30), ShapeError, r"at least 31 pixels in height and width"),
+        (torch.rand(2, 3, 64, 64) * 2 - 1, ShapeError, "images from 0 to 1"),
+        (torch.rand(2, 3, 64, 64) * torch.nan, NonFiniteError, "finite images"),
+        (torch.rand(2, 3, 64, 64).numpy(), ShapeError, "as a tensor, found ndarray"),
     ],
 )
-def test_no_images(lpips, images, error):
-    with pytest.raises(error, match="LPIPS: expected"):
+def test_no_images(lpips, images, error, message):
+    with pytest.raises(error, match=f"LPIPS: expected .*{message}"):
         lpips(images, images)

@@ -84,3 +84,14 @@ def test_a_mean_in_place_of_values():
     metrics = {"mean": lambda i, t, c: i.mean()}
     with pytest.raises(ShapeError, match=r"expected mean to give one value for each of 2 images"):
         over_temperatures(sample, batches(2), metrics)
+    metrics = {"mean": lambda i, t, c: i.mean().item()}
+    with pytest.raises(ShapeError, match=r"for each of 2 images, found float$"):
+        over_temperatures(sample, batches(2), metrics)
+
+
+def test_samples_with_their_log_densities():
+    def with_log_densities(contexts, temperature):
+        return sample(contexts, temperature), torch.zeros(len(contexts))
+
+    with pytest.raises(ShapeError, match=r"sample to return images, found tuple; .*first result"):
+        over_temperatures(with_log_densities, batches(2), METRICS)

@@ -1,0 +1,117 @@
+"""What models of nflows say about their data and labels, and checking it."""
+
+import math
+
+from nflows.distributions import ConditionalDiagonalNormal, DiagonalNormal, StandardNormal
+from nflows.transforms import (
+    CompositeTransform,
+    MultiscaleCompositeTransform,
+    SqueezeTransform,
+)
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import MissingContextError, ShapeError
+from attnflow_plugin.inputs import (
+    EventSize,
+    require_batch,
+    require_context,
+    require_labels,
+    unsqueezed,
+)
+from attnflow_plugin.nflows.encoded import EncodedTransform
+
+__all__ = ["check_batch", "check_context", "require_rows"]
+
+_SIZED = (ConditionalDiagonalNormal, DiagonalNormal, StandardNormal)
+_PACKAGES = ("nflows", "attnflow_plugin")
+
+
+def check_context(
+    owner: str, model: nn.Module, context: Tensor | None, rows: int, *, read: bool = False
+) -> None:
+    """Raise for a context or labels that the model cannot take.
+
+    Args:
+        owner: the function, for errors.
+        model: a model of the host.
+        context: what was given.
+        rows: number of rows of data or of samples.
+        read: look at labels on accelerators too.
+
+    Raises:
+        MissingContextError: none for a model that needs one.
+        ShapeError: a context that is no tensor, or labels that are none of the classes.
+    """
+    embedding = _label_embedding(model)
+    if context is None:
+        base = getattr(model, "_distribution", None)
+        if embedding is not None or type(base) is ConditionalDiagonalNormal:
+            what = "a context" if embedding is None else "labels as context"
+            raise MissingContextError(f"{owner}: {type(model).__name__} expects {what}, found none")
+        return
+    require_context(owner, context, rows)
+    if embedding is not None:
+        classes = embedding.num_embeddings
+        require_labels(owner, context, classes, rows, one_hot=False, read=read)
+
+
+def require_rows(owner: str, context: Tensor | None, rows: int) -> None:
+    """Raise unless there is a context for each row of data.
+
+    Raises:
+        ShapeError: another number.
+    """
+    if context is not None and len(context) != rows:
+        raise ShapeError(
+            f"{owner}: expected a context for each of {rows} rows, found {len(context)}"
+        )
+
+
+def _label_embedding(model: nn.Module) -> nn.Embedding | None:
+    """What turns labels into what the model sees of them, if its context is labels."""
+    first: object = getattr(model, "_embedding_net", None)
+    if isinstance(first, nn.Identity):
+        base, transform = model._distribution, model._transform
+        encodes = isinstance(transform, EncodedTransform)
+        first = transform.encoder if encodes else getattr(base, "_context_encoder", None)  # type: ignore[union-attr]
+    return first if isinstance(first, nn.Embedding) else None
+
+
+def check_batch(owner: str, model: nn.Module, x: Tensor) -> EventSize | None:
+    """Raise for what is no batch, or one of events that the base distribution does not have.
+
+    Returns:
+        What is known about the size of events, to explain an error with.
+
+    Raises:
+        ShapeError: a batch of another kind, or of other events.
+    """
+    require_batch(owner, x)
+    size = _event_size(model)
+    if size is not None:
+        size.check(owner, x)
+    return size
+
+
+def _event_size(model: nn.Module) -> EventSize | None:
+    """What the base distribution says about the data, if layers of this host's keep the size."""
+    base = getattr(model, "_distribution", None)
+    transform = getattr(model, "_transform", None)
+    if not isinstance(base, _SIZED) or not isinstance(transform, nn.Module):
+        return None
+    if isinstance(transform, EncodedTransform):
+        transform = transform.transform
+    latent, first = tuple(base._shape), transform
+    if isinstance(transform, MultiscaleCompositeTransform):
+        latent, first = tuple(transform._output_shapes[0]), transform._transforms[0]
+        if len(transform._transforms) > 1:  # What it factors out is half of its event.
+            latent = (2 * latent[0], *latent[1:])
+    layers = first._transforms if isinstance(first, CompositeTransform) else [first]
+    if not all(type(layer).__module__.partition(".")[0] in _PACKAGES for layer in layers):
+        return None
+
+    def find_shape() -> tuple[int, ...] | None:
+        squeezes = [module for module in first.modules() if isinstance(module, SqueezeTransform)]
+        return unsqueezed(latent, math.prod(squeeze.factor for squeeze in squeezes))
+
+    return EventSize(math.prod(base._shape), find_shape)
