@@ -95,9 +95,10 @@ def check_batch(owner: str, model: nn.Module, x: Tensor) -> EventSize | None:
 
 def _event_size(model: nn.Module) -> EventSize | None:
     """What the base distribution says about the data, if layers of this host's keep the size."""
-    base = getattr(model, "_distribution", None)
-    transform = getattr(model, "_transform", None)
-    if not isinstance(base, _SIZED) or not isinstance(transform, nn.Module):
+    base, transform = (getattr(model, name, None) for name in ("_distribution", "_transform"))
+    if not _is_known(model) or not isinstance(transform, nn.Module):
+        return None
+    if not isinstance(base, _SIZED):
         return None
     if isinstance(transform, EncodedTransform):
         transform = transform.transform
@@ -107,7 +108,7 @@ def _event_size(model: nn.Module) -> EventSize | None:
         if len(transform._transforms) > 1:  # What it factors out is half of its event.
             latent = (2 * latent[0], *latent[1:])
     layers = first._transforms if isinstance(first, CompositeTransform) else [first]
-    if not all(type(layer).__module__.partition(".")[0] in _PACKAGES for layer in layers):
+    if not all(map(_is_known, layers)):
         return None
 
     def find_shape() -> tuple[int, ...] | None:
@@ -115,3 +116,8 @@ def _event_size(model: nn.Module) -> EventSize | None:
         return unsqueezed(latent, math.prod(squeeze.factor for squeeze in squeezes))
 
     return EventSize(math.prod(base._shape), find_shape)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a class is of the host or of this package, so that it keeps the size of events."""
+    return type(module).__module__.partition(".")[0] in _PACKAGES

@@ -103,10 +103,12 @@ def check_context(
 
 def _event_size(model: nn.Module) -> EventSize | None:
     """What the base distributions say about the data, if layers of this host's keep the size."""
-    bases = bases_of(model) if hasattr(model, "q0") else []
+    flows = getattr(model, "flows", None)
+    if not _is_known(model) or not isinstance(flows, nn.ModuleList):
+        return None
+    bases = bases_of(model)
     if not bases or any(type(base) not in _SIZED for base in bases):
         return None
-    flows: nn.ModuleList = model.flows  # type: ignore[assignment]
     levels = list(flows) if isinstance(model, nf.MultiscaleFlow) else [flows]
     if not all(_is_known(flow) for level in levels for flow in level.children()):
         return None
@@ -127,5 +129,6 @@ def _event_size(model: nn.Module) -> EventSize | None:
     return EventSize(numbers, find_shape, exact=not any(1 in sizes for sizes in doubtful))
 
 
-def _is_known(flow: nn.Module) -> bool:
-    return type(flow).__module__.partition(".")[0] in _PACKAGES
+def _is_known(module: nn.Module) -> bool:
+    """Whether a class is of the host or of this package, so that it keeps the size of events."""
+    return type(module).__module__.partition(".")[0] in _PACKAGES

@@ -144,6 +144,36 @@ def test_layers_of_users_are_tried_in_a_copy_and_leave_no_trace(host):
         build(host, attention={1: make})
 
 
+class NeedsContext(nf.flows.Flow):
+    """Cannot be tried: what its context looks like is known to the user only."""
+
+    takes_context = True
+
+    def __init__(self, channels):
+        super().__init__()
+
+    def inverse(self, x, context=None):
+        return x + context["shift"], x.new_zeros(len(x))
+
+
+class NeedsContextForward(nflows.transforms.Transform):
+    def __init__(self, channels):
+        super().__init__()
+        self.inner = NeedsContext(channels)
+
+    def forward(self, inputs, context=None):
+        return self.inner.inverse(inputs, context)
+
+
+@each_host
+def test_layers_of_users_may_need_the_context_of_a_conditional_model(host):
+    make = NeedsContext if host == "normflows" else NeedsContextForward
+    model = build(host, attention=make, context_shape=(2,))
+    assert len(layers_of(model, "NeedsContext")) == 3
+    with pytest.raises(ShapeError, match=r"does not fit level 0.*not subscriptable"):
+        build(host, attention=make)
+
+
 @each_host
 def test_trying_changes_no_weight_of_the_model(host):
     """With one seed, models with and without attention share all other weights."""

@@ -238,6 +238,26 @@ class Halves(nf.flows.Flow):
         return x[:, ::2], x.new_zeros(len(x))
 
 
+class PaddedFlow(nf.NormalizingFlow):
+    """A model of a user that takes less than its base has."""
+
+    def log_prob(self, x):
+        return super().log_prob(nn.functional.pad(x, (0, 1)))
+
+
+class PaddedNflow(Flow):
+    def _log_prob(self, inputs, context):
+        return super()._log_prob(nn.functional.pad(inputs, (0, 1)), context)
+
+
+def test_models_of_users_are_left_alone():
+    x = torch.randn(5, 2)
+    model = PaddedFlow(nf.distributions.DiagGaussian(3), [nf.flows.AffineConstFlow((3,))])
+    assert host_module("normflows").log_prob(model, x).shape == (5,)
+    model = PaddedNflow(CompositeTransform([]), StandardNormal([3]))
+    assert host_module("nflows").log_prob(model, x).shape == (5,)
+
+
 def test_models_with_layers_of_users_are_left_alone():
     module = host_module("normflows")
     model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [Halves()])
