@@ -63,15 +63,17 @@ def insert_at(
     context: object,
     *,
     check_domain: bool = True,
+    tried: bool = False,
 ) -> InsertionReport:
     """Insert into ``model`` what is chosen for each place.
 
     Everything is built and tried before the model is touched. The last step undoes itself if it is
-    interrupted, and nothing comes after it.
+    interrupted, and nothing comes after it. What was ``tried`` in another copy of the model is not
+    tried again.
     """
     batch = read_batch(host, model, example, context)
     with undisturbed(model, example):
-        plan = _plan(host, model, layers_at, batch, positions, check_domain)
+        plan = _plan(host, model, layers_at, batch, positions, check_domain, tried)
     return commit(plan.changes, plan.report)
 
 
@@ -96,18 +98,22 @@ def _plan(
     batch: Batch,
     positions: Sequence[Position],
     check_domain: bool,
+    tried: bool,
 ) -> _Plan:
     probe = _probe(host, model, batch)
     places = find_places(host, probe, positions)
     insertions, left_out = _build_all(host, places, layers_at)
     require_whole_model(model, [insertion.neighbour for insertion in insertions])
-    if check_domain:
+    if check_domain and not tried:
         require_line(probe, [place for each in insertions for place, _ in each.layers])
     needed = _names(probe.model, probe.ran)
     trial = Trial(host, model, insertions, needed, probe.towards_latent)
-    trial.require_runs(batch)
-    if check_domain:
-        trial.require_domain(batch)
+    if not tried:
+        trial.require_runs(batch)
+        if check_domain:
+            trial.require_agreement(batch)
+        else:
+            trial.require_sampling(batch)
     report = _report(insertions, trial.names(), left_out)
     return _Plan(planned_changes(host, model, insertions), report)
 

@@ -11,7 +11,7 @@ from attnflow_plugin.layers.base import InvertibleLayer
 
 __all__ = ["is_blind", "noisy", "sees_others"]
 
-_MIXTURES = 8
+_MIXTURES = 16
 _NOISE = 0.3
 # In units of the spacing of floating-point numbers: sums may be taken in another order.
 _ROUNDING = 100
@@ -31,8 +31,7 @@ def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) 
     size = first.numel()
     if size == 1:
         return False
-    generator = torch.Generator().manual_seed(0)
-    kept = (torch.rand(_MIXTURES, size, generator=generator) < 0.5).to(first.device)
+    kept = _kept(size).to(first.device)
     mixtures = torch.where(kept, first.reshape(1, size), second.reshape(1, size))
     events = torch.cat([first.reshape(1, size), mixtures]).reshape(-1, *first.shape[1:])
     mapped = run(events).flatten(1)
@@ -42,6 +41,14 @@ def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) 
     tolerance = _ROUNDING * torch.finfo(mapped.dtype).eps
     differs = (found - expected).abs() > tolerance * (1 + expected.abs())
     return bool((differs & kept).any())
+
+
+def _kept(size: int) -> Tensor:
+    """Entries that mixtures have of the first event: all but one, or of large events a half."""
+    if size <= _MIXTURES:
+        return ~torch.eye(size, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(_MIXTURES, size, generator=generator) < 0.5
 
 
 def is_blind(attention: nn.Module, event: Tensor) -> bool:
@@ -56,21 +63,22 @@ def is_blind(attention: nn.Module, event: Tensor) -> bool:
     # What attention does with its first random weights may be small.
     layer, event = copy.deepcopy(attention).double().eval(), event.double()
     assert isinstance(layer, InvertibleLayer)
-    shape = (_MIXTURES + 1, *event.shape[1:])
-    first, second = (torch.randn(1, *shape[1:]).to(event) for _ in range(2))
-    contexts = [_context(layer, shape[0], event) for _ in range(2)]
+    first, second = (torch.randn(1, *event.shape[1:]).to(event) for _ in range(2))
+    contexts = [torch.randn(1, getattr(layer, "context_channels", 0)).to(event) for _ in range(2)]
+
+    def run(x: Tensor, context: Tensor = contexts[0]) -> Tensor:
+        seen = context.expand(len(x), -1)
+        named = seen if layer.context_name is None else {layer.context_name: seen}
+        return layer.to_latent(x, named)[0]
+
     with torch.no_grad(), noisy(layer):
         try:
-            if sees_others(lambda x: layer.to_latent(x, contexts[0])[0], first, second):
-                return False
-            if contexts[0] is None:
-                return True
-            batch = torch.randn(shape).to(event)
-            one, other = (layer.to_latent(batch, context)[0] for context in contexts)
+            return not sees_others(run, first, second) and torch.equal(
+                run(first), run(first, contexts[1])
+            )
         except Exception:
             # Why it does not fit is for the trial to say.
             return False
-    return torch.equal(one, other)
 
 
 @contextmanager
@@ -87,11 +95,3 @@ def noisy(layer: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for parameter, value in zip(parameters, values, strict=True):
                 parameter.copy_(value)
-
-
-def _context(layer: InvertibleLayer, rows: int, event: Tensor) -> Tensor | dict[str, Tensor] | None:
-    channels = getattr(layer, "context_channels", 0)
-    if not channels:
-        return None
-    context = torch.randn(rows, channels).to(event)
-    return context if layer.context_name is None else {layer.context_name: context}

@@ -39,9 +39,7 @@ class Change:
     children: dict[str, nn.Module | None]
 
 
-def planned_changes(
-    host: Host, model: nn.Module, insertions: Sequence[Insertion]
-) -> list[Change]:
+def planned_changes(host: Host, model: nn.Module, insertions: Sequence[Insertion]) -> list[Change]:
     """What an insertion changes; the model stays as it is.
 
     A list is filled from its end, so that no insertion changes the keys of one that is still to

@@ -16,11 +16,16 @@ from attnflow_plugin.insertion.transaction import Insertion, commit, planned_cha
 __all__ = ["Trial"]
 
 #: By how much events are stretched to see whether they leave something.
-_STRETCH = 1.25
+_STRETCH = 2.0
 #: What rounding may do to an entry, and to how many of them.
 _TOLERANCE, _EXCEPTIONS = 0.01, 0.02
 
 _Method = Callable[..., tuple[Tensor, Tensor]]
+_Check = Callable[[Batch], bool]
+
+
+class _LeftOutError(InsertionError):
+    """A new layer would take no part in sampling."""
 
 
 class Trial:
@@ -64,7 +69,7 @@ class Trial:
         return [names[layer] for _, layer in self._entries()]
 
     def require_runs(self, batch: Batch) -> None:
-        """Run in both directions.
+        """Run as the model ran without the new layers.
 
         Raises:
             InsertionError: a layer does not fit, never runs, or runs on the wrong side; or the
@@ -81,11 +86,27 @@ class Trial:
             raise self._broken("run", error) from error
         self._require_all_ran()
         self._require_order()
-        if self._towards_latent:
-            self._require_sampling(batch)
 
-    def require_domain(self, batch: Batch) -> None:
-        """Stretch events where the new layers are, and see whether the model still agrees.
+    def require_sampling(self, batch: Batch) -> None:
+        """Run in the other direction, where the model itself can.
+
+        Raises:
+            InsertionError: the model samples no longer, or without the new layers.
+        """
+        if not self._towards_latent:
+            return
+        try:
+            self._probe.to_data(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if self._samples_without(batch):
+                raise self._broken("sample", error) from error
+        else:
+            self._require_all_sampled()
+
+    def require_agreement(self, batch: Batch) -> None:
+        """Stretch events where the new layers are, and see whether the directions still agree.
 
         What leaves a circle, a box or the support of a base does not come back as it was. So does
         what sampling reaches in another way than the density. A model that does not agree with
@@ -93,20 +114,30 @@ class Trial:
 
         Raises:
             DomainError: names the place.
+            InsertionError: as for :meth:`require_sampling`.
         """
-        groups = [[layer for _, layer in insertion.layers] for insertion in self._insertions]
         together = {
             layer: _STRETCH if index % 2 else 1 / _STRETCH
-            for index, group in enumerate(groups)
-            for layer in group[:1]
+            for index, layer in enumerate(self._first_layers())
         }
         for agrees in (self._maps_example, self._returns_example, self._returns_samples):
-            if self._holds(agrees, batch, together) or not self._holds(agrees, batch, {}):
+            if self._holds(agrees, batch, together):
                 continue
-            for layer in (group[0] for group in groups):
-                for factor in (_STRETCH, 1 / _STRETCH):
-                    if not self._holds(agrees, batch, {layer: factor}):
-                        raise DomainError(_left_domain(self._where[layer]))
+            if self._holds(agrees, batch, {}):
+                self._require_each(agrees, batch)
+            elif agrees == self._returns_samples:
+                self.require_sampling(batch)
+
+    def _require_each(self, agrees: _Check, batch: Batch) -> None:
+        """Find the place; if there is none, all together were merely too much for the numbers."""
+        for layer in self._first_layers():
+            for factor in (_STRETCH, 1 / _STRETCH):
+                if not self._holds(agrees, batch, {layer: factor}):
+                    raise DomainError(_left_domain(self._where[layer]))
+
+    def _first_layers(self) -> list[nn.Module]:
+        """One of the new layers at each neighbour."""
+        return [insertion.layers[0][1] for insertion in self._insertions]
 
     def _entries(self) -> Iterator[tuple[Place, nn.Module]]:
         return chain.from_iterable(insertion.layers for insertion in self._insertions)
@@ -140,22 +171,12 @@ class Trial:
                     f"the model runs what stands there in an order of its own"
                 )
 
-    def _require_sampling(self, batch: Batch) -> None:
+    def _require_all_sampled(self) -> None:
         """The new layers take part in sampling wherever their neighbours do."""
-        try:
-            self._probe.to_data(batch)
-        except InsertionError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            if self._samples_without(batch):
-                raise self._broken("sample", error) from error
-            return
         for insertion, neighbour in zip(self._insertions, self._neighbours, strict=True):
             for place, layer in insertion.layers:
                 if neighbour in self._probe.ran and layer not in self._probe.ran:
-                    raise InsertionError(
+                    raise _LeftOutError(
                         f"insert_attention: a layer {place} would be left out in sampling, where "
                         f"the model reaches {place.neighbour} by another reference, such as a "
                         f"Python list or an attribute that is not the one it has there"
@@ -168,15 +189,12 @@ class Trial:
             return False
         return True
 
-    def _holds(
-        self,
-        agrees: Callable[[Batch], bool],
-        batch: Batch,
-        stretch: Mapping[nn.Module, float],
-    ) -> bool:
+    def _holds(self, agrees: _Check, batch: Batch, stretch: Mapping[nn.Module, float]) -> bool:
         self._stretch = stretch
         try:
             return agrees(batch)
+        except _LeftOutError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -199,6 +217,7 @@ class Trial:
             return True
         self._seen.clear()
         samples = self._probe.to_data(batch)
+        self._require_all_sampled()
         drawn, finite = dict(self._seen), self._probe.finite
         self._probe.to_latent(batch.of(samples))
         return (

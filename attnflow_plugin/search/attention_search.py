@@ -29,6 +29,8 @@ from attnflow_plugin.search.trial import LogProb, MakeOptimizer, Train, Trainer
 __all__ = ["AttentionSearch"]
 
 _OWNER = "search_attention"
+#: Rows to try candidates with: few, but enough to see whether events leave a box.
+_EXAMPLES = 16
 _ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
@@ -62,6 +64,7 @@ class AttentionSearch:
         max_layers: int | None = None,
         max_parameters: int | None = None,
         seed: int = 0,
+        check_domain: bool = True,
         path: str | PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> SearchResult:
@@ -106,6 +109,7 @@ class AttentionSearch:
             max_layers: largest number of placements to keep; a pair of masks counts as one.
             max_parameters: largest number of new parameters.
             seed: of the new layers' weights and of the noise in training.
+            check_domain: as in ``insert_attention``.
             path: a file for the results of trials. The same call goes on where it stopped; budget,
                 limits and thresholds may differ.
             progress: called with each :class:`~attnflow_plugin.search.Trial` that was run.
@@ -127,7 +131,8 @@ class AttentionSearch:
         one_of(_OWNER, "train", train, get_args(Train))
         training, scoring = _data(batches, held_out, steps)
         known = read_candidates(_OWNER, self.host, candidates, both_masks)
-        inserter = Inserter(self.host, known, as_list(position), training[0].head(2), seed)
+        example = training[0].head(_EXAMPLES)
+        inserter = Inserter(self.host, known, as_list(position), example, seed, check_domain)
         fitting, others = inserter.placements(model)
         trainer = Trainer(self.log_prob, inserter, training, scoring, steps, optimizer, train)
         storage = Storage(path, _fingerprint(model, trainer, fitting))

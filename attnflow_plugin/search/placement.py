@@ -1,6 +1,5 @@
 """Inserting some candidates at some places, rather than one attention everywhere."""
 
-import copy
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import nn
 
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.insertion import InsertionReport
+from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.engine import insert_at, places_in
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.insertion.host import Host
@@ -50,6 +50,7 @@ class Inserter:
         positions: the positions to look for places at.
         example: a small batch.
         seed: the starting weights of new layers follow from it.
+        check_domain: refuse places where attention would leave the domain of the events.
     """
 
     host: Host
@@ -57,6 +58,7 @@ class Inserter:
     positions: Sequence[Position]
     example: Batch
     seed: int
+    check_domain: bool = True
 
     def placements(
         self, model: nn.Module
@@ -71,7 +73,7 @@ class Inserter:
         for key, label in product(self._keys(model), self.candidates):
             placement = Placement(*key, label)
             try:
-                fitting[placement] = self.insert(copy.deepcopy(model), [placement])
+                fitting[placement] = self.insert(independent_copy(model), [placement])
             except InsertionError as error:
                 others[placement] = str(error)
         for label in self.candidates:
@@ -80,8 +82,15 @@ class Inserter:
                 raise InsertionError(f"search_attention: {label!r} fits nowhere; {reason}")
         return fitting, others
 
-    def insert(self, model: nn.Module, placements: Sequence[Placement]) -> InsertionReport:
+    def insert(
+        self, model: nn.Module, placements: Sequence[Placement], *, tried: bool = False
+    ) -> InsertionReport:
         """Insert the placements, in place; several at one place from data to latent.
+
+        Args:
+            model: the model that is searched, or a copy of it.
+            placements: what to insert.
+            tried: whether each was tried in another copy before.
 
         Raises:
             InsertionError: a place does not exist, or a layer does not fit; the model is untouched.
@@ -93,9 +102,17 @@ class Inserter:
                     f"search_attention: expected a model with a place {placement.position} "
                     f"{placement.neighbour}, as the model that was searched, found {keys}"
                 )
-        chosen = partial(self._factories_at, placements)
         x, context = self._example(model)
-        return insert_at(self.host, model, chosen, x, self.positions, context)
+        return insert_at(
+            self.host,
+            model,
+            partial(self._factories_at, placements),
+            x,
+            self.positions,
+            context,
+            check_domain=self.check_domain,
+            tried=tried,
+        )
 
     def _keys(self, model: nn.Module) -> list[tuple[str, str]]:
         """Position and neighbour of every place."""

@@ -1,6 +1,5 @@
 """One trial: a copy of the model with some placements is trained for some steps and scored."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
+from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.probe import undisturbed
 from attnflow_plugin.search.data import Batch
 from attnflow_plugin.search.placement import Inserter, Placement, device_of
@@ -54,8 +54,8 @@ class Trainer:
         Returns:
             Shape ``(N,)``, in float64 on the CPU; ``None`` if anything was not finite.
         """
-        trial = copy.deepcopy(model)
-        report = self.inserter.insert(trial, placements)
+        trial = independent_copy(model)
+        report = self.inserter.insert(trial, placements, tried=True)
         if placements and self.train == "new":
             trial.requires_grad_(False)
             nn.ModuleList(report.layers).requires_grad_(True)

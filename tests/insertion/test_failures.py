@@ -240,16 +240,6 @@ def test_model_that_stops_working_is_an_error():
     assert fingerprint(model) == before
 
 
-def test_model_that_cannot_be_copied_is_an_error():
-    subject = make("nflows-composite", "trained")
-    subject.model._transform._transforms[1].use_cache()
-    subject.log_prob()
-    failure = Failure("", {}, InsertionError, r"copy.deepcopy can copy.*model.train\(\)")
-    assert_fails(subject, failure)
-    subject.model.train().eval()
-    assert subject.insert().inserted
-
-
 def test_bare_layer_has_no_place_for_another():
     with pytest.raises(InsertionError, match="layers inside it"):
         for_normflows.insert_attention(coupling_block(), example=torch.zeros(2, 4))
