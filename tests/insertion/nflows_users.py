@@ -286,7 +286,7 @@ def weighted_contexts() -> Subject:
 
 
 def hierarchy() -> Subject:
-    return subject(Hierarchy(), 4, couplings=2)
+    return subject(Hierarchy(), 4, attention=("imap",), couplings=2)
 
 
 def plain_base() -> Subject:

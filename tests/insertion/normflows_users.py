@@ -390,7 +390,7 @@ def one_dimension() -> Subject:
         flows.LULinearPermute(1),
     ]
     model = nf.ConditionalNormalizingFlow(nf.distributions.DiagGaussian(1), layers)
-    attention = {"attention": ("imap",), "options": {"context_channels": 3}}
+    attention = {"attention": ("imap",), "options": {"context_channels": 3}, "masks": 1}
     facts = {"context": torch.randn(6, 3), **attention}
     return subject(model, 1, permutations=1, couplings=1, **facts)
 

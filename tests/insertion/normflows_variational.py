@@ -24,7 +24,7 @@ def one_way(layers: list[flows.Flow], **facts) -> Subject:
     base = nf.distributions.DiagGaussian(2)
     model = nf.NormalizingFlow(base, layers, nf.distributions.TwoModes(2.0, 0.5))
     facts = {"one_way": True, "log_prob_of": negative_reverse_kld, **facts}
-    return subject(model, 2, **facts)
+    return subject(model, 2, attention=("imap",), **facts)
 
 
 def planar() -> Subject:
@@ -87,7 +87,8 @@ def residual() -> Subject:
         net = nf.nets.LipschitzMLP([2, 8, 2], lipschitz_const=0.6, init_zeros=True)
         layers += [flows.Residual(net, reduce_memory=False), flows.ActNorm((2,))]
     model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), layers)
-    return subject(model, 2, actnorms=2, couplings=2, round_trip=0.05)
+    facts = {"attention": ("imap",), "round_trip": 0.05}
+    return subject(model, 2, actnorms=2, couplings=2, **facts)
 
 
 class HeldTarget(nn.Module):

@@ -30,6 +30,7 @@ class Subject:
         patches: a choice of patches for iTrans that fits every event of the model.
         attention: the layers that every one of its places has room for.
         options: further options that these layers need in it.
+        masks: how many of the two masks leave something to attend and something to see.
         actnorms, permutations, couplings: how many of them a position should find.
         log_prob_of: what training raises, one number per row, from the model and the example; for
             models without ``log_prob``.
@@ -50,6 +51,7 @@ class Subject:
     patches: int | tuple[int, ...] = 2
     attention: tuple[str, ...] = ("imap", "itrans")
     options: Mapping[str, object] = field(default_factory=dict)
+    masks: int = 2
     actnorms: int = 0
     permutations: int = 0
     couplings: int = 0

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from tests.insertion.models import MODELS, make, names_where
+from tests.insertion.models import MODELS, make, names_where, with_attention
 from tests.insertion.subject import Subject
 from tests.insertion.trace import density_trace, sampling_trace
 
@@ -26,7 +26,7 @@ SAMPLING = names_where(lambda subject: subject.samples)
 
 
 def outputs(with_density: Subject, with_samples: Subject) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-densities and samples; of two equal models if the first call initialises an ActNorm."""
+    """Log-densities and samples; of equal models if the first call initialises an ActNorm."""
     log_prob = with_density.log_prob()
     with_samples.model.eval()
     sample = with_samples.sample() if with_samples.samples else torch.zeros(())
@@ -49,7 +49,8 @@ def assert_same(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]
 
 @pytest.mark.parametrize("name", MODELS)
 def test_log_prob_and_samples_of_a_fresh_model_stay_the_same(name):
-    assert_same(outputs(inserted(name), inserted(name)), outputs(make(name), make(name)))
+    before, after = make(name), inserted(name)
+    assert_same(outputs(after, after), outputs(before, before))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -97,7 +98,6 @@ def test_log_prob_stays_the_same_in_float64(name):
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_every_inserted_layer_runs_in_both_directions(name):
-    subject = make(name, "trained")
-    report = subject.insert_everywhere()
+    made = with_attention(name)
     for trace in (density_trace, sampling_trace):
-        assert set(report.layers) <= {layer for _, layer in trace(subject)}
+        assert set(made.report.layers) <= {layer for _, layer in trace(made.subject)}

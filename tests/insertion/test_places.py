@@ -1,6 +1,7 @@
 """Layers land where their position says, in the order from data to latent."""
 
 import importlib
+from collections import Counter
 
 import normflows as nf
 import pytest
@@ -9,7 +10,7 @@ from normflows import flows
 from torch import nn
 
 from attnflow_plugin.normflows import IMap, insert_attention
-from tests.insertion.models import MODELS, make
+from tests.insertion.models import MODELS, make, with_attention
 from tests.insertion.normflows_models import OwnCoupling, coupling_block
 from tests.insertion.subject import Subject
 from tests.insertion.trace import density_trace, sampling_trace
@@ -85,24 +86,18 @@ def neighbour_is_adjacent(trace: list, entry, neighbour: nn.Module, inserted: se
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_stands_beside_its_neighbour(name):
-    subject = make(name, "trained")
-    modules = dict(subject.model.named_modules())
-    report = subject.insert(position=list(subject.counts))
-    trace, inserted = density_trace(subject), set(report.layers)
-    for entry in report.inserted:
-        assert neighbour_is_adjacent(trace, entry, modules[entry.neighbour], inserted)
+    made = with_attention(name)
+    trace, inserted = density_trace(made.subject), set(made.report.layers)
+    for entry in made.report.inserted:
+        assert neighbour_is_adjacent(trace, entry, made.modules[entry.neighbour], inserted)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_place_is_found_once(name):
-    for both_masks in (False, True):
-        subject = make(name)
-        report = subject.insert(position=list(subject.counts), both_masks=both_masks)
-        found = [entry.position for entry in report.inserted]
-        layers = 1 + both_masks
-        assert {p: found.count(p) for p in set(found)} == {
-            position: count * layers for position, count in subject.counts.items()
-        }
+    made = with_attention(name)
+    found = Counter(entry.position for entry in made.report.inserted)
+    layers = made.subject.masks * len(made.subject.attention)
+    assert found == {position: count * layers for position, count in made.subject.counts.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)

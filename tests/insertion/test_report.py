@@ -8,29 +8,20 @@ import pytest
 import torch
 
 from attnflow_plugin.normflows import IMap, insert_attention
-from tests.insertion.models import MODELS, make, names_where
-from tests.insertion.subject import Subject, randomize
-
-
-def inserted(name: str):
-    """A trained model with layers that are not the identity any more, and the report."""
-    subject = make(name, "trained")
-    report = subject.insert_everywhere()
-    randomize(report.parameters(), 0.2)
-    return subject, report
+from tests.insertion.models import MODELS, make, names_where, with_attention
+from tests.insertion.subject import Subject
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_report_describes_the_model(name):
-    subject = make(name)
-    before = sum(parameter.numel() for parameter in subject.model.parameters())
-    modules = dict(subject.model.named_modules())
-    report = subject.insert(position=list(subject.counts))
-    after = sum(parameter.numel() for parameter in subject.model.parameters())
-    assert report.num_parameters == after - before
+    made = with_attention(name)
+    model, report = made.subject.model, made.report
+    before = {p for module in made.modules.values() for p in module.parameters(recurse=False)}
+    new = [parameter for parameter in model.parameters() if parameter not in before]
+    assert report.num_parameters == sum(parameter.numel() for parameter in new)
     for entry in report.inserted:
-        assert subject.model.get_submodule(entry.name) is entry.layer
-        assert type(modules[entry.neighbour]).__name__ == entry.neighbour_type
+        assert model.get_submodule(entry.name) is entry.layer
+        assert type(made.modules[entry.neighbour]).__name__ == entry.neighbour_type
         assert entry.layer.channels == entry.event_shape[0]
 
 
@@ -66,7 +57,7 @@ def test_layer_that_a_callable_returns_twice_is_counted_once():
 
 @pytest.mark.parametrize("name", names_where(lambda subject: subject.copyable))
 def test_copies_compute_the_same(name):
-    subject, _ = inserted(name)
+    subject = with_attention(name).subject
     expected = subject.log_prob()
     for copied in (copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))):
         assert torch.equal(subject.with_model(copied).log_prob(), expected)
@@ -86,5 +77,5 @@ def reloaded(subject: Subject, name: str) -> Subject:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_state_goes_into_a_fresh_model_with_the_same_insertion(name):
-    subject, _ = inserted(name)
+    subject = with_attention(name).subject
     assert torch.equal(reloaded(subject, name).log_prob(), subject.log_prob())

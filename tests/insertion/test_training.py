@@ -3,15 +3,10 @@
 import pytest
 import torch
 
-from tests.insertion.models import MODELS, make, names_where
-from tests.insertion.subject import Subject, randomize
+from tests.insertion.models import MODELS, make, names_where, with_attention
+from tests.insertion.subject import Subject
 
 SEVERAL_NUMBERS = names_where(lambda subject: subject.example[0].numel() > 1)
-
-
-def inserted(name: str):
-    subject = make(name, "trained")
-    return subject, subject.insert_everywhere()
 
 
 def drop_caches(subject: Subject) -> None:
@@ -19,22 +14,31 @@ def drop_caches(subject: Subject) -> None:
     subject.model.train().eval()
 
 
+def gradients(name: str) -> dict[str, list[torch.Tensor | None]]:
+    """Those of the parameters of each inserted layer."""
+    made = with_attention(name)
+    drop_caches(made.subject)
+    loss = made.subject.log_prob().mean()
+    return {
+        entry.name: torch.autograd.grad(
+            loss, list(entry.layer.parameters()), retain_graph=True, allow_unused=True
+        )
+        for entry in made.report.inserted
+    }
+
+
 @pytest.mark.parametrize("name", SEVERAL_NUMBERS)
 def test_gradient_reaches_every_inserted_parameter(name):
-    subject, report = inserted(name)
-    randomize(report.parameters(), 0.3)
-    subject.log_prob().mean().backward()
-    assert all(parameter.grad.count_nonzero() for parameter in report.parameters())
+    for layer in gradients(name).values():
+        assert all(gradient.count_nonzero() for gradient in layer)
 
 
-def test_single_number_is_scaled_by_its_context():
-    """One layer scales it by a constant, which no context changes, and the other by the context."""
-    subject, report = inserted("normflows-one-dimension")
-    randomize(report.parameters(), 0.3)
-    subject.log_prob().mean().backward()
-    for layer in report.layers:
-        assert any(parameter.grad.count_nonzero() for parameter in layer.parameters())
-    assert any(layer.context_weight.grad.count_nonzero() for layer in report.layers)
+def test_gradient_reaches_the_context_where_it_is_all_that_there_is_to_see():
+    layers = with_attention("normflows-one-dimension").report.layers
+    found = gradients("normflows-one-dimension").values()
+    for layer, layer_gradients in zip(layers, found, strict=True):
+        names = [key for key, _ in layer.named_parameters()]
+        assert layer_gradients[names.index("context_weight")].count_nonzero()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -53,7 +57,8 @@ def test_gradient_of_the_users_parameters_stays_the_same(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training_the_inserted_layers_lowers_the_loss(name):
-    subject, report = inserted(name)
+    subject = make(name, "trained")
+    report = subject.insert_everywhere()
     optimizer = torch.optim.Adam(report.parameters(), 3e-3)
     losses = []
     for _ in range(3):
