@@ -120,7 +120,7 @@ class Trial:
             layer: _STRETCH if index % 2 else 1 / _STRETCH
             for index, layer in enumerate(self._first_layers())
         }
-        for agrees in (self._maps_example, self._returns_example, self._returns_samples):
+        for agrees in (self._maps_example, self._returns_samples, self._returns_example):
             if self._holds(agrees, batch, together):
                 continue
             if self._holds(agrees, batch, {}):
