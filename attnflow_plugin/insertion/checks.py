@@ -1,7 +1,10 @@
 """What must hold before anything is tried: open domains, and a model that is the user's."""
 
 import gc
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from torch import nn
 
@@ -69,7 +72,8 @@ def require_whole_model(model: nn.Module, neighbours: Iterable[Neighbour]) -> No
         InsertionError: a module outside of the model holds some of the layers as well.
     """
     layers = {model.get_submodule(slot.name) for each in neighbours for slot in each.slots}
-    if any(True for _ in _other_owners(model, layers)):
+    layers = _referred_to_from_elsewhere(model, layers)
+    if layers and any(True for _ in _other_owners(model, layers)):
         # What nobody refers to any more may merely not have been collected yet.
         gc.collect()
         for owner in _other_owners(model, layers):
@@ -79,6 +83,18 @@ def require_whole_model(model: nn.Module, neighbours: Iterable[Neighbour]) -> No
                 f"and would not get the new ones; pass the {type(owner).__name__} itself, or "
                 f"whatever holds both"
             )
+
+
+def _referred_to_from_elsewhere(model: nn.Module, layers: set[nn.Module]) -> set[nn.Module]:
+    """Those with more references than the model has; to search all modules for the rest is dear."""
+    # Held once and in a set, as a layer is: what else counts is the counting itself.
+    lone = nn.Sequential(nn.Module())
+    alone = set(lone.children())
+    parents = (*model.modules(), *lone.modules())
+    held = Counter(chain.from_iterable(parent._modules.values() for parent in parents))
+    further = {layer: sys.getrefcount(layer) - held[layer] for layer in chain(layers, alone)}
+    expected = min(further[layer] for layer in alone)
+    return {layer for layer in layers if further[layer] > expected}
 
 
 def _other_owners(model: nn.Module, layers: set[nn.Module]) -> Iterator[nn.Module]:

@@ -111,10 +111,13 @@ def domain_of_base(base: BaseCall) -> Domain | None:
         return None
     near = [moved.log_prob(sign * _NEAR) for sign in (1, -1)]
     if any(values is None for values in near):
-        return Domain("lie in a box, since there is an error outside of it")
+        return Domain("lie in a box or on a half-line, since there is an error outside of it")
     outside = torch.stack([(v == -torch.inf) | v.isnan() for v in near]).any(0)  # type: ignore[union-attr]
     if bool(outside.any()):
-        return Domain("lie in a box, since the density is zero outside of it", moved.where(outside))
+        return Domain(
+            "lie in a box or on a half-line, since the density is zero outside of it",
+            moved.where(outside),
+        )
     falls = moved.falls(here, 1) & moved.falls(here, -1)
     if not bool(falls.all()):
         text = "lie on circles or in a box, since the density does not fall outside of it"

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import Domain
 
-__all__ = ["Host", "Role", "Run"]
+__all__ = ["Host", "Role", "Run", "is_users_own"]
 
 Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 #: One way of running a model: a function of a batch and of what else the user gives with it.
@@ -82,5 +83,16 @@ class Host(ABC):
         """What a class of the host says of events on its side of the data and of the latents."""
 
     @abstractmethod
+    def event_size(self, model: nn.Module) -> EventSize | None:
+        """What the base distributions say of the data, where they and the layers are known."""
+
+    @abstractmethod
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """One layer that runs ``layers``, listed in the host's own order."""
+
+
+def is_users_own(model: nn.Module, *methods: str) -> bool:
+    """Whether a class of the user's defines one of these methods, and not a host."""
+    found = [getattr(type(model), name, None) for name in methods]
+    packages = {getattr(each, "__module__", "").partition(".")[0] for each in found if each}
+    return bool(packages - {"normflows", "nflows", "attnflow_plugin"})

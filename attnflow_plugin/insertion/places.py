@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import InsertionError, OptionError
 from attnflow_plugin.insertion.host import Host, Role
 from attnflow_plugin.insertion.probe import Call, Probe
+from attnflow_plugin.insertion.recognise import advice
+from attnflow_plugin.options import did_you_mean
 
 __all__ = ["Neighbour", "Place", "Position", "PositionName", "Slot", "find_places"]
 
@@ -120,9 +122,10 @@ def find_places(
     neighbours = _neighbours(host, probe)
     named = [neighbour for neighbour in neighbours if neighbour.role != "container"]
     if not named:
+        hint = advice(host, probe.model)
         raise InsertionError(
             f"insert_attention: expected a model with {host.name} layers inside it, found none in "
-            f"{type(probe.model).__name__}"
+            f"{type(probe.model).__name__}" + (f"; {hint}" if hint else "")
         )
     for name, kind, _ in rules:
         if not any(_matches(neighbour, kind) for neighbour in neighbours):
@@ -145,7 +148,7 @@ def _rule(position: Position) -> tuple[str, Role | type[nn.Module], Side]:
     if not isinstance(position, str) or position not in _NAMED:
         raise OptionError(
             f"insert_attention: expected position to be one of {tuple(_NAMED)} or a class of "
-            f"layers, found {position!r}"
+            f"layers, found {position!r}{did_you_mean([position], _NAMED)}"
         )
     return position, *_NAMED[position]
 

@@ -60,6 +60,10 @@ def _hints(host: Host, model: nn.Module, batch: Batch, error: Exception) -> Iter
     if known:
         yield known
         return
+    size = host.event_size(model)
+    if size is not None and not size.is_of(batch.example):
+        yield str(size.refusal(_OWNER, batch.example)).removeprefix(f"{_OWNER}: ")
+        return
     dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
     if dtypes and batch.example.dtype not in dtypes:
         yield (

@@ -20,7 +20,7 @@ from attnflow_plugin.inputs import (
 )
 from attnflow_plugin.nflows.encoded import EncodedTransform
 
-__all__ = ["check_batch", "check_context", "require_rows"]
+__all__ = ["check_batch", "check_context", "event_size", "require_rows"]
 
 _SIZED = (ConditionalDiagonalNormal, DiagonalNormal, StandardNormal)
 _PACKAGES = ("nflows", "attnflow_plugin")
@@ -87,13 +87,13 @@ def check_batch(owner: str, model: nn.Module, x: Tensor) -> EventSize | None:
         ShapeError: a batch of another kind, or of other events.
     """
     require_batch(owner, x)
-    size = _event_size(model)
+    size = event_size(model)
     if size is not None:
         size.check(owner, x)
     return size
 
 
-def _event_size(model: nn.Module) -> EventSize | None:
+def event_size(model: nn.Module) -> EventSize | None:
     """What the base distribution says about the data, if layers of this host's keep the size."""
     base, transform = (getattr(model, name, None) for name in ("_distribution", "_transform"))
     if not _is_known(model) or not isinstance(transform, nn.Module):

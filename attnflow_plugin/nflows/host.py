@@ -13,8 +13,10 @@ from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.source_tower import SourceTower
+from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.insertion.host import Host, Role, Run
+from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own
+from attnflow_plugin.nflows.checks import event_size
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.layers import (
     AffineCoupling,
@@ -97,7 +99,8 @@ class Nflows(Host):
         """The user's ``log_prob``, and then what runs without a base distribution."""
         if isinstance(model, transforms.Transform):
             return [model]
-        return _methods(model, "log_prob", "transform_to_noise")
+        own = is_users_own(model, "log_prob", "_log_prob")
+        return _methods(model, "log_prob", *(() if own else ("transform_to_noise",)))
 
     def to_data(self, model: nn.Module) -> list[Run]:
         """The user's ``sample``, and then what runs without a base distribution."""
@@ -120,6 +123,10 @@ class Nflows(Host):
                 return LINE, domain
         spline = _UNIT_BOX if isinstance(layer, _SPLINES_WITHOUT_TAILS) else spline_domain(layer)
         return spline, spline
+
+    def event_size(self, model: nn.Module) -> EventSize | None:
+        """By the shape of the base distribution."""
+        return event_size(model)
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""

@@ -16,7 +16,7 @@ from attnflow_plugin.inputs import (
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 from attnflow_plugin.normflows.priors import ChannelAutoregressivePrior
 
-__all__ = ["bases_of", "check_batch", "check_context", "classes_of", "takes_labels"]
+__all__ = ["bases_of", "check_batch", "check_context", "classes_of", "event_size", "takes_labels"]
 
 # Those whose attribute `shape` is that of their samples.
 _SIZED = (
@@ -57,7 +57,7 @@ def check_batch(owner: str, model: nn.Module, x: Tensor) -> EventSize | None:
         ShapeError: a batch of another kind, or of other events.
     """
     require_batch(owner, x)
-    size = _event_size(model)
+    size = event_size(model)
     if size is not None:
         # The host would broadcast some against its parameters, and return a wrong density.
         size.check(owner, x)
@@ -101,7 +101,7 @@ def check_context(
         raise OptionError(f"{owner}: {name} takes no context, found one")
 
 
-def _event_size(model: nn.Module) -> EventSize | None:
+def event_size(model: nn.Module) -> EventSize | None:
     """What the base distributions say about the data, if layers of this host's keep the size."""
     flows = getattr(model, "flows", None)
     if not _is_known(model) or not isinstance(flows, nn.ModuleList):

@@ -8,8 +8,10 @@ from normflows.flows.affine.autoregressive import Autoregressive
 from normflows.flows.neural_spline.coupling import Coupling, PiecewiseRationalQuadraticCDF
 from torch import Tensor, nn
 
+from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.insertion.host import Host, Role, Run
+from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own
+from attnflow_plugin.normflows.checks import event_size
 from attnflow_plugin.normflows.containers import Chain, GlowStep
 from attnflow_plugin.normflows.layers import (
     AffineCoupling,
@@ -122,6 +124,8 @@ class Normflows(Host):
         if isinstance(model, nf.flows.Flow):
             return _methods(model, "inverse")
         own: list[Run] = [partial(_log_prob, model)] if hasattr(model, "log_prob") else []
+        if is_users_own(model, "log_prob"):
+            return own
         chain = [Chain(model.flows).inverse] if isinstance(model, nf.ClassCondFlow) else []
         return [*own, *chain, *_methods(model, "inverse_and_log_det", "forward_kld")]
 
@@ -150,6 +154,10 @@ class Normflows(Host):
             return Domain("lie in the box (0, 1)"), LINE
         spline = spline_domain(layer)
         return spline, spline
+
+    def event_size(self, model: nn.Module) -> EventSize | None:
+        """By the shapes of the base distributions."""
+        return event_size(model)
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""
