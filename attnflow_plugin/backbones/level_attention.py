@@ -23,7 +23,7 @@ from attnflow_plugin.insertion.factories import (
     options_of,
 )
 from attnflow_plugin.insertion.host import Host
-from attnflow_plugin.insertion.probe import undisturbed
+from attnflow_plugin.insertion.running import undisturbed
 from attnflow_plugin.layers.base import Context, InvertibleLayer
 from attnflow_plugin.options import positive_int
 

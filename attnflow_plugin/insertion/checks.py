@@ -3,7 +3,7 @@
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from torch import nn
@@ -24,16 +24,13 @@ def require_line(probe: Probe, places: Iterable[Place]) -> None:
     Raises:
         DomainError: names the place, the coordinates, their domain and what says so.
     """
-    names = {module: name for name, module in probe.model.named_modules()}
-    bases = [(base.module, domain_of_base(base)) for base in probe.bases]
-    of_bases = [(module, domain) for module, domain in bases if domain is not None]
+    asked = [(base.name, domain_of_base(base)) for base in probe.bases()]
+    of_bases = next(((name, domain) for name, domain in asked if domain is not None), None)
     for place in places:
         before, after = _around(probe, place)
-        said = [_first(probe, before, []), _first(probe, after, of_bases)]
-        for layer, domain in filter(None, said):
-            if domain is not LINE:
-                name = f"{names[layer]} ({type(layer).__name__})"
-                raise DomainError(_not_a_line(place, domain, name))
+        for said in (_first(probe, before), _first(probe, after) or of_bases):
+            if said is not None and said[1] is not LINE:
+                raise DomainError(_not_a_line(place, *said))
 
 
 def _around(probe: Probe, place: Place) -> tuple[list[Stamp], list[Stamp]]:
@@ -46,16 +43,14 @@ def _around(probe: Probe, place: Place) -> tuple[list[Stamp], list[Stamp]]:
     return timeline[:index][::-1], timeline[index:]
 
 
-def _first(
-    probe: Probe, stamps: Iterable[Stamp], otherwise: Sequence[tuple[nn.Module, Domain]]
-) -> tuple[nn.Module, Domain] | None:
-    """The first that says something about its side."""
+def _first(probe: Probe, stamps: Iterable[Stamp]) -> tuple[str, Domain] | None:
+    """The first that says something about its side, by name."""
     said = ((stamp.layer, probe.domain(stamp)) for stamp in stamps)
-    found = ((layer, domain) for layer, domain in said if domain is not None)
-    return next(found, next(iter(otherwise), None))
+    found = next(((layer, domain) for layer, domain in said if domain is not None), None)
+    return None if found is None else (probe.name(found[0]), found[1])
 
 
-def _not_a_line(place: Place, domain: Domain, name: str) -> str:
+def _not_a_line(place: Place, name: str, domain: Domain) -> str:
     return (
         f"insert_attention: expected events that range over the whole line {place}, found that "
         f"{domain}, by {name}. Attention scales and mixes events; it would take them out of that "

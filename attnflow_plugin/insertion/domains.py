@@ -9,7 +9,7 @@ asked: outside of a box there is no density, and on a line it falls.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +50,21 @@ LINE = Domain("range over the whole line")
 
 @dataclass(frozen=True)
 class BaseCall:
-    """A call of a base distribution's ``log_prob``."""
+    """A call of a base distribution's ``log_prob``.
 
-    module: nn.Module
+    Attributes:
+        name: what it is called in the model, with its class.
+        log_prob: the method.
+        latents: what it was called with.
+        args: further arguments.
+        kwargs: further arguments by name.
+    """
+
+    name: str
     log_prob: Callable[..., Tensor]
     latents: Tensor
-    args: Sequence[object]
-    kwargs: Mapping[str, object]
+    args: Sequence[object] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
 
 
 def spline_domain(layer: nn.Module) -> Domain | None:
@@ -150,6 +158,8 @@ class _Moved:
             values = base.log_prob(moved, *args, **kwargs).detach().double()
         except Exception:
             return None
+        # Those of torch may have a density for each coordinate.
+        values = values.flatten(1).sum(1) if values.ndim > 1 else values
         return values if values.shape == (rows,) else None
 
     def falls(self, here: Tensor, sign: int) -> Tensor:

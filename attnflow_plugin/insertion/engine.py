@@ -16,9 +16,10 @@ from attnflow_plugin.insertion.factories import (
 )
 from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
-from attnflow_plugin.insertion.probe import Batch, Probe, is_out_of_memory, undisturbed
+from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 from attnflow_plugin.insertion.request import cannot_run, read_batch
+from attnflow_plugin.insertion.running import Batch, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Change, Insertion, commit, planned_changes
 from attnflow_plugin.insertion.trial import Trial

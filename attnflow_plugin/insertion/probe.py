@@ -2,47 +2,29 @@
 
 import functools
 import inspect
-import random
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from attnflow_plugin.insertion.domains import BaseCall, Domain, rows_of
 from attnflow_plugin.insertion.host import Host, Run
+from attnflow_plugin.insertion.running import Batch, is_out_of_memory
 from attnflow_plugin.insertion.sight import noisy, sees_others
 
-__all__ = ["Batch", "Call", "Probe", "Stamp", "is_out_of_memory", "undisturbed"]
+__all__ = ["Call", "Probe", "Stamp"]
 
 _Method = Callable[..., Any]
+#: What a model is compared with lives where its data do.
+_TARGETS = ("p", "target")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 #: What to make of a method of a layer, by its name, before it is recorded.
 Wrap = Callable[[nn.Module, str, _Method], _Method]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """An example, and what else the user's own ``log_prob`` takes with it."""
-
-    example: Tensor
-    args: tuple[object, ...] = ()
-    kwargs: Mapping[str, object] = field(default_factory=dict)
-
-    def give(self, run: Run) -> object:
-        """Call a function with copies, since some hosts write to what they are given."""
-        args = [_cloned(value) for value in self.args]
-        kwargs = {name: _cloned(value) for name, value in self.kwargs.items()}
-        return run(self.example.clone(), *args, **kwargs)
-
-    def of(self, example: Tensor) -> "Batch":
-        """The same with other data."""
-        return Batch(example, self.args, self.kwargs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,6 @@ class Probe:
         calls: the first call of each layer that maps one tensor of events to another.
         ran: all layers that the last run called, in their order.
         timeline: the sides of the calls, from data to latent.
-        bases: the first call of each base distribution.
         finite: whether all events and log-densities of the last run were finite.
         towards_latent: whether the last run went from data to latent.
     """
@@ -108,6 +89,7 @@ class Probe:
         self.host = host
         self.model = model
         self._modes = [(module, module.training) for module in model.modules()]
+        self._names = {module: name for name, module in model.named_modules()}
         self._inside: set[nn.Module] = set()
         self.towards_latent = True
         self._recording = False
@@ -122,7 +104,7 @@ class Probe:
     def _reset(self) -> None:
         self.calls: dict[nn.Module, Call] = {}
         self.ran: dict[nn.Module, None] = {}
-        self.bases: list[BaseCall] = []
+        self._bases: dict[nn.Module, BaseCall] = {}
         self.finite = True
         self._stamps: list[tuple[nn.Module, bool, list[Call]]] = []
         self._inside.clear()
@@ -156,6 +138,10 @@ class Probe:
             for call in calls
         ]
 
+    def name(self, module: nn.Module) -> str:
+        """What a module is called in the model, with its class."""
+        return f"{self._names[module]} ({type(module).__name__})"
+
     def domain(self, stamp: Stamp) -> Domain | None:
         """What a layer says of events on one of its sides."""
         data, latent = self.host.domains(stamp.layer)
@@ -175,9 +161,8 @@ class Probe:
 
         @functools.wraps(run)
         def record(base: nn.Module, latents: object, *args: object, **kwargs: object) -> object:
-            seen = base in {call.module for call in self.bases}
-            if self._recording and not seen and _is_event(latents):
-                self.bases.append(BaseCall(base, run, latents.detach(), args, kwargs))
+            if self._recording and base not in self._bases and _is_event(latents):
+                self._bases[base] = BaseCall(self.name(base), run, latents.detach(), args, kwargs)
             return run(latents, *args, **kwargs)
 
         object.__setattr__(module, "log_prob", MethodType(record, module))
@@ -219,6 +204,24 @@ class Probe:
         data, latent = ends if self.towards_latent else ends[::-1]
         rows, named = before.detach()[:2].clone(), dict(kwargs) if args else {}
         return Call(method, self.towards_latent, data, latent, rows, len(before), rest, named)
+
+    def bases(self) -> list[BaseCall]:
+        """The first call of each base distribution, or samples of those that were not called.
+
+        They are not where they are no modules, or where ``log_prob`` did not run.
+        """
+        if self._bases:
+            return list(self._bases.values())
+        found: list[tuple[str, nn.Module | Distribution, object]] = []
+        for module, name in self._names.items():
+            if isinstance(module, self.host.base_type) and self._is_base(module):
+                found.append((self.name(module), module, 2))
+            found += [
+                (f"{name}.{key}".lstrip(".") + f" ({type(value).__name__})", value, (2,))
+                for key, value in vars(module).items()
+                if isinstance(value, Distribution) and key not in _TARGETS
+            ]
+        return [call for entry in found if (call := _sampled(*entry)) is not None]
 
     def mixes_entries(self, layer: nn.Module) -> bool:
         """Whether a layer that ran is more than a map of every entry by itself.
@@ -290,45 +293,16 @@ class Probe:
                 module.training = training
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says nothing about the model but that memory does not suffice."""
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "not enough memory" in str(error)
-        or "out of memory" in str(error)
-    )
+def _sampled(name: str, base: nn.Module | Distribution, count: object) -> BaseCall | None:
+    """A base distribution with latents that it draws itself."""
+    draw: _Method = getattr(base, "sample")  # noqa: B009, of any type
+    try:
+        latents = draw(count).detach()
+    except Exception:
+        return None
+    latents = latents.unsqueeze(1) if latents.ndim == 1 else latents
+    return BaseCall(name, getattr(base, "log_prob"), latents)  # noqa: B009
 
 
 def _is_event(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim >= 2 and value.is_floating_point()
-
-
-def _cloned(value: object) -> object:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
-    """Neither disturb the surroundings nor be disturbed by them.
-
-    All random generators get their states back: torch's, on every device, Python's, NumPy's.
-    Autocast and inference mode are off inside: layers that are made in them would have another
-    dtype, or could never be trained.
-    """
-    tensors = [example, *model.parameters(), *model.buffers()]
-    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
-    numpy_random = sys.modules["numpy"].random if "numpy" in sys.modules else None
-    numpy_state = numpy_random.get_state() if numpy_random else None
-    python_state = random.getstate()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-            for kind in {"cpu", *(tensor.device.type for tensor in tensors)}:
-                if torch.amp.is_autocast_available(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy_random:
-            numpy_random.set_state(numpy_state)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError, MissingContextError, NonFiniteError
 from attnflow_plugin.insertion.host import Host
-from attnflow_plugin.insertion.probe import Batch
 from attnflow_plugin.insertion.recognise import advice
+from attnflow_plugin.insertion.running import Batch
 
 __all__ = ["cannot_run", "read_batch"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
 from attnflow_plugin.insertion.copying import independent_copy
-from attnflow_plugin.insertion.probe import undisturbed
+from attnflow_plugin.insertion.running import undisturbed
 from attnflow_plugin.search.data import Batch
 from attnflow_plugin.search.placement import Inserter, Placement, device_of
 
