@@ -1,6 +1,7 @@
 """What a user asks for, and why a model cannot run it."""
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def read_batch(host: Host, model: object, example: object, context: object) -> B
     """The example, and the further arguments of ``log_prob``.
 
     Raises:
-        InsertionError: no model, or no batch of data.
+        InsertionError: no model, no batch of data, or one of events of another size.
         NonFiniteError: NaN or infinity in the example.
     """
     if not isinstance(model, nn.Module):
@@ -38,8 +39,11 @@ def read_batch(host: Host, model: object, example: object, context: object) -> B
         )
     if not bool(example.isfinite().all()):
         raise NonFiniteError(f"{_OWNER}: expected a finite example, found NaN or infinity")
-    if isinstance(context, tuple | list):
-        return Batch(example, tuple(context))
+    size = host.event_size(model)
+    if size is not None and size.exact and math.prod(example.shape[1:]) != size.numbers:
+        raise InsertionError(str(size.refusal(_OWNER, example)))
+    if isinstance(context, tuple):
+        return Batch(example, context)
     if isinstance(context, Mapping) and set(context) <= set(_parameters(model)):
         return Batch(example, (), dict(context))
     return Batch(example) if context is None else Batch(example, (context,))

@@ -26,17 +26,19 @@ def insert_attention(
 
     Works on ``Flow`` and its subclasses over any ``Transform``, the user's own included:
     ``CompositeTransform`` (nested too), ``MultiscaleCompositeTransform``, ``InverseTransform``, a
-    single coupling. Shapes are learnt by running ``example`` through a copy of the model, in which
-    the new layers are tried as well; the model itself does not run, so that an ActNorm that has
-    seen no data keeps waiting for it. Random states are left as they were.
+    single coupling; and on modules with a ``log_prob`` that are built from transforms. Shapes are
+    learnt by running ``log_prob(example)`` in a copy of the model; another copy tries the new
+    layers in both directions. The model itself does not run, so that an ActNorm that has seen no
+    data keeps waiting for it. Random states are left as they were, and so is the model if anything
+    fails or interrupts.
 
     With the layers' default ``init="identity"`` the model computes what it computed before.
 
     Inside a ``CompositeTransform`` the new layers join its list, which moves the keys of later
     layers in the ``state_dict``: load old checkpoints first, then insert. Elsewhere the layer and
     the new ones become one ``CompositeTransform``. Beside a layer that the model uses twice, the
-    new ones are used twice as well. An optimizer made before does not know the new parameters; see
-    :meth:`~attnflow_plugin.insertion.InsertionReport.parameters`.
+    new ones are used twice as well. An optimizer made before does not know the new
+    parameters; see :meth:`~attnflow_plugin.insertion.InsertionReport.add_to`.
 
     Args:
         model: the model.

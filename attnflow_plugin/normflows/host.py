@@ -157,7 +157,7 @@ class Normflows(Host):
 
     def event_size(self, model: nn.Module) -> EventSize | None:
         """By the shapes of the base distributions."""
-        return event_size(model)
+        return event_size(model) if hasattr(model, "q0") else None
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""

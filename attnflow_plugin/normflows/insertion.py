@@ -25,10 +25,12 @@ def insert_attention(
     """Insert attention into a normflows model, in place.
 
     Works on ``NormalizingFlow``, ``ConditionalNormalizingFlow``, ``ClassCondFlow``,
-    ``MultiscaleFlow``, nested ``Composite``, and modules with a ``log_prob`` that are built from
-    ``Flow`` classes, the user's own included. Shapes are learnt by running ``example`` through a
-    copy of the model, in which the new layers are tried as well; the model itself does not run, so
-    that an ActNorm that has seen no data keeps waiting for it. Random states are left as they were.
+    ``MultiscaleFlow``, ``NormalizingFlowVAE``, nested ``Composite``, and modules with a
+    ``log_prob`` that are built from ``Flow`` classes, the user's own included. Shapes are learnt by
+    running ``log_prob(example)`` in a copy of the model, or ``sample`` where layers have no
+    inverse; another copy tries the new layers in both directions. The model itself does not run, so
+    that an ActNorm that has seen no data keeps waiting for it. Random states are left as they were,
+    and so is the model if anything fails or interrupts.
 
     With the layers' default ``init="identity"`` the model computes what it computed before.
 
@@ -36,7 +38,7 @@ def insert_attention(
     the keys of later layers in the ``state_dict``: load old checkpoints first, then insert.
     Elsewhere the layer and the new ones become one :class:`Chain`. Beside a layer that the model
     uses twice, the new ones are used twice as well. An optimizer made before does not know the new
-    parameters; see :meth:`~attnflow_plugin.insertion.InsertionReport.parameters`.
+    parameters; see :meth:`~attnflow_plugin.insertion.InsertionReport.add_to`.
 
     Args:
         model: the model.

@@ -68,7 +68,7 @@ FAILURES = {
         f"normflows-{GLOW}",
         {"example": torch.zeros(2, 3, 8, 8)},
         InsertionError,
-        r"MultiscaleFlow cannot run the example of shape \(2, 3, 8, 8\)",
+        r"of shape \(B, 1, 8, 8\), which the model was built for, .*\(2, 3, 8, 8\)",
     ),
     "example without batch": Failure(
         f"normflows-{VECTOR}", {"example": torch.zeros(4)}, InsertionError, r"batch.*found \(4,\)"
@@ -85,6 +85,30 @@ FAILURES = {
     "example with NaN": Failure(
         f"normflows-{VECTOR}", {"example": NAN}, NonFiniteError, "finite example"
     ),
+    "example of integers": Failure(
+        f"normflows-{VECTOR}",
+        {"example": torch.zeros(2, 4, dtype=torch.int64)},
+        InsertionError,
+        r"floating-point numbers, found torch.int64.*dequantize",
+    ),
+    "example in float64": Failure(
+        f"nflows-{NFLOWS_GLOW}",
+        {"example": torch.zeros(2, 1, 8, 8).double()},
+        InsertionError,
+        r"model is in torch.float32 and the example in torch.float64: give example.to",
+    ),
+    "example of another size": Failure(
+        f"normflows-{GLOW}",
+        {"example": torch.zeros(2, 1, 16, 16)},
+        InsertionError,
+        r"of shape \(B, 1, 8, 8\), which the model was built for, .*\(2, 1, 16, 16\)$",
+    ),
+    "vectors of another size, in nflows": Failure(
+        "nflows-composite",
+        {"example": torch.zeros(2, 5)},
+        InsertionError,
+        r"of shape \(B, 4\), which the model was built for, found .*\(2, 5\)$",
+    ),
     "unknown attention": Failure(
         f"normflows-{VECTOR}", {"attention": "self"}, OptionError, "'imap', 'itrans'.*'self'"
     ),
@@ -96,6 +120,12 @@ FAILURES = {
     ),
     "unknown position": Failure(
         f"nflows-{NFLOWS_GLOW}", {"position": "after_all"}, OptionError, "before_actnorm.*after_all"
+    ),
+    "misspelt position": Failure(
+        f"nflows-{NFLOWS_GLOW}",
+        {"position": "after_couplings"},
+        OptionError,
+        "did you mean 'after_coupling'",
     ),
     "position that is a number": Failure(
         f"nflows-{NFLOWS_GLOW}", {"position": 4}, OptionError, "before_actnorm.*found 4"
@@ -131,7 +161,10 @@ FAILURES = {
         r"expected a layer of normflows \(Flow\).* after_coupling.* flows.0.*found Linear",
     ),
     "callable that returns nothing": Failure(
-        f"normflows-{VECTOR}", {"attention": lambda _: None}, InsertionError, "found NoneType"
+        f"normflows-{VECTOR}",
+        {"attention": lambda _: None},
+        InsertionError,
+        "found NoneType; does the function return what it makes",
     ),
     "callable that returns a host-free layer": Failure(
         f"nflows-{NFLOWS_GLOW}", {"attention": HostFreeIMap}, InsertionError, "found IMap"
@@ -185,6 +218,71 @@ def test_model_of_the_other_host_is_rejected(insert_attention, name):
     before = fingerprint(subject.model)
     with pytest.raises(InsertionError, match=r"expected a model with n.*flows layers inside it"):
         insert_attention(subject.model, example=subject.example)
+    assert fingerprint(subject.model) == before
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, for_normflows.NegativeLogLikelihood])
+def test_wrapper_is_told_from_the_model_inside(wrap):
+    wrapper = wrap(make(f"normflows-{VECTOR}").model)
+    with pytest.raises(InsertionError, match=r"holds one: pass model\.(module|model)$"):
+        for_normflows.insert_attention(wrapper, example=torch.randn(6, 4))
+
+
+class WantsWeights(nf.NormalizingFlow):
+    """A density with a further argument, without which the host would compute another one."""
+
+    def log_prob(self, x, weights):
+        return weights * super().log_prob(x)
+
+
+def test_own_log_prob_without_its_arguments_is_an_error():
+    model = WantsWeights(nf.distributions.DiagGaussian(4), [coupling_block()])
+    x, weights = torch.randn(6, 4), torch.ones(6)
+    with pytest.raises(InsertionError, match=r"'weights'; for a conditional model, pass context="):
+        for_normflows.insert_attention(model, example=x)
+    report = for_normflows.insert_attention(model, example=x, context={"weights": weights})
+    assert len(report.layers) == 2
+
+
+@pytest.mark.parametrize("attention", ["imap", "itrans", "coupling"])
+def test_attention_that_could_see_nothing_is_refused(attention):
+    layer = nf.flows.AutoregressiveRationalQuadraticSpline(1, 1, 8)
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(1), [layer])
+    before = fingerprint(model)
+    with pytest.raises(InsertionError, match=r"can have an effect, found none: .*\(1,\).*one side"):
+        for_normflows.insert_attention(model, attention, example=torch.randn(6, 1))
+    assert fingerprint(model) == before
+
+
+def test_attention_that_could_see_nothing_is_left_out_beside_one_that_does():
+    layer = nf.flows.AutoregressiveRationalQuadraticSpline(1, 1, 8, num_context_channels=3)
+    model = nf.ConditionalNormalizingFlow(nf.distributions.DiagGaussian(1), [layer])
+    report = for_normflows.insert_attention(
+        model, "coupling", example=torch.randn(6, 1), context=torch.randn(6, 3), context_channels=3
+    )
+    assert len(report.layers) == 1
+    assert len(report.left_out) == 1
+    assert "one side of its mask" in report.left_out[0]
+    assert str(report).endswith(f"left out: {report.left_out[0]}")
+
+
+def out_of_memory(channels: int) -> nn.Module:
+    raise torch.OutOfMemoryError("the accelerator is full")
+
+
+def search_for(model: nn.Module, attention, *, example: torch.Tensor):
+    candidates = {"a": attention}
+    return for_normflows.search_attention(
+        model, [example], candidates, held_out=[example.clone()], steps=1
+    )
+
+
+@pytest.mark.parametrize("use", [for_normflows.insert_attention, search_for])
+def test_lack_of_memory_is_no_layer_that_does_not_fit(use):
+    subject = make(f"normflows-{VECTOR}")
+    before = fingerprint(subject.model)
+    with pytest.raises(torch.OutOfMemoryError, match="the accelerator is full"):
+        use(subject.model, out_of_memory, example=subject.example)
     assert fingerprint(subject.model) == before
 
 

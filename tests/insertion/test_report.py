@@ -42,7 +42,7 @@ def test_optimizer_takes_the_new_parameters():
     subject = make("normflows-own-coupling", "trained")
     optimizer = torch.optim.SGD(subject.model.parameters(), 0.1)
     report = subject.insert()
-    optimizer.add_param_group({"params": report.parameters()})
+    optimizer.add_param_group({"params": list(report.parameters())})
     known = {p for group in optimizer.param_groups for p in group["params"]}
     assert known == set(subject.model.parameters())
 

@@ -238,10 +238,11 @@ class AttentionCoupling(InvertibleLayer):
 
 def _kernel(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
     """The edges of a neighbourhood; none for a single position, whatever the number of axes."""
-    if kernel == 1:
+    sizes = sizes_per_axis(owner, "kernel", kernel)
+    if sizes == 1:
         return ()
-    edges = () if isinstance(kernel, int) else tuple(kernel)
-    odd = all(positive_int(owner, "kernel", edge) % 2 for edge in edges)
+    edges = sizes if isinstance(sizes, tuple) else ()
+    odd = all(edge % 2 for edge in edges)
     if not odd or not 1 <= len(edges) <= 3:
         raise OptionError(
             f"{owner}: expected kernel to be 1 or an odd number for each of 1 to 3 spatial axes, "
@@ -254,7 +255,8 @@ def _width(owner: str, channels: int, heads: int, width: int | None) -> int:
     if width is None:
         about = min(max(2 * channels, LEAST_WIDTH), LARGEST_WIDTH)
         return -(-about // heads) * heads
-    if positive_int(owner, "width", width) % heads:
+    width = positive_int(owner, "width", width)
+    if width % heads:
         raise OptionError(f"{owner}: expected a width that {heads} heads divide, found {width}")
     return width
 
