@@ -1,9 +1,15 @@
 """Putting attention into a model that the user already has; host-free.
 
-The steps, one per module: ``probe`` runs a copy of the model and records every layer's shapes,
-``places`` finds the places that a position names, ``engine`` builds the layers, tries them in the
-copy and only then touches the model, ``report`` tells what was done. A ``Host`` (``host``) knows
-what the layers of one library are called.
+The steps, in their order, which ``engine`` puts together:
+
+* ``request`` reads the example; ``copying`` copies the model;
+* ``probe`` runs a copy and records what its layers are called with;
+* ``places`` finds the places that a position names, and ``factories`` what goes to each;
+* ``checks`` refuses places where events are on circles or in boxes (``domains``), and wrappers;
+* ``trial`` runs another copy with the new layers inside, in both directions;
+* ``transaction`` changes the model, at once or not at all; ``report`` tells what was done.
+
+A ``Host`` (``host``) knows what the layers of one library are called and how its models run.
 """
 
 from attnflow_plugin.insertion.engine import insert

@@ -231,7 +231,9 @@ class Probe:
         call = self.calls[layer]
         first, second = call.rows[:1], call.rows[-1:]
         # Where the rows agree, a little aside, which is inside of a box around them too.
-        second = torch.where(first == second, 0.9 * first + 0.05, second)
+        same = first == second
+        first = torch.where(same, 0.95 * first + 0.02, first)
+        second = torch.where(same, 0.9 * second + 0.05, second)
 
         def run(events: Tensor) -> Tensor:
             rows = len(events)

@@ -63,8 +63,12 @@ def is_blind(attention: nn.Module, event: Tensor) -> bool:
     # What attention does with its first random weights may be small.
     layer, event = copy.deepcopy(attention).double().eval(), event.double()
     assert isinstance(layer, InvertibleLayer)
-    first, second = (torch.randn(1, *event.shape[1:]).to(event) for _ in range(2))
-    contexts = [torch.randn(1, getattr(layer, "context_channels", 0)).to(event) for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        torch.randn(1, *event.shape[1:], generator=generator).to(event) for _ in range(2)
+    )
+    channels = getattr(layer, "context_channels", 0)
+    contexts = [torch.randn(1, channels, generator=generator).to(event) for _ in range(2)]
 
     def run(x: Tensor, context: Tensor = contexts[0]) -> Tensor:
         seen = context.expand(len(x), -1)
@@ -87,7 +91,8 @@ def noisy(layer: nn.Module) -> Iterator[None]:
     parameters = [p for p in layer.parameters() if p.is_floating_point()]
     values = [parameter.detach().clone() for parameter in parameters]
     try:
-        with torch.no_grad():
+        # Layers that are made later should not depend on whether this was asked.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for parameter in parameters:
                 parameter.add_(_NOISE * torch.randn_like(parameter))
         yield

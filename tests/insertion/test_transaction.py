@@ -65,8 +65,9 @@ class Lines:
 def assert_untouched_by_faults(name: str, inside: str, *, once: bool, stride: int) -> int:
     """Raise at some lines in turn, and at each of the last ones; returns how many there are."""
     subject = make(name, "trained")
-    whole = Lines(inside, once=once)
-    whole.during(subject.with_model(copy.deepcopy).insert)
+    for _ in range(2):  # The first one fills caches.
+        whole = Lines(inside, once=once)
+        whole.during(subject.with_model(copy.deepcopy).insert)
     before = fingerprint(subject.model)
     state = {key: value.clone() for key, value in subject.model.state_dict().items()}
     for number in {*range(1, whole.count, stride), *range(whole.count - 15, whole.count + 1)}:
