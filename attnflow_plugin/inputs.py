@@ -17,6 +17,7 @@ __all__ = [
     "explained",
     "require_batch",
     "require_context",
+    "require_events",
     "require_labels",
     "require_model",
     "require_temperature",
@@ -108,6 +109,20 @@ def require_batch(owner: str, x: object) -> None:
             f"{owner}: expected a batch in floating point, found {x.dtype}; spread grey levels "
             f"over [0, 1) by attnflow_plugin.metrics.dequantize, or convert other data by .float()"
         )
+
+
+def require_events(owner: str, x: object, size: EventSize | None) -> None:
+    """Raise unless ``x`` is a batch of events of a size, where that is known.
+
+    The hosts would broadcast some events against their parameters, and return a wrong density.
+
+    Raises:
+        ShapeError: a batch of another kind, or of other events.
+    """
+    require_batch(owner, x)
+    if size is not None:
+        assert isinstance(x, Tensor)
+        size.check(owner, x)
 
 
 def require_context(owner: str, context: object, rows: int) -> None:

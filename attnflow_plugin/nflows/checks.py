@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.inputs import (
     EventSize,
-    require_batch,
     require_context,
     require_labels,
     unsqueezed,
 )
 from attnflow_plugin.nflows.encoded import EncodedTransform
 
-__all__ = ["check_batch", "check_context", "event_size", "require_rows"]
+__all__ = ["check_context", "event_size", "require_rows"]
 
 _SIZED = (ConditionalDiagonalNormal, DiagonalNormal, StandardNormal)
 _PACKAGES = ("nflows", "attnflow_plugin")
@@ -75,22 +74,6 @@ def _label_embedding(model: nn.Module) -> nn.Embedding | None:
         encodes = isinstance(transform, EncodedTransform)
         first = transform.encoder if encodes else getattr(base, "_context_encoder", None)  # type: ignore[union-attr]
     return first if isinstance(first, nn.Embedding) else None
-
-
-def check_batch(owner: str, model: nn.Module, x: Tensor) -> EventSize | None:
-    """Raise for what is no batch, or one of events that the base distribution does not have.
-
-    Returns:
-        What is known about the size of events, to explain an error with.
-
-    Raises:
-        ShapeError: a batch of another kind, or of other events.
-    """
-    require_batch(owner, x)
-    size = event_size(model)
-    if size is not None:
-        size.check(owner, x)
-    return size
 
 
 def event_size(model: nn.Module) -> EventSize | None:

@@ -6,8 +6,8 @@ from nflows.transforms import ActNorm
 from torch import Tensor, nn
 
 from attnflow_plugin import training
-from attnflow_plugin.inputs import explained, require_model
-from attnflow_plugin.nflows.checks import check_batch, check_context, require_rows
+from attnflow_plugin.inputs import explained, require_events, require_model
+from attnflow_plugin.nflows.checks import check_context, event_size, require_rows
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
 
@@ -69,7 +69,8 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
             model is as it was.
     """
     require_model("prepare", "nflows", model)
-    size = check_batch("prepare", model, batch)
+    size = event_size(model)
+    require_events("prepare", batch, size)
     _check_context("prepare", model, batch, context, read=True)
 
     def run_to_latent(x: Tensor) -> None:
@@ -93,7 +94,8 @@ def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return model.log_prob(x, context)
-    size = check_batch("log_prob", model, x)
+    size = event_size(model)
+    require_events("log_prob", x, size)
     _check_context("log_prob", model, x, context)
     with explained("log_prob", model, x, size):
         return model.log_prob(x, context)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.inputs import (
     EventSize,
-    require_batch,
     require_context,
     require_labels,
     unsqueezed,
@@ -16,7 +15,7 @@ from attnflow_plugin.inputs import (
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 from attnflow_plugin.normflows.priors import ChannelAutoregressivePrior
 
-__all__ = ["bases_of", "check_batch", "check_context", "classes_of", "event_size", "takes_labels"]
+__all__ = ["bases_of", "check_context", "classes_of", "event_size", "takes_labels"]
 
 # Those whose attribute `shape` is that of their samples.
 _SIZED = (
@@ -45,23 +44,6 @@ def classes_of(model: nn.Module) -> int | None:
 def takes_labels(model: nn.Module) -> bool:
     """Whether the base distributions of a model see a label."""
     return isinstance(model, nf.ClassCondFlow) or bool(getattr(model, "class_cond", False))
-
-
-def check_batch(owner: str, model: nn.Module, x: Tensor) -> EventSize | None:
-    """Raise for what is no batch, or one of events that the base distributions do not have.
-
-    Returns:
-        What is known about the size of events, to explain an error with.
-
-    Raises:
-        ShapeError: a batch of another kind, or of other events.
-    """
-    require_batch(owner, x)
-    size = event_size(model)
-    if size is not None:
-        # The host would broadcast some against its parameters, and return a wrong density.
-        size.check(owner, x)
-    return size
 
 
 def check_context(

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin import training
-from attnflow_plugin.inputs import explained, require_model
-from attnflow_plugin.normflows.checks import check_batch, check_context, takes_labels
+from attnflow_plugin.inputs import explained, require_events, require_model
+from attnflow_plugin.normflows.checks import check_context, event_size, takes_labels
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 
 __all__ = ["NegativeLogLikelihood", "ReadyActNorm", "log_prob", "prepare"]
@@ -72,7 +72,8 @@ def prepare(model: nn.Module, batch: Tensor, context: Tensor | None = None) -> N
             model is as it was.
     """
     require_model("prepare", "normflows", model)
-    size = check_batch("prepare", model, batch)
+    size = event_size(model)
+    require_events("prepare", batch, size)
     check_context("prepare", model, context, len(batch), read=True)
 
     def run_to_latent(x: Tensor) -> None:
@@ -97,7 +98,8 @@ def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tens
     """
     if torch.compiler.is_compiling():
         return _log_prob(model, x, context)
-    size = check_batch("log_prob", model, x)
+    size = event_size(model)
+    require_events("log_prob", x, size)
     check_context("log_prob", model, context, len(x))
     with explained("log_prob", model, x, size):
         return _log_prob(model, x, context)
