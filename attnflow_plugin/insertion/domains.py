@@ -55,7 +55,8 @@ class BaseCall:
     Attributes:
         name: what it is called in the model, with its class.
         log_prob: the method.
-        latents: what it was called with.
+        latents: what it was called with, or what it drew itself.
+        batch: how many rows its further arguments have.
         args: further arguments.
         kwargs: further arguments by name.
     """
@@ -63,6 +64,7 @@ class BaseCall:
     name: str
     log_prob: Callable[..., Tensor]
     latents: Tensor
+    batch: int
     args: Sequence[object] = ()
     kwargs: Mapping[str, object] = field(default_factory=dict)
 
@@ -151,9 +153,8 @@ class _Moved:
         flat = latents.flatten(1)
         flat[here, self._coordinates.to(latents.device)] += distance * self._unit
         moved = flat.reshape(latents.shape)
-        batch = len(base.latents)
-        args = [rows_of(value, batch, rows) for value in base.args]
-        kwargs = {name: rows_of(value, batch, rows) for name, value in base.kwargs.items()}
+        args = [rows_of(value, base.batch, rows) for value in base.args]
+        kwargs = {name: rows_of(value, base.batch, rows) for name, value in base.kwargs.items()}
         try:
             values = base.log_prob(moved, *args, **kwargs).detach().double()
         except Exception:

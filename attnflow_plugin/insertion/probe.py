@@ -1,10 +1,10 @@
 """Running a copy of a model, and recording what its layers are called with."""
 
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial, wraps
 from types import MethodType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from attnflow_plugin.insertion.domains import BaseCall, Domain, rows_of
+from attnflow_plugin.insertion.domains import LINE, BaseCall, Domain, rows_of
 from attnflow_plugin.insertion.host import Host, Run
 from attnflow_plugin.insertion.running import Batch, is_out_of_memory
-from attnflow_plugin.insertion.sight import noisy, sees_others
+from attnflow_plugin.insertion.sight import noisy, saturates, sees_others
 
 __all__ = ["Call", "Probe", "Stamp"]
 
@@ -83,6 +83,7 @@ class Probe:
         timeline: the sides of the calls, from data to latent.
         finite: whether all events and log-densities of the last run were finite.
         towards_latent: whether the last run went from data to latent.
+        largest: the largest number in any event since it was set to zero.
     """
 
     def __init__(self, host: Host, model: nn.Module, wrap: Wrap | None = None) -> None:
@@ -92,8 +93,10 @@ class Probe:
         self._names = {module: name for name, module in model.named_modules()}
         self._inside: set[nn.Module] = set()
         self.towards_latent = True
+        self.largest = 0.0
         self._recording = False
         self._methods: dict[tuple[nn.Module, str], _Method] = {}
+        self._known_domains: dict[nn.Module, tuple[Domain | None, Domain | None]] = {}
         self._reset()
         for module in list(model.modules()):
             if isinstance(module, host.layer_type):
@@ -144,9 +147,34 @@ class Probe:
 
     def domain(self, stamp: Stamp) -> Domain | None:
         """What a layer says of events on one of its sides."""
-        data, latent = self.host.domains(stamp.layer)
+        data, latent = self._domains(stamp.layer)
         usual = (stamp.call.method == self.host.to_latent_method) == stamp.call.towards_latent
         return data if (stamp.side == "data") == usual else latent
+
+    def _domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
+        """What a class of the host says, or what a user's own pointwise layer does far away."""
+        if layer not in self._known_domains:
+            known = self.host.domains(layer)
+            if self.host.known_role(layer) is None and not self.mixes_entries(layer):
+                known = self._squashes(layer)
+            self._known_domains[layer] = known
+        return self._known_domains[layer]
+
+    def _squashes(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
+        call = self.calls[layer]
+        for name in ("forward", "inverse"):
+            if saturates(partial(self._rerun, layer, name), call.rows[:1]):
+                bounded = Domain("are bounded")
+                to_latent = name == self.host.to_latent_method
+                return (LINE, bounded) if to_latent else (bounded, LINE)
+        return None, None
+
+    def _rerun(self, layer: nn.Module, method: str, events: Tensor) -> Tensor:
+        """Run a layer by itself, with the first row of what else it was called with."""
+        call, rows = self.calls[layer], len(events)
+        args = [rows_of(value, call.batch, rows) for value in call.args]
+        kwargs = {name: rows_of(value, call.batch, rows) for name, value in call.kwargs.items()}
+        return self._methods[layer, method](events, *args, **kwargs)[0]
 
     def _watch(self, layer: nn.Module, wrap: Wrap | None) -> None:
         for name in ("forward", "inverse"):
@@ -159,16 +187,18 @@ class Probe:
     def _watch_base(self, module: nn.Module) -> None:
         run: _Method = getattr(module, "log_prob")  # noqa: B009, of any type
 
-        @functools.wraps(run)
+        @wraps(run)
         def record(base: nn.Module, latents: object, *args: object, **kwargs: object) -> object:
             if self._recording and base not in self._bases and _is_event(latents):
-                self._bases[base] = BaseCall(self.name(base), run, latents.detach(), args, kwargs)
+                self._bases[base] = BaseCall(
+                    self.name(base), run, latents.detach(), len(latents), args, kwargs
+                )
             return run(latents, *args, **kwargs)
 
         object.__setattr__(module, "log_prob", MethodType(record, module))
 
     def _recorder(self, name: str, run: _Method) -> _Method:
-        @functools.wraps(run)
+        @wraps(run)
         def record(layer: nn.Module, *args: object, **kwargs: object) -> object:
             # A layer that calls its own other method is called once.
             if layer in self._inside or not self._recording:
@@ -187,6 +217,7 @@ class Probe:
             call = self._call(name, args, kwargs, after)
             if call is not None:
                 self.finite = self.finite and bool(after.detach().isfinite().all())
+                self.largest = max(self.largest, _largest(after))
                 self.calls.setdefault(layer, call)
                 calls.append(call)
             return result
@@ -206,22 +237,30 @@ class Probe:
         return Call(method, self.towards_latent, data, latent, rows, len(before), rest, named)
 
     def bases(self) -> list[BaseCall]:
-        """The first call of each base distribution, or samples of those that were not called.
+        """The first call of each base distribution, at latents that it draws itself if it can.
 
-        They are not where they are no modules, or where ``log_prob`` did not run.
+        Those that were not called, since they are no modules or ``log_prob`` did not run, count as
+        well if there are no others.
         """
         if self._bases:
-            return list(self._bases.values())
-        found: list[tuple[str, nn.Module | Distribution, object]] = []
-        for module, name in self._names.items():
-            if isinstance(module, self.host.base_type) and self._is_base(module):
-                found.append((self.name(module), module, 2))
-            found += [
-                (f"{name}.{key}".lstrip(".") + f" ({type(value).__name__})", value, (2,))
-                for key, value in vars(module).items()
-                if isinstance(value, Distribution) and key not in _TARGETS
-            ]
-        return [call for entry in found if (call := _sampled(*entry)) is not None]
+            return [_at_samples(module, call) for module, call in self._bases.items()]
+        found: list[tuple[str, nn.Module | Distribution]] = [
+            (self.name(module), module)
+            for module in self._names
+            if isinstance(module, self.host.base_type) and self._is_base(module)
+        ]
+        found += [
+            (f"{name}.{key}".lstrip(".") + f" ({type(value).__name__})", value)
+            for module, name in self._names.items()
+            for key, value in vars(module).items()
+            if isinstance(value, Distribution) and key not in _TARGETS
+        ]
+        drawn = [(name, base, _drawn(base)) for name, base in found]
+        return [
+            BaseCall(name, getattr(base, "log_prob"), latents, len(latents))  # noqa: B009
+            for name, base, latents in drawn
+            if latents is not None
+        ]
 
     def mixes_entries(self, layer: nn.Module) -> bool:
         """Whether a layer that ran is more than a map of every entry by itself.
@@ -235,15 +274,9 @@ class Probe:
         first = torch.where(same, 0.95 * first + 0.02, first)
         second = torch.where(same, 0.9 * second + 0.05, second)
 
-        def run(events: Tensor) -> Tensor:
-            rows = len(events)
-            args = [rows_of(value, call.batch, rows) for value in call.args]
-            kwargs = {name: rows_of(value, call.batch, rows) for name, value in call.kwargs.items()}
-            return self._methods[layer, call.method](events, *args, **kwargs)[0]
-
         with noisy(layer):
             try:
-                return sees_others(run, first, second)
+                return sees_others(partial(self._rerun, layer, call.method), first, second)
             except Exception:
                 return True
 
@@ -295,15 +328,25 @@ class Probe:
                 module.training = training
 
 
-def _sampled(name: str, base: nn.Module | Distribution, count: object) -> BaseCall | None:
-    """A base distribution with latents that it draws itself."""
-    draw: _Method = getattr(base, "sample")  # noqa: B009, of any type
+def _drawn(base: nn.Module | Distribution) -> Tensor | None:
+    """Two latents that a base distribution draws itself, if it needs nothing for it."""
+    draw: _Method = getattr(base, "sample", None)  # type: ignore[assignment]
     try:
-        latents = draw(count).detach()
+        latents = draw((2,) if isinstance(base, Distribution) else 2).detach()
     except Exception:
         return None
-    latents = latents.unsqueeze(1) if latents.ndim == 1 else latents
-    return BaseCall(name, getattr(base, "log_prob"), latents)  # noqa: B009
+    return latents.unsqueeze(1) if latents.ndim == 1 else latents
+
+
+def _at_samples(module: nn.Module, call: BaseCall) -> BaseCall:
+    latents = _drawn(module)
+    if latents is None or latents.shape[1:] != call.latents.shape[1:]:
+        return call
+    return replace(call, latents=latents)
+
+
+def _largest(event: Tensor) -> float:
+    return float(event.detach().abs().nan_to_num(0.0, torch.inf).max()) if event.numel() else 0.0
 
 
 def _is_event(value: object) -> TypeGuard[Tensor]:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from attnflow_plugin.layers.base import InvertibleLayer
 
-__all__ = ["is_blind", "noisy", "sees_others"]
+__all__ = ["is_blind", "noisy", "saturates", "sees_others"]
 
 _MIXTURES = 16
 _NOISE = 0.3
+_FAR = (1e4, 1e6)
 # In units of the spacing of floating-point numbers: sums may be taken in another order.
 _ROUNDING = 100
 
@@ -41,6 +42,24 @@ def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) 
     tolerance = _ROUNDING * torch.finfo(mapped.dtype).eps
     differs = (found - expected).abs() > tolerance * (1 + expected.abs())
     return bool((differs & kept).any())
+
+
+def saturates(run: Callable[[Tensor], Tensor], like: Tensor) -> bool:
+    """Whether a pointwise map of the line ends somewhere, at one end at least.
+
+    Args:
+        run: the map, of batches of events.
+        like: an event, ``(1, ...)``, of the shape to try.
+    """
+    far, farther = _FAR
+    events = [torch.full_like(like, value) for value in (far, farther, -far, -farther)]
+    try:
+        with torch.no_grad():
+            up, higher, down, lower = run(torch.cat(events)).flatten(1).double()
+    except Exception:
+        return False
+    ends = ((up, higher), (down, lower))
+    return any(bool(((a - b).abs() < 1e-3 * (1 + a.abs())).all()) for a, b in ends)
 
 
 def _kept(size: int) -> Tensor:

@@ -21,6 +21,9 @@ _STRETCH = 2.0
 #: What rounding may do to an entry, and to how many of them.
 _TOLERANCE, _EXCEPTIONS = 0.01, 0.02
 
+#: Events that are so many times as large as usual say nothing about domains.
+_BLOWN_UP = 1e3
+
 _Method = Callable[..., tuple[Tensor, Tensor]]
 _Check = Callable[[Batch], bool]
 
@@ -61,6 +64,7 @@ class Trial:
         self._where = {layer: place for place, layer in self._entries()}
         self._stretch: Mapping[nn.Module, float] = {}
         self._seen: dict[nn.Module, Tensor] = {}
+        self._usual = 0.0
         self._probe = Probe(host, copied, self._on_trial)
 
     def names(self) -> list[tuple[int, str]]:
@@ -85,6 +89,7 @@ class Trial:
             if is_out_of_memory(error):
                 raise
             raise self._broken("run", error) from error
+        self._usual = self._probe.largest
         self._require_all_ran()
         self._require_order()
 
@@ -191,17 +196,19 @@ class Trial:
         return True
 
     def _holds(self, agrees: _Check, batch: Batch, stretch: Mapping[nn.Module, float]) -> bool:
-        self._stretch = stretch
+        self._stretch, self._probe.largest = stretch, 0.0
         try:
-            return agrees(batch)
+            held = agrees(batch)
         except _LeftOutError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return False
+            held = False
         finally:
             self._stretch = {}
+        # Scales that are exponential may blow up on their way; that is no domain that ends.
+        return held or self._probe.largest > _BLOWN_UP * (1 + self._usual)
 
     def _maps_example(self, batch: Batch) -> bool:
         run = self._probe.to_latent if self._towards_latent else self._probe.to_data

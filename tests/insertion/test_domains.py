@@ -101,6 +101,16 @@ class Turning(nf.flows.Flow):
         return self.turn(z, -1)
 
 
+class Wrap(nf.flows.Flow):
+    """A user's own wrapping of angles in front of layers on the line."""
+
+    def forward(self, z):
+        return z, z.new_zeros(len(z))
+
+    def inverse(self, x):
+        return (x + PI).remainder(2 * PI) - PI, x.new_zeros(len(x))
+
+
 class Squash(transforms.Transform):
     """A user's own map of the line to the box (-1, 1)."""
 
@@ -118,6 +128,27 @@ def shrinking_coupling() -> transforms.Transform:
     nn.init.zeros_(layer.transform_net.final_layer.weight)
     nn.init.zeros_(layer.transform_net.final_layer.bias)
     return layer
+
+
+class Sigmoid(transforms.Transform):
+    """A user's own map of the line to the box (0, 1)."""
+
+    def forward(self, inputs, context=None):
+        log_det = nn.functional.logsigmoid(inputs) + nn.functional.logsigmoid(-inputs)
+        return inputs.sigmoid(), log_det.sum(1)
+
+    def inverse(self, inputs, context=None):
+        return inputs.logit(), -(inputs.log() + (1 - inputs).log()).sum(1)
+
+
+class Logarithm(nf.flows.Flow):
+    """A user's own map of positive data to the line."""
+
+    def forward(self, z):
+        return z.exp(), z.sum(1)
+
+    def inverse(self, x):
+        return x.log(), -x.log().sum(1)
 
 
 def own_box() -> Flow:
@@ -286,11 +317,38 @@ REFUSED = {
         r"lie in the box \(0, 1\), by .*\(CauchyCDF\)",
         for_nflows,
     ),
-    "unknown layers": Case(
+    "own map to a box": Case(
         own_box,
         lambda: torch.randn(32, 4),
-        r"_transforms\.1 \(Affine.*does not agree with itself.*box or on a circle",
+        r"_transforms\.1 \(Affine.*all coordinates are bounded, by .*\(Squash\)",
         for_nflows,
+    ),
+    "own sigmoid": Case(
+        lambda: nflows_model(Sigmoid(), shrinking_coupling(), base=Box(checks=False)),
+        lambda: torch.randn(32, 4),
+        r"_transforms\.1 \(Affine.*all coordinates are bounded, by .*\(Sigmoid\)",
+        for_nflows,
+    ),
+    "own logarithm": Case(
+        lambda: nf.NormalizingFlow(
+            nf.distributions.DiagGaussian(4), [coupling_block(), Logarithm(), nf.flows.Permute(4)]
+        ),
+        lambda: torch.rand(32, 4) + 0.1,
+        r"flows\.2 \(Permute\).*all coordinates are bounded, by flows\.1 \(Logarithm\)",
+        position="after_permutation",
+    ),
+    "own wrap": Case(
+        lambda: nf.NormalizingFlow(nf.distributions.DiagGaussian(4), [nf.flows.Permute(4), Wrap()]),
+        lambda: angles(32, 4),
+        r"flows\.0 \(Permute\).*does not agree with itself.*box or on a circle",
+        position="after_permutation",
+    ),
+    "uniform base that events are not in yet": Case(
+        lambda: nf.NormalizingFlow(
+            nf.distributions.base.Uniform((3, 4, 4), 0.0, 1.0), [nf.flows.GlowBlock(3, 8)]
+        ),
+        lambda: torch.rand(8, 3, 4, 4),
+        r"all coordinates lie in a box or .* since the density is zero.*q0 \(Uniform\)",
     ),
 }
 
@@ -320,6 +378,56 @@ def test_search_refuses_as_well():
         for_normflows.search_attention(
             model, [angles(32, 2)], "imap", held_out=[angles(32, 2)], steps=1, budget=100
         )
+
+
+def exponential_realnvp() -> nn.Module:
+    """Its scales are exponential and may overflow far away from the data."""
+    layers = []
+    for _ in range(16):
+        net = nf.nets.MLP([2, 32, 32, 4], init_zeros=False)
+        layers += [nf.flows.AffineCouplingBlock(net), nf.flows.Permute(4)]
+    return nf.NormalizingFlow(nf.distributions.DiagGaussian(4), layers)
+
+
+def autoregressive() -> nn.Module:
+    layers = [nf.flows.MaskedAffineAutoregressive(4, 32) for _ in range(6)]
+    return nf.NormalizingFlow(nf.distributions.DiagGaussian(4), layers)
+
+
+def nflows_deep() -> Flow:
+    layers = []
+    for _ in range(8):
+        layers += [transforms.MaskedAffineAutoregressiveTransform(4, 32), transforms.LULinear(4)]
+    return nflows_model(*layers)
+
+
+def into_the_box() -> Flow:
+    """A user's own sigmoid to a base in a box; the couplings before it are on the line."""
+    return nflows_model(coupling(), coupling(), Sigmoid(), base=Box(checks=False))
+
+
+@pytest.mark.parametrize(
+    ("build", "host"),
+    [
+        (exponential_realnvp, for_normflows),
+        (autoregressive, for_normflows),
+        (nflows_deep, for_nflows),
+        (into_the_box, for_nflows),
+    ],
+)
+def test_trained_model_on_the_line_is_not_refused(build, host):
+    torch.manual_seed(0)
+    model, first, noise = build(), torch.randn(256, 2), torch.randn(256, 2)
+    x = torch.cat([first, first.square() + 0.1 * noise], 1)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        loss = -model.log_prob(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    before = model.log_prob(x)
+    assert host.insert_attention(model, ["imap", "coupling"], example=x).layers
+    assert torch.equal(model.log_prob(x), before)
 
 
 def logit_realnvp() -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from attnflow_plugin import AttentionCoupling, IMap, ITrans
-from attnflow_plugin.insertion.sight import is_blind, noisy, sees_others
+from attnflow_plugin.insertion.sight import is_blind, noisy, saturates, sees_others
 from attnflow_plugin.normflows import insert_attention
 from tests.insertion.normflows_models import coupling_block, mlp
 
@@ -48,6 +48,30 @@ def test_layer_that_starts_as_the_identity_is_seen_through(build):
     with noisy(layer):
         assert sees_others(lambda x: layer.inverse(x)[0], first, second)
     assert all(map(torch.equal, layer.parameters(), values))
+
+
+ENDS = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "exponential": torch.exp,
+    "softplus": nn.functional.softplus,
+    "slow": lambda x: x / (1 + x.abs()),
+}
+ENDLESS = {
+    "identity": lambda x: x,
+    "scale": lambda x: -0.01 * x + 5,
+    "arcsinh": torch.asinh,
+    "leaky": nn.functional.leaky_relu,
+    "wrapped": lambda x: x.remainder(6.28),
+    "logarithm": torch.log,
+    "failing": lambda x: x.no_such_method(),
+}
+
+
+@pytest.mark.parametrize("name", [*ENDS, *ENDLESS])
+def test_end_of_a_pointwise_map_is_found(name):
+    run = {**ENDS, **ENDLESS}[name]
+    assert saturates(run, torch.randn(1, 3)) == (name in ENDS)
 
 
 def test_question_moves_no_random_state():
