@@ -1,15 +1,18 @@
 """Conditional ActNorm, conditional 1x1 convolution, top prior: exact, bounded, safe to start."""
 
+import copy
 import importlib
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attnflow_plugin import layers
 from attnflow_plugin.backbones import ConditionTrunk, ZeroConv
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.initialisation import learning_from_data
+from attnflow_plugin.layers.permutations import order_of
 from attnflow_plugin.testing import check_layer
 from tests.full_glow.models import fresh
 from tests.registry import FLAVOURS
@@ -197,3 +200,85 @@ def test_the_pooling_trunk_takes_any_size(spatial):
     maps = torch.randn(4, 2, *spatial)
     assert trunk(maps).shape == (4, 3)
     assert not torch.allclose(trunk(maps), trunk(maps + 1))
+
+
+def spoilt(layer):
+    """Averages of a layer whose weights never change, by the averages that users make."""
+    for averaging in (get_ema_multi_avg_fn(0.9999), None):
+        average = AveragedModel(layer, multi_avg_fn=averaging, use_buffers=True)
+        for _ in range(300):
+            average.update_parameters(layer)
+        yield average.module
+    by_hand = copy.deepcopy(layer)
+    with torch.no_grad():
+        for _ in range(300):
+            for found, own in zip(
+                by_hand.state_dict().values(), layer.state_dict().values(), strict=True
+            ):
+                found.copy_(0.9999 * found + 0.0001 * own)
+    yield by_hand
+
+
+def test_averages_of_buffers_leave_the_1x1_convolution_as_it_is():
+    layer = randomised(made("ConditionalConv1x1", 12, 2), 0.1)
+    x, context = torch.randn(3, 12), torch.randn(3, 2)
+    z, log_det = layer.to_latent(x, context)
+    for average in spoilt(layer):
+        found, found_log_det = average.to_latent(x, context)
+        torch.testing.assert_close(found, z, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(found_log_det, log_det, atol=1e-3, rtol=1e-3)
+        check_layer(average.double(), x, context=context, randomize=0.0)
+
+
+def test_averages_of_two_rotations_stay_invertible():
+    first, second = (randomised(made("ConditionalConv1x1", 5, 2), 0.1) for _ in range(2))
+    with torch.no_grad():
+        for buffer, other in zip(first.buffers(), second.buffers(), strict=True):
+            buffer.add_(other).div_(2)
+    check_layer(first, (5,), context=torch.randn(3, 2), randomize=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_casts_keep_permutations_of_many_channels(dtype):
+    layer = made("ConditionalConv1x1", 600, 1)
+    order = order_of(layer.permutation)
+    assert torch.equal(order_of(layer.to(dtype).permutation), order)
+
+
+def test_older_checkpoints_have_the_permutation_as_whole_numbers():
+    layer, other = made("ConditionalConv1x1", 7, 2), made("ConditionalConv1x1", 7, 2)
+    checkpoint = nn.Sequential(layer).state_dict()
+    checkpoint["0.permutation"] = layer.permutation.argmax(1)
+    nn.Sequential(other).load_state_dict(checkpoint, strict=True)
+    x, context = torch.randn(2, 7), torch.randn(2, 2)
+    assert torch.equal(other.to_latent(x, context)[0], layer.to_latent(x, context)[0])
+    assert other.permutation.dtype == torch.float32
+    assert checkpoint["0.permutation"].ndim == 1
+
+
+@pytest.mark.parametrize("channels", [2, 12, 48])
+@pytest.mark.parametrize("size", [0.3, 1.0, 1e3, 1e30])
+def test_no_output_of_the_net_makes_the_1x1_convolution_nearly_singular(channels, size):
+    layer = randomised(made("ConditionalConv1x1", channels, 4), size)
+    x, context = torch.randn(32, channels, 4), torch.randn(32, 4)
+    z, log_det = layer.to_latent(x, context)
+    torch.testing.assert_close(layer.to_data(z, context)[0], x, atol=2e-3, rtol=1e-3)
+    matrices = layer.to_latent(torch.eye(channels).expand(32, -1, -1), context)[0].double()
+    values = torch.linalg.svdvals(matrices)
+    assert (values[:, 0] / values[:, -1]).max() < 1e4
+    torch.testing.assert_close(
+        4 * values.log().sum(1), log_det.double(), atol=2e-3 * channels, rtol=1e-3
+    )
+
+
+def test_small_outputs_act_as_they_are():
+    layer = randomised(made("ConditionalConv1x1", 6, 2), 3e-3).double()
+    context = torch.randn(1, 2).double()
+    lower, upper, raw = layer.net(context)[0].split((36, 36, 6))
+    lower = (layer.lower + lower.reshape(6, 6)).tril(-1) + torch.eye(6)
+    diagonal = layer.signs * (layer.log_scale + raw).exp()
+    upper = (layer.upper + upper.reshape(6, 6)).triu(1) + diagonal.diag()
+    matrix, _ = layer.to_latent(torch.eye(6)[None].double(), context)
+    expected = layer.permutation @ lower @ upper
+    torch.testing.assert_close(matrix[0], expected, atol=2e-4, rtol=0)
+    assert (matrix[0] - layer.permutation @ layer.lower @ layer.upper).abs().max() > 2e-3
