@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import in_plain_eager
-from attnflow_plugin.errors import MissingContextError, NonFiniteError, ShapeError
+from attnflow_plugin.debug import require_finite
+from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.options import positive_int
 from attnflow_plugin.precision import without_autocast
 
 __all__ = ["Context", "InvertibleLayer"]
 
 Context = Tensor | Mapping[str, Tensor] | None
+
+_Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -36,11 +39,11 @@ class InvertibleLayer(nn.Module, ABC):
 
     **Precision**: the arithmetic runs in float32 at least, under autocast too.
 
-    **Errors**: wrong rank, channels, dtype or device raise :class:`ShapeError`. Non-finite data
-    raise :class:`NonFiniteError` on the CPU. On accelerators, where that would force a
-    synchronisation, in compiled graphs, and in :meth:`to_data`, where a latent far out in the tail
-    may overflow somewhere in a model, a row with a non-finite entry gets the log-det NaN and the
-    other rows are not touched.
+    **Errors**: wrong rank, channels, dtype or device raise :class:`ShapeError`.
+
+    **Non-finite data** are no error: in both directions and on every device a row with a
+    non-finite entry gets the log-det NaN, and the other rows are not touched. To find out where the
+    first such value comes from, see :func:`attnflow_plugin.debug.raise_on_non_finite`.
 
     **Contexts**: one tensor for all layers of a model, or a mapping of names to tensors, of which a
     layer takes the one that is called :attr:`context_name`.
@@ -70,27 +73,11 @@ class InvertibleLayer(nn.Module, ABC):
         Returns:
             ``z`` of the shape and dtype of ``x``, and the log-det of shape ``(B,)``.
         """
-        event = self._checked(x)
-        finite = _is_finite(event)
-        if finite is False:
-            raise NonFiniteError(
-                f"{type(self).__name__}: expected finite values, found NaN or infinity in a tensor "
-                f"of shape {tuple(event.shape)}"
-            )
-        with self._precision(x):
-            z, log_det = self._to_latent(event, self._own(context))
-        if not finite:
-            log_det = _nan_where_not_finite(log_det, event)
-        return z.to(x.dtype), log_det
+        return self._directed("to_latent", self._to_latent, x, context)
 
     def to_data(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         r"""Map latent to data: the inverse of :meth:`to_latent`, with the same shapes."""
-        event = self._checked(z)
-        with self._precision(z):
-            x, log_det = self._to_data(event, self._own(context))
-        if not _is_finite(event):
-            log_det = _nan_where_not_finite(log_det, event)
-        return x.to(z.dtype), log_det
+        return self._directed("to_data", self._to_data, z, context)
 
     @abstractmethod
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -99,6 +86,17 @@ class InvertibleLayer(nn.Module, ABC):
     @abstractmethod
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Undo ``_to_latent``."""
+
+    def _directed(
+        self, direction: str, run: _Direction, given: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        """What both directions have in common."""
+        event = self._checked(given)
+        require_finite(self, direction, "finite input", event)
+        with self._precision(given):
+            out, log_det = run(event, self._own(context))
+        require_finite(self, direction, "finite results of finite input", out, log_det)
+        return out.to(given.dtype), _nan_where_not_finite(log_det, event)
 
     def _own(self, context: Context) -> Tensor | None:
         if not isinstance(context, Mapping):
@@ -144,14 +142,11 @@ class InvertibleLayer(nn.Module, ABC):
             )
 
 
-def _is_finite(event: Tensor) -> bool | None:
-    """Whether all entries are finite; ``None`` where looking at them is not free or not allowed."""
-    if not (event.is_cpu and in_plain_eager()):
-        return None
-    # A sum is the cheapest test; where it overflows, every entry is looked at.
-    return math.isfinite(event.detach().sum()) or bool(event.isfinite().all())
-
-
 def _nan_where_not_finite(log_det: Tensor, event: Tensor) -> Tensor:
-    # One reduction and no branch: NaN and infinity survive a sum and a product with zero.
-    return log_det + 0 * event.detach().flatten(1).sum(1)
+    """The log-det, with NaN for the rows that have a non-finite entry."""
+    event = event.detach()
+    # The cheapest test, where looking at the result is free and allowed.
+    if event.is_cpu and in_plain_eager() and math.isfinite(event.sum()):
+        return log_det
+    # Without a branch: zero times NaN or infinity is NaN, and sums of zeros do not overflow.
+    return log_det + (0 * event).sum(tuple(range(1, event.ndim)))

@@ -104,7 +104,8 @@ class LogisticMixture(NamedTuple):
             x3, f3 = torch.where(same, x1, x2), torch.where(same, f1, f2)
             x2, f2 = torch.where(same, x2, x1), torch.where(same, f2, f1)
             x1, f1 = x, f
-            if may_ask and bool((torch.minimum(f1.abs(), f2.abs()) <= tolerance).all()):
+            # NaN never converges; comparisons with it are false, so that nothing waits for it.
+            if may_ask and not bool((torch.minimum(f1.abs(), f2.abs()) > tolerance).any()):
                 break
             part = _interpolated(x1, x2, x3, f1, f2, f3)
         return torch.where(f1.abs() < f2.abs(), x1, x2)

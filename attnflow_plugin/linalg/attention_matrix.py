@@ -69,6 +69,8 @@ class AttentionMatrix:
     def require_nonsingular(self, owner: str) -> None:
         """Raise where a solve would return garbage; only matrices without a bound need this.
 
+        A matrix of non-finite data is left to its log-det, which is NaN.
+
         Raises:
             SingularAttentionError: a pivot vanishes beside the largest one.
         """
@@ -76,8 +78,10 @@ class AttentionMatrix:
             return
         pivots = _pivots(self.matrix.detach()).abs()
         tolerance = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
-        ratio = (pivots.amin(-1) / pivots.amax(-1)).amin()
-        if not ratio > tolerance:
+        smallest, largest = pivots.amin(-1), pivots.amax(-1)
+        singular = smallest <= tolerance * largest  # Comparisons with NaN are false.
+        if bool(singular.any()):
+            ratio = (smallest / largest)[singular].amin()
             raise SingularAttentionError(
                 f"{owner}: expected an invertible attention matrix, found one with pivot ratio "
                 f'{float(ratio):.1e}. The raw parameters of init="paper" are not bounded; '

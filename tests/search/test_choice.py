@@ -103,7 +103,7 @@ def test_thresholds(host):
     assert not problem.search("imap", least_gain=gain.bits_per_dim * 1.01, **options).chosen
 
 
-@pytest.mark.parametrize("failure", ["nan", "raised", "exploding"])
+@pytest.mark.parametrize("failure", ["nan", "one row", "raised", "exploding"])
 def test_a_trial_that_is_not_finite_is_recorded_and_never_kept(host, failure):
     """Its log-densities would be the best, were they not infinite."""
     imap = host_module(host).IMap
@@ -115,6 +115,8 @@ def test_a_trial_that_is_not_finite_is_recorded_and_never_kept(host, failure):
                 return z, log_det
             if failure == "raised":
                 raise NonFiniteError("found infinity")
+            if failure == "one row":
+                return super()._to_latent(x.index_fill(0, torch.tensor([1]), math.inf), context)
             return z, log_det + (math.inf if failure == "exploding" else math.nan)
 
     result = planted(host).search({"broken": Broken, "imap": "imap"}, steps=20)
