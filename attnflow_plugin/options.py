@@ -33,6 +33,17 @@ def did_you_mean(found: Iterable[object], allowed: Iterable[object]) -> str:
     return f"; did you mean {' and '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
 
 
+def boolean(owner: str, name: str, value: bool) -> bool:
+    """Return a boolean as a plain ``bool``, else raise.
+
+    NumPy's booleans will do; numbers and words such as "no", which is true, will not.
+    """
+    numpys = getattr(value, "dtype", None) == "bool" and getattr(value, "shape", None) == ()
+    if not (isinstance(value, bool) or numpys):
+        raise OptionError(f"{owner}: expected {name} to be True or False, found {value!r}")
+    return bool(value)
+
+
 def positive_int(owner: str, name: str, value: int) -> int:
     """Return a whole number of at least one as a plain ``int``, else raise.
 

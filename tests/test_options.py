@@ -9,6 +9,7 @@ from attnflow_plugin.errors import OptionError
 from attnflow_plugin.masks import make_mask
 from attnflow_plugin.metrics import bits_per_dim
 from attnflow_plugin.options import (
+    boolean,
     did_you_mean,
     non_negative_int,
     one_of,
@@ -97,3 +98,17 @@ def test_one_of_lists_what_is_allowed_and_suggests():
         one_of("IMap", "mask", 3, ["spatial", "channel"])
     with pytest.raises(OptionError, match=r"activation to be one of .*did you mean 'sigmoid'\?"):
         IMap(4, activation="sigmoidal")
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, np.False_, np.array(True)], ids=repr)
+def test_booleans_become_plain_ones(value):
+    assert boolean("Owner", "flip", value) is bool(value)
+    assert IMap(3, flip=value).flip is bool(value)
+
+
+@pytest.mark.parametrize("value", ["no", "", 0, 1, None, torch.tensor(True), np.array([True])])
+def test_other_values_are_no_booleans(value):
+    with pytest.raises(OptionError, match="Owner: expected flip to be True or False, found"):
+        boolean("Owner", "flip", value)
+    with pytest.raises(OptionError, match="IMap: expected flip to be True or False, found"):
+        IMap(3, flip=value)

@@ -1,5 +1,7 @@
 """What conditional and coupling layers share: contexts at any resolution, and calling nets."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,37 +30,77 @@ def context_at(
 
     Raises:
         MissingContextError: there is none.
-        ShapeError: wrong channels, batch or rank.
+        ShapeError: no tensor, labels, wrong channels, batch, rank, dtype or device, no positions.
     """
     if not context_channels:
         return None
-    if context is None:
-        raise MissingContextError(
-            f"{owner}: expected a context with {context_channels} channels, found none"
-        )
-    if context.ndim not in (2, event.ndim) or context.shape[:2] != (
-        event.shape[0],
-        context_channels,
-    ):
-        raise ShapeError(
-            f"{owner}: expected a context of shape ({event.shape[0]}, {context_channels}) with no "
-            f"or {event.ndim - 2} spatial axes, found {tuple(context.shape)}"
-        )
-    context = context.to(event.dtype)
-    if context.ndim == 2:
+    tensor = _checked(owner, context, context_channels, event).to(event.dtype)
+    if tensor.ndim == 2:
         spatial = event.shape[2:]
-        return context.reshape(*context.shape, *[1] * len(spatial)).expand(-1, -1, *spatial)
-    return resized(context, event.shape[2:])
+        return tensor.reshape(*tensor.shape, *[1] * len(spatial)).expand(-1, -1, *spatial)
+    return resized(tensor, event.shape[2:])
 
 
 def resized(maps: Tensor, spatial: torch.Size) -> Tensor:
-    """Average pooling where the maps shrink along every axis, linear interpolation elsewhere."""
-    if maps.shape[2:] == spatial:
+    """Averages along the axes that shrink, and linear interpolation along those that grow."""
+    shrunk = tuple(min(new, old) for new, old in zip(spatial, maps.shape[2:], strict=True))
+    if shrunk != maps.shape[2:]:
+        maps = F.interpolate(maps, size=shrunk, mode="area")
+    if shrunk == spatial:
         return maps
-    if all(new <= old for new, old in zip(spatial, maps.shape[2:], strict=True)):
-        return F.interpolate(maps, size=spatial, mode="area")
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(spatial)]
     return F.interpolate(maps, size=spatial, mode=mode, align_corners=False)
+
+
+def _checked(owner: str, context: object, channels: int, event: Tensor) -> Tensor:
+    """The context, if the event can have it; the errors are those of :func:`context_at`."""
+    if context is None:
+        raise MissingContextError(
+            f"{owner}: expected a context with {channels} channels, found none; give one as context"
+        )
+    tensor = _numbers(owner, context, channels)
+    found = tuple(tensor.shape)
+    if tensor.ndim not in (2, event.ndim) or found[:2] != (event.shape[0], channels):
+        remedy = f"one row with {channels} channels for each row of the event"
+        if found[1:2] == (channels,) and found[0] == 1:
+            remedy = f"context.expand({event.shape[0]}, *context.shape[1:]) for one that all share"
+        raise ShapeError(
+            f"{owner}: expected a context of shape ({event.shape[0]}, {channels}) with no or "
+            f"{event.ndim - 2} spatial axes, found {found}; give {remedy}"
+        )
+    if 0 in found[2:]:
+        raise ShapeError(
+            f"{owner}: expected a context with at least one position, found shape {found}; give "
+            f"a vector for each row, of shape {found[:2]}, where there are none"
+        )
+    if tensor.device != event.device:
+        raise ShapeError(
+            f"{owner}: expected a context on {event.device} as the event, found {tensor.device}; "
+            f"give context.to({str(event.device)!r})"
+        )
+    return tensor
+
+
+def _numbers(owner: str, context: object, channels: int) -> Tensor:
+    """The context, if it is a tensor in floating point."""
+    if isinstance(context, Mapping):
+        raise ShapeError(
+            f"{owner}: expected the context as a tensor, found a mapping of {sorted(context)}; "
+            f"give one of these, or set context_name of the layer to its name"
+        )
+    if not isinstance(context, Tensor):
+        raise ShapeError(
+            f"{owner}: expected the context as a tensor, found {type(context).__name__}; give "
+            f"torch.as_tensor(context, dtype=x.dtype, device=x.device)"
+        )
+    if not context.is_floating_point():
+        remedy = f"context.float(), or labels as channels, by an nn.Embedding(classes, {channels})"
+        if context.is_complex():
+            remedy = "its real and imaginary parts as channels"
+        raise ShapeError(
+            f"{owner}: expected a context in floating point, found {context.dtype}; give {remedy}"
+        )
+    return context
 
 
 def affine_parameters(

@@ -6,14 +6,14 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.base import Context, InvertibleLayer
 from attnflow_plugin.layers.bounds import GAIN_BOUND, Init, gain_bound_in, strength
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import ScaleMap, bounded_scale, raw_scale
 from attnflow_plugin.masks import MaskKind, make_mask, require_positions
-from attnflow_plugin.options import non_negative_int, one_of
+from attnflow_plugin.options import boolean, non_negative_int, one_of
 
 __all__ = ["IMap"]
 
@@ -138,7 +138,7 @@ class IMap(InvertibleLayer):
         name = type(self).__name__
         self.context_channels = non_negative_int(name, "context_channels", context_channels)
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
-        self.flip = bool(flip)
+        self.flip = boolean(name, "flip", flip)
         self.axis = one_of(name, "axis", axis, get_args(Axis))
         self.init = one_of(name, "init", init, get_args(Init))
         if activation is None:
@@ -159,16 +159,16 @@ class IMap(InvertibleLayer):
         if init == "paper":
             self._init_as_in_the_paper()
 
-    def attention(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def attention(self, x: Tensor, context: Context = None) -> Tensor:
         """The scales of the attended half, ``(B, *S)``, or ``(B, C)`` for ``axis="channel"``.
 
         Args:
             x: data, shape ``(B, C, *S)``.
-            context: needed with ``context_channels``.
+            context: needed with ``context_channels``; a tensor or a mapping, as in ``to_latent``.
         """
         event = self._checked(x)
         with self._precision(x):
-            scale, _ = self._attend(event, self._layout(event).passing, context)
+            scale, _ = self._attend(event, self._layout(event).passing, self._own(context))
         return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
 
     def extra_repr(self) -> str:
@@ -195,11 +195,12 @@ class IMap(InvertibleLayer):
         return x, -(log_scale @ layout.attended_counts + passing_log_det)
 
     def _layout(self, event: Tensor) -> _Layout:
-        require_positions(type(self).__name__, event.shape[1:])
+        shape = plain_shape(event)[1:]
+        require_positions(type(self).__name__, shape)
         return cached_constant(
             _build_layout,
             self.mask,
-            event.shape[1:],
+            shape,
             self.flip,
             self.axis,
             event.dtype,

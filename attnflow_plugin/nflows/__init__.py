@@ -27,7 +27,7 @@ from attnflow_plugin.nflows.layers import (  # noqa: E402
     TopPrior,
 )
 from attnflow_plugin.nflows.priors import ChannelAutoregressivePrior  # noqa: E402
-from attnflow_plugin.nflows.sampling import sample  # noqa: E402
+from attnflow_plugin.nflows.sampling import rsample, sample  # noqa: E402
 from attnflow_plugin.nflows.search import search_attention  # noqa: E402
 from attnflow_plugin.nflows.training import (  # noqa: E402
     NegativeLogLikelihood,
@@ -57,6 +57,7 @@ __all__ = [
     "joint_log_prob",
     "log_prob",
     "prepare",
+    "rsample",
     "sample",
     "search_attention",
 ]

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+import torch
+from nflows.distributions import ConditionalDiagonalNormal, Distribution, StandardNormal
 from nflows.flows import Flow
 from nflows.utils import torchutils
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from attnflow_plugin.nflows.checks import check_context
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.options import positive_int
 
-__all__ = ["sample"]
+__all__ = ["rsample", "sample"]
 
 
 def sample(
@@ -24,7 +25,11 @@ def sample(
     context: Tensor | None = None,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw samples from any nflows ``Flow``.
+    """Draw samples from any nflows ``Flow``, without a graph.
+
+    What comes back needs no gradient and keeps no memory of the way; :func:`rsample` is for losses
+    of samples. The names are those of ``torch.distributions``. Samples have the dtype of the
+    model's parameters, while the host draws noise in float32.
 
     Args:
         model: the flow.
@@ -43,13 +48,40 @@ def sample(
         MissingContextError: no context for a model that needs one.
         ShapeError: a context that is no tensor, or labels of no class.
     """
+    with torch.no_grad():
+        return rsample(model, num_samples, context=context, temperature=temperature)
+
+
+def rsample(
+    model: Flow,
+    num_samples: int,
+    *,
+    context: Tensor | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Draw samples from any nflows ``Flow``, with gradients to its parameters.
+
+    The same as :func:`sample` but for the graph, which takes memory as long as a sample is kept.
+    """
     require_model("sample", "nflows", model)
     num_samples = positive_int("sample", "num_samples", num_samples)
     require_temperature(temperature)
     check_context("sample", model, context, num_samples, read=True)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return _drawn(model, num_samples, context, temperature, dtype)
+
+
+def _drawn(
+    model: Flow,
+    num_samples: int,
+    context: Tensor | None,
+    temperature: float,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """Samples and their log-densities, from noise of a dtype if there is one."""
     embedded = model._embedding_net(context)
     base = model._distribution
-    noise = base.sample(num_samples, context=embedded)
+    noise = _noise(base, num_samples, embedded, dtype)
     if temperature != 1:
         mean = _mean(base, embedded)
         noise = mean + temperature * (noise - mean)
@@ -66,6 +98,16 @@ def sample(
         torchutils.split_leading_dim(x, shape=shape),
         torchutils.split_leading_dim(log_prob, shape=shape),
     )
+
+
+def _noise(
+    base: Distribution, num_samples: int, context: Tensor | None, dtype: torch.dtype | None
+) -> Tensor:
+    if isinstance(base, Flow) and type(base)._sample is Flow._sample:
+        # Its own layers would meet the float32 of the host's noise.
+        return _drawn(base, num_samples, context, 1.0, dtype)[0]
+    noise = base.sample(num_samples, context=context)
+    return noise.to(dtype) if noise.is_floating_point() else noise
 
 
 def _encoded(transform: nn.Module, context: Tensor) -> tuple[nn.Module, Context]:

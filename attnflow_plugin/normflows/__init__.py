@@ -34,7 +34,7 @@ from attnflow_plugin.normflows.layers import (  # noqa: E402
     TopPrior,
 )
 from attnflow_plugin.normflows.priors import ChannelAutoregressivePrior  # noqa: E402
-from attnflow_plugin.normflows.sampling import sample  # noqa: E402
+from attnflow_plugin.normflows.sampling import rsample, sample  # noqa: E402
 from attnflow_plugin.normflows.search import search_attention  # noqa: E402
 from attnflow_plugin.normflows.training import (  # noqa: E402
     NegativeLogLikelihood,
@@ -67,6 +67,7 @@ __all__ = [
     "joint_log_prob",
     "log_prob",
     "prepare",
+    "rsample",
     "sample",
     "search_attention",
 ]

@@ -1,5 +1,8 @@
 """Sampling with a temperature that leaves no trace in the model."""
 
+from contextlib import nullcontext
+
+import normflows as nf
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +13,7 @@ from attnflow_plugin.normflows.temperature import tempered
 from attnflow_plugin.normflows.training import log_prob
 from attnflow_plugin.options import non_negative_int
 
-__all__ = ["sample"]
+__all__ = ["rsample", "sample"]
 
 
 def sample(
@@ -20,7 +23,10 @@ def sample(
     context: Tensor | None = None,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw samples from any normflows model.
+    """Draw samples from any normflows model, without a graph.
+
+    What comes back needs no gradient and keeps no memory of the way; :func:`rsample` is for losses
+    of samples. The names are those of ``torch.distributions``.
 
     The host keeps the temperature in the base distributions while it samples, also after an
     exception, and returns log-densities of the tempered model. Here nothing is left behind, and
@@ -41,6 +47,22 @@ def sample(
             a context for a model that has no use for one.
         MissingContextError: no context for a model that needs one.
         ShapeError: labels or contexts of another kind or number, or labels of no class.
+    """
+    with nullcontext() if _takes_gradients(model) else torch.no_grad():
+        x, log_density = rsample(model, num_samples, context=context, temperature=temperature)
+    return x.detach(), log_density.detach()
+
+
+def rsample(
+    model: nn.Module,
+    num_samples: int,
+    *,
+    context: Tensor | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Draw samples from any normflows model, with gradients to its parameters.
+
+    The same as :func:`sample` but for the graph, which takes memory as long as a sample is kept.
     """
     num_samples = non_negative_int("sample", "num_samples", num_samples)
     require_temperature(temperature)
@@ -65,3 +87,10 @@ def _random_labels(model: nn.Module, num_samples: int) -> Tensor | None:
         return None
     device = next(model.parameters()).device
     return torch.randint(classes, (num_samples,), device=device)
+
+
+def _takes_gradients(model: object) -> bool:
+    """Whether a layer computes gradients while it runs, for which the host needs grad mode."""
+    return isinstance(model, nn.Module) and any(
+        isinstance(layer, nf.flows.HamiltonianMonteCarlo) for layer in model.modules()
+    )

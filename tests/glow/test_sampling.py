@@ -2,13 +2,15 @@
 
 from functools import partial
 
+import nflows.flows
 import normflows as nf
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from tests.glow.models import VARIANTS, build, context_for
+from tests.glow.models import VARIANTS, build, context_for, in_double
 from tests.support import HOSTS, host_module
 
 each_host = pytest.mark.parametrize("host", HOSTS)
@@ -185,3 +187,86 @@ def test_a_chain_hands_the_context_to_the_layers_that_take_it():
     assert not torch.allclose(log_prob, model.log_prob(x, context.flip(0)))
     flat = module.ConditionalMultiscaleFlow(bases, [layers], [])
     assert torch.equal(log_prob, flat.log_prob(x, context))
+
+
+def by_host(module, model, context, function="sample"):
+    return getattr(module, function)(model, 2, context=context)
+
+
+@each_host
+@pytest.mark.parametrize("name", ["plain", "map", "label", "classes"])
+def test_samples_keep_no_graph_unless_asked_for(host, name):
+    module, model = host_module(host), build(host, name).eval()
+    context = context_for(VARIANTS[name], 2)
+    found = by_host(module, model, context)
+    assert all(part.grad_fn is None and not part.requires_grad for part in found)
+    torch.manual_seed(1)
+    x, log_prob = by_host(module, model, context)
+    torch.manual_seed(1)
+    x_with_graph, log_prob_with_graph = by_host(module, model, context, "rsample")
+    assert torch.equal(x, x_with_graph)
+    assert torch.equal(log_prob, log_prob_with_graph)
+    used = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(x_with_graph.sum(), used, allow_unused=True)
+    assert sum(float(grad.abs().sum()) for grad in gradients if grad is not None) > 0
+    with torch.no_grad():
+        assert not by_host(module, model, context, "rsample")[0].requires_grad
+
+
+def test_the_method_of_a_conditional_model_keeps_the_habit_of_the_host():
+    model, context = build("normflows", "vector").eval(), torch.randn(2, 2)
+    assert model.sample(2, context)[0].requires_grad
+    assert build("normflows", "plain").sample(2)[0].requires_grad
+
+
+def test_layers_that_take_gradients_while_they_run_can_be_sampled():
+    module, target = host_module("normflows"), nf.distributions.TwoMoons()
+    monte_carlo = nf.flows.HamiltonianMonteCarlo(target, 2, torch.zeros(2), torch.zeros(2))
+    affine = nf.flows.AffineConstFlow((2,))
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [affine, monte_carlo])
+    x, log_prob = module.sample(model, 4)
+    assert x.shape == (4, 2)
+    assert not any(part.requires_grad for part in (x, log_prob))
+
+
+@each_host
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_models_in_float64_are_sampled_in_float64(host, name, temperature):
+    variant, module = VARIANTS[name], host_module(host)
+    model, context = build(host, name).double().eval(), in_double(context_for(variant, 3))
+    x, log_prob = module.sample(model, 3, context=context, temperature=temperature)
+    assert x.dtype == log_prob.dtype == torch.float64
+    expected = module.log_prob(model, x.reshape(-1, *variant.shape), rows(context, host, 3))
+    torch.testing.assert_close(log_prob.flatten(), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_flow_as_base_of_nflows_is_sampled_in_float64():
+    module = host_module("nflows")
+    prior = module.ChannelAutoregressivePrior((4, 2, 2), context_channels=2, hidden_channels=4)
+    model = nflows.flows.Flow(module.IMap(4), prior).double()
+    context = torch.randn(3, 2).double()
+    x, log_prob = module.sample(model, 5, context=context)
+    assert (x.shape, x.dtype) == ((3, 5, 4, 2, 2), torch.float64)
+    expected = module.log_prob(model, x.flatten(0, 1), context.repeat_interleave(5, 0))
+    torch.testing.assert_close(log_prob.flatten(), expected)
+
+
+def test_averages_of_buffers_keep_a_model_of_nflows():
+    module = host_module("nflows")
+    model = module.build_glow((3, 4, 4), levels=1, steps=2, hidden_channels=4)
+    x = torch.randn(32, 3, 4, 4)
+    module.prepare(model, x)
+    expected = module.log_prob(model, x)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True)
+    for _ in range(20):
+        average.update_parameters(model)
+    torch.testing.assert_close(module.log_prob(average.module, x), expected)
+    checkpoint = model.state_dict()
+    keys = [key for key in checkpoint if key.endswith("permutation._permutation")]
+    for key in keys:  # As the host's own has them.
+        checkpoint[key] = checkpoint[key].argmax(1)
+    other = module.build_glow((3, 4, 4), levels=1, steps=2, hidden_channels=4)
+    other.load_state_dict(checkpoint)
+    assert len(keys) == 2
+    assert torch.equal(module.log_prob(other, x), expected)
