@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attnflow_plugin.testing import check_layer
-from tests import mutants
+from tests import mutants, subtle_mutants
 
 ODD_IMAGE = (3, 4, 4)
 ODD_PATCHES = (2, 6, 2)
@@ -44,6 +44,38 @@ def test_rejects_mutant(mutant, shape, message):
 def test_rejects_conditional_mutant(mutant, message):
     with pytest.raises(AssertionError, match=message):
         check_layer(mutant(), (4,), context=torch.randn(3, 2))
+
+
+def context_for(mutant):
+    if not mutant.has_context:
+        return None
+    labels = issubclass(mutant, subtle_mutants.SoundLabels)
+    return torch.tensor([0, 1, 2]) if labels else torch.randn(3, 2)
+
+
+@pytest.mark.parametrize("mutant", subtle_mutants.MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_rejects_subtle_mutant_in_the_right_words(mutant):
+    with pytest.raises(AssertionError, match=mutant.words):
+        check_layer(mutant(), mutant.shape, context=context_for(mutant))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 4)])
+def test_accepts_the_sound_layer_the_subtle_mutants_derive_from(shape):
+    for context in (None, torch.randn(3, 2)):
+        report = check_layer(subtle_mutants.Sound(), shape, context=context)
+        assert max(report.log_det, report.round_trip) < 1e-12
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [2, 0, 0]])
+def test_accepts_labels_as_contexts(labels):
+    context = torch.tensor(labels)
+    check_layer(subtle_mutants.SoundLabels(), (4,), context=context)
+    assert context.tolist() == labels
+
+
+def test_labels_that_are_all_alike_prove_nothing():
+    with pytest.raises(AssertionError, match="pass two labels"):
+        check_layer(subtle_mutants.SoundLabels(), (4,), context=torch.tensor([1, 1, 1]))
 
 
 def test_accepts_the_sound_coupling_the_mutants_derive_from():

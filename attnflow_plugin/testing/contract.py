@@ -1,0 +1,119 @@
+"""What every call must keep to, whatever it computes."""
+
+import traceback
+
+import torch
+from torch import Tensor
+
+from attnflow_plugin.errors import AttnFlowError
+from attnflow_plugin.testing.subject import CallError, Outcome, Subject
+
+__all__ = ["check_contract", "check_empty", "check_repeats"]
+
+#: Calls in each direction, over all checks: enough for what happens only now and then.
+CALLS = 52
+HOSTS = ("normflows", "nflows")
+
+
+def check_contract(subject: Subject, direction: str, event: Tensor, context: Tensor | None) -> None:
+    """Inputs stay as they were, outputs are tensors of their own, and calls repeat."""
+    kept = event.clone()
+    kept_context = event if context is None else context.clone()
+    outcome = subject.call(direction, event, context)
+    subject.require(torch.equal(event, kept), f"{direction} changed its input in place")
+    subject.require(
+        context is None or torch.equal(context, kept_context),
+        f"{direction} changed its context in place",
+    )
+    _check_tensors(subject, direction, event, outcome)
+    before = Outcome(outcome.out.detach().clone(), outcome.log_det.detach().clone())
+    _check_random_numbers(subject, direction, event, context)
+    with torch.no_grad():
+        outcome.log_det.add_(1.0)  # Hosts accumulate in place.
+    _require_equal(subject, direction, event, context, before)
+
+
+def _check_tensors(subject: Subject, direction: str, event: Tensor, outcome: Outcome) -> None:
+    out, log_det = outcome
+    subject.require(
+        (log_det.dtype, log_det.device) == (out.dtype, out.device),
+        f"{direction} must return a log-det of dtype and device {out.dtype}, {out.device}, "
+        f"found {log_det.dtype}, {log_det.device}",
+    )
+    subject.require(out.data_ptr() != event.data_ptr(), f"{direction} returned its own input")
+    subject.require(
+        len(log_det) < 2 or log_det.stride(0) != 0,
+        f"{direction} must return a fresh log-det, found one number expanded to all rows, which "
+        "share their memory: hosts add to it in place; call clone() behind expand(), or repeat()",
+    )
+    for what, values in (("result", out), ("log-det", log_det)):
+        wrong = int((~values.isfinite()).sum())
+        subject.require(
+            wrong == 0,
+            f"{direction} returns a {what} with {wrong} values of {values.numel()} that are NaN or "
+            "infinite",
+        )
+
+
+def _check_random_numbers(
+    subject: Subject, direction: str, event: Tensor, context: Tensor | None
+) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = subject.call(direction, event, context)
+    subject.require(
+        torch.equal(state, torch.get_rng_state()),
+        f"{direction} draws from the global random generator in evaluation mode",
+    )
+    torch.manual_seed(2)
+    other = subject.call(direction, event, context)
+    torch.manual_seed(1)
+    same = subject.call(direction, event, context)
+    subject.require(
+        _equal(first, other) or not _equal(first, same),
+        f"{direction} gives results that depend on the global random generator",
+    )
+
+
+def _equal(one: Outcome, other: Outcome) -> bool:
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(one, other, strict=True))
+
+
+def _require_equal(
+    subject: Subject, direction: str, event: Tensor, context: Tensor | None, before: Outcome
+) -> None:
+    subject.require(
+        _equal(subject.call(direction, event, context), before),
+        f"{direction} gives other results when it is called again",
+    )
+
+
+def check_repeats(subject: Subject, event: Tensor, latent: Tensor, context: Tensor | None) -> None:
+    """Call both directions in turn, on one row for speed."""
+    context = None if context is None else context[:1]
+    pairs = list(zip(subject.directions, (event[:1], latent[:1]), strict=True))
+    with torch.no_grad():
+        expected = [subject.call(direction, row, context) for direction, row in pairs]
+        while min(subject.calls[direction] for direction in subject.directions) < CALLS:
+            for (direction, row), before in zip(pairs, expected, strict=True):
+                _require_equal(subject, direction, row, context, before)
+
+
+def check_empty(subject: Subject, direction: str, event: Tensor, context: Tensor | None) -> None:
+    """No row in, no row out. Where a layer refuses in clear words, that is no fault."""
+    try:
+        with subject.situation("on an empty batch"):
+            subject.call(direction, event[:0], None if context is None else context[:0])
+    except CallError as error:
+        if not (isinstance(error.__cause__, AttnFlowError) or _raised_in_host(error.__cause__)):
+            raise
+
+
+def _raised_in_host(error: BaseException | None) -> bool:
+    """Whether it is the code of a host that fails, which the layer under test only calls."""
+    packages = [
+        frame.f_globals.get("__name__", "").partition(".")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__ if error else None)
+    ]
+    own = [package for package in packages if package != "torch"]
+    return bool(own) and own[-1] in HOSTS
