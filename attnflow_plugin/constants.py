@@ -1,12 +1,13 @@
 """Tensors that depend on sizes only, such as masks, computed once and kept per device."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-__all__ = ["cached_constant", "in_plain_eager", "in_transform"]
+__all__ = ["cached_constant", "in_plain_eager", "in_transform", "plain_shape"]
 
 Constant = TypeVar("Constant")
 
@@ -16,13 +17,13 @@ _cache: OrderedDict[Hashable, object] = OrderedDict()
 
 
 def in_plain_eager() -> bool:
-    """Whether Python runs on real tensors, outside compilation and transforms.
+    """Whether Python runs on real tensors, outside compilation, tracing and transforms.
 
     Only then may a tensor be inspected (a branch on a value breaks a compiled graph and fails under
     ``vmap``) or kept (a tensor made inside a transform is dead after it), and only then will a
     hand-written gradient do.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return not in_transform() and torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
@@ -39,6 +40,17 @@ def in_transform() -> bool:
     return stack is not None or torch.autograd.forward_ad._current_level >= 0
 
 
+def plain_shape(tensor: torch.Tensor) -> torch.Size:
+    """The shape as plain numbers, also under ``torch.jit.trace``, where sizes are tensors.
+
+    For what is computed from sizes in Python, which a trace keeps as constants.
+    """
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+        return tensor.shape
+    with _tracing_paused():
+        return tensor.shape
+
+
 def cached_constant(
     build: Callable[..., Constant], *sizes: Hashable, device: torch.device
 ) -> Constant:
@@ -48,6 +60,9 @@ def cached_constant(
     the same constant, neither can see half of one. It keeps modules free of size-dependent state,
     so that ``state_dict``, ``deepcopy`` and ``pickle`` know nothing of it.
     """
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        with _tracing_paused():
+            return build(*sizes, device=device)
     if not in_plain_eager():
         return build(*sizes, device=device)
     key = (build, sizes, device)
@@ -61,6 +76,17 @@ def cached_constant(
         ):
             _cache.popitem(last=False)
     return found  # type: ignore[return-value]
+
+
+@contextmanager
+def _tracing_paused() -> Iterator[None]:
+    """Run Python as outside of ``torch.jit.trace``: what is computed becomes a constant."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _bytes(constant: object) -> int:
