@@ -6,16 +6,19 @@ in both directions; and finite differences judge automatic differentiation.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.testing.contract import check_contract, check_empty, check_repeats
+from attnflow_plugin.testing.contract import check_contract, check_empty, check_repeats, twice
 from attnflow_plugin.testing.derivatives import (
-    batch_jacobian,
     check_finite_differences,
+    check_mixing,
     check_parameter_gradients,
+    gradients,
+    own_jacobian,
     require_log_det,
 )
 from attnflow_plugin.testing.draws import (
@@ -33,7 +36,7 @@ from attnflow_plugin.testing.modes import (
     check_training,
 )
 from attnflow_plugin.testing.rows import check_batches, check_context, check_rows
-from attnflow_plugin.testing.subject import LayerReport, Subject, largest
+from attnflow_plugin.testing.subject import LayerReport, Subject, Way, largest
 
 __all__ = ["check_layer"]
 
@@ -87,75 +90,75 @@ def check_layer(
         context = _context(context, len(x))
     with everything_kept(layer):
         subject = Subject(layer, randomize, x, context)
-        z = _latent(subject, x, context)
-        errors = _check_directions(subject, x, z, context, atol, volume_preserving)
-        report = LayerReport(*errors, *check_float32(subject, x, context, float32_atol))
+        ways = _ways(subject, x, context)
+        errors = [
+            twice(subject, partial(_check_way, subject, way, atol, volume_preserving))
+            for way in ways
+        ]
+        log_det, round_trip = (max(pair) for pair in zip(*errors, strict=True))
+        report = LayerReport(
+            log_det, round_trip, *twice(subject, lambda: check_float32(subject, ways, float32_atol))
+        )
         _check_widely(subject, x, context, drawn=not isinstance(example, Tensor))
     return report
 
 
-def _check_directions(
-    subject: Subject,
-    x: Tensor,
-    z: Tensor,
-    context: Tensor | None,
-    atol: float,
-    volume_preserving: bool,
-) -> tuple[float, float]:
-    """All that is held to ``atol``; returns the errors of log-det and round trip."""
-    log_det_error = round_trip_error = 0.0
+def _ways(subject: Subject, x: Tensor, context: Tensor | None) -> list[Way]:
+    """Both directions, once they have kept the contract."""
+    z = _latent(subject, x, context)
     to_latent, to_data = subject.directions
     ways = ((to_latent, to_data, x), (to_data, to_latent, z))
-    for name, _, event in ways:
-        check_contract(subject, name, event, context)
-        check_no_grad(subject, name, event, context, atol)
-    for name, back, event in ways:
-        outcome, own = batch_jacobian(subject, name, event, context, atol)
-        check_rows(subject, name, event, context, atol)
-        check_finite_differences(subject, name, event, context, own)
-        error = require_log_det(subject, name, outcome, own, atol, volume_preserving)
-        log_det_error = max(log_det_error, error)
-        error = _check_round_trip(subject, name, back, event, context, atol)
-        round_trip_error = max(round_trip_error, error)
-        if context is not None:
-            check_context(subject, name, event, context, atol)
-        check_parameter_gradients(subject, name, event, context)
-        check_batches(subject, name, event, context, atol)
-        check_layouts(subject, name, event, context, atol)
-        check_training(subject, name, event, context, atol)
-        check_empty(subject, name, event, context)
-    return log_det_error, round_trip_error
+    for direction, _, event in ways:
+        check_contract(subject, direction, event, context)
+    return [
+        Way(direction, back, event, context, *gradients(subject, direction, event, context))
+        for direction, back, event in ways
+    ]
+
+
+def _check_way(
+    subject: Subject, way: Way, atol: float, volume_preserving: bool
+) -> tuple[float, float]:
+    """All that is held to ``atol``; returns the errors of log-det and round trip."""
+    check_no_grad(subject, way, atol)
+    check_mixing(subject, way, atol)
+    check_rows(subject, way, atol)
+    check_batches(subject, way, atol)
+    outcome, slopes = own_jacobian(subject, way.direction, way.event, way.context)
+    check_finite_differences(subject, way.direction, way.event, way.context, slopes)
+    log_det = require_log_det(subject, way.direction, outcome, slopes.own, atol, volume_preserving)
+    round_trip = _check_round_trip(subject, way, atol)
+    if way.context is not None:
+        check_context(subject, way, way.context, atol)
+    check_parameter_gradients(subject, way.direction, way.event, way.context)
+    check_layouts(subject, way, atol)
+    check_training(subject, way, atol)
+    check_empty(subject, way)
+    return log_det, round_trip
+
+
+def _check_round_trip(subject: Subject, way: Way, atol: float) -> float:
+    out = way.outcome.out.detach()
+    returned, log_det_back = subject.call(way.back, out, way.context)
+    error = largest(returned - way.event)
+    subject.require(error <= atol, f"{way.back} undoes {way.direction} only up to {error:.1e}")
+    remainder = largest(way.outcome.log_det + log_det_back)
+    subject.require(
+        remainder <= atol, f"log-dets of {way.direction} and {way.back} add up to {remainder:.1e}"
+    )
+    return error
 
 
 def _check_widely(subject: Subject, x: Tensor, context: Tensor | None, drawn: bool) -> None:
     """What needs many calls, on the smallest events that the layer takes."""
     corner, its_context = smallest(subject, x, context)
     latent = _latent(subject, corner, its_context)
-    check_repeats(subject, corner, latent, its_context)
     check_shapes(subject, x, context)
     check_parameters(subject, corner, its_context)
     if drawn:
         check_magnitudes(subject, corner, its_context)
     check_half(subject, dict(zip(subject.directions, (corner, latent), strict=True)), its_context)
-
-
-def _check_round_trip(
-    subject: Subject,
-    direction: str,
-    back: str,
-    event: Tensor,
-    context: Tensor | None,
-    atol: float,
-) -> float:
-    out, log_det = subject.call(direction, event, context)
-    returned, log_det_back = subject.call(back, out, context)
-    error = largest(returned - event)
-    subject.require(error <= atol, f"{back} undoes {direction} only up to {error:.1e}")
-    remainder = largest(log_det + log_det_back)
-    subject.require(
-        remainder <= atol, f"log-dets of {direction} and {back} add up to {remainder:.1e}"
-    )
-    return error
+    check_repeats(subject, corner, latent, its_context)
 
 
 def _latent(subject: Subject, x: Tensor, context: Tensor | None) -> Tensor:

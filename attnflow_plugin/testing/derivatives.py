@@ -1,16 +1,17 @@
 """Derivatives by automatic differentiation, and by finite differences as the judge of those."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attnflow_plugin.testing.subject import Outcome, Subject, largest
+from attnflow_plugin.testing.subject import Outcome, Subject, Way, largest
 
 __all__ = [
-    "batch_jacobian",
     "check_context_gradient",
     "check_finite_differences",
+    "check_mixing",
     "check_parameter_gradients",
     "gradients",
     "own_jacobian",
@@ -23,34 +24,32 @@ STEPS = (1e-6, 1e-5, 1e-4, 1e-7)
 DERIVATIVE_TOLERANCE = 1e-4
 
 
-def batch_jacobian(
-    subject: Subject, direction: str, event: Tensor, context: Tensor | None, atol: float
-) -> tuple[Outcome, Tensor]:
-    """The Jacobian of every row, ``(B, dims + 1, dims)``, the log-det last.
-
-    That of the whole batch is computed, to see that rows do not depend on each other.
-    """
-    rows, dims = event.shape[0], event[0].numel()
-    x = event.detach().clone().requires_grad_()
-    outcome = subject.call(direction, x, context)
-    full = _derivatives(subject, direction, outcome.rows().flatten(), x)
-    full = full.reshape(rows, dims + 1, rows, dims)
-    _check_mixing(subject, direction, full, atol)
-    return outcome, full.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-
-
-def _check_mixing(subject: Subject, direction: str, full: Tensor, atol: float) -> None:
-    mixed = full.abs().amax(3).permute(0, 2, 1)
-    mixed = mixed * (1 - torch.eye(len(full)).to(full))[..., None]
-    of_result, of_log_det = largest(mixed[..., :-1]), largest(mixed[..., -1])
+def check_mixing(subject: Subject, way: Way, atol: float) -> None:
+    """The gradient of a row of the outcome stays in its own row of the data."""
+    x = way.event.detach().clone().requires_grad_()
+    outcome = subject.call(way.direction, x, way.context)
+    weights = _normal(x[0].shape, x, seed=8)
+    of_result = _leak(subject, way.direction, (outcome.out * weights).flatten(1).sum(1), x)
     subject.require(
-        of_result <= atol, f"{direction} mixes rows of the batch (derivative {of_result:.1e})"
+        of_result <= atol, f"{way.direction} mixes rows of the batch (derivative {of_result:.1e})"
     )
+    of_log_det = _leak(subject, way.direction, outcome.log_det, x)
     subject.require(
         of_log_det <= atol,
-        f"{direction} returns a log-det whose gradient mixes rows of the batch "
+        f"{way.direction} returns a log-det whose gradient mixes rows of the batch "
         f"(derivative {of_log_det:.1e})",
     )
+
+
+def _leak(subject: Subject, direction: str, numbers: Tensor, x: Tensor) -> float:
+    """The largest derivative of the number of one row by the values of another."""
+    largest_yet = 0.0
+    for row, number in enumerate(numbers):
+        (slopes,) = _gradients_of(subject, direction, number, [x])
+        slopes = slopes.clone()
+        slopes[row] = 0
+        largest_yet = max(largest_yet, largest(slopes))
+    return largest_yet
 
 
 def require_log_det(
@@ -75,38 +74,61 @@ def require_log_det(
     return error
 
 
+class Slopes(NamedTuple):
+    """Derivatives of every row by its own data, automatic and along one line by differences.
+
+    Attributes:
+        own: the Jacobian of every row, ``(B, dims + 1, dims)``, the log-det last.
+        line: a direction in the space of the data, in which any wrong entry shows.
+        along: the central difference along it.
+    """
+
+    own: Tensor
+    line: Tensor
+    along: Tensor
+
+    def take(self, index: Tensor) -> "Slopes":
+        """The same for some of the rows."""
+        return Slopes(self.own[index], self.line[index], self.along[index])
+
+
 def own_jacobian(
     subject: Subject, direction: str, event: Tensor, context: Tensor | None
-) -> tuple[Outcome, Tensor]:
-    """The Jacobian of every row, ``(B, dims + 1, dims)``, if rows do not depend on each other.
+) -> tuple[Outcome, Slopes]:
+    """All derivatives from one call, if rows do not depend on each other.
 
-    One copy of the batch for every value of a row, and one pass backward for all of them.
+    The batch holds the rows once for every value of a row, so that one pass backward is enough,
+    and both ends of the line.
     """
     rows, values = len(event), event[0].numel() + 1
-    x = event.detach().repeat(values, *[1] * (event.ndim - 1)).requires_grad_()
-    tiled = None if context is None else context.repeat(values, *[1] * (context.ndim - 1))
+    line = _normal(event.shape, event, seed=2)
+    ends = [event + STEPS[0] * line, event - STEPS[0] * line]
+    x = torch.cat([event] * values + ends).detach().requires_grad_()
+    copies = values + len(ends)
+    tiled = None if context is None else context.repeat(copies, *[1] * (context.ndim - 1))
     outcome = subject.call(direction, x, tiled)
-    number = outcome.rows().reshape(values, rows, values).diagonal(dim1=0, dim2=2).sum()
+    found = outcome.rows().reshape(copies, rows, values)
+    number = found[:values].diagonal(dim1=0, dim2=2).sum()
     (slopes,) = _gradients_of(subject, direction, number, [x])
-    own = slopes.reshape(values, rows, -1).transpose(0, 1)
-    return outcome.take(torch.arange(rows, device=event.device)), own
+    own = slopes.reshape(copies, rows, -1)[:values].transpose(0, 1)
+    along = (found[-2] - found[-1]).detach() / (2 * STEPS[0])
+    return outcome.take(torch.arange(rows, device=event.device)), Slopes(own, line, along)
 
 
 def check_finite_differences(
-    subject: Subject, direction: str, event: Tensor, context: Tensor | None, own: Tensor
+    subject: Subject, direction: str, event: Tensor, context: Tensor | None, slopes: Slopes
 ) -> None:
-    """Compare along one random direction, in which any wrong entry shows."""
-    way = _normal(event.shape, event, seed=2)
-    found = (own @ way.flatten(1)[..., None])[..., 0]
+    """Compare the Jacobian with differences along the line."""
+    found = (slopes.own @ slopes.line.flatten(1)[..., None])[..., 0]
 
     def difference(step: float) -> Tensor:
         ends = [
-            subject.call(direction, event + sign * step * way, context).rows().detach()
+            subject.call(direction, event + sign * step * slopes.line, context).rows()
             for sign in (1, -1)
         ]
         return (ends[0] - ends[1]) / (2 * step)
 
-    _require_derivative(subject, direction, difference, found, "data")
+    _require_derivative(subject, direction, difference, found, "data", slopes.along)
 
 
 def _require_derivative(
@@ -115,23 +137,25 @@ def _require_derivative(
     difference: Callable[[float], Tensor],
     found: Tensor,
     of: str,
+    first: Tensor | None = None,
 ) -> None:
     """Result and log-det apart, so that the right one is blamed."""
     wrong = {"the result": slice(0, -1), "the log-det": slice(-1, None)}
-    error = 0.0
+    errors = dict.fromkeys(wrong, 0.0)
     for step in STEPS:
         with torch.no_grad():
-            expected = difference(step)
+            expected = difference(step) if first is None or step != STEPS[0] else first
         for what, part in list(wrong.items()):
-            error = largest(found[..., part] - expected[..., part])
-            if error <= DERIVATIVE_TOLERANCE * max(1.0, largest(expected[..., part])):
+            errors[what] = largest(found[..., part] - expected[..., part])
+            if errors[what] <= DERIVATIVE_TOLERANCE * max(1.0, largest(expected[..., part])):
                 del wrong[what]
         if not wrong:
             return
+    what = next(iter(wrong))
     subject.require(
         False,
-        f"{direction} has a wrong gradient: the derivative of {next(iter(wrong))} by its {of} "
-        f"differs from finite differences by {error:.1e}",
+        f"{direction} has a wrong gradient: the derivative of {what} by its {of} "
+        f"differs from finite differences by {errors[what]:.1e}",
     )
 
 
@@ -185,26 +209,25 @@ def check_context_gradient(
     """The gradient by the context, which has to stay in its row."""
     x = context.detach().clone().requires_grad_()
     weights = _normal((1, event[0].numel() + 1), event, seed=5)
-    rows = subject.call(direction, event, x).rows()
-    parts = torch.cat([(rows * weights)[:, :-1].sum(1), rows[:, -1]])
-    full = _derivatives(subject, direction, parts, x).flatten(2)
-    full = full.reshape(2, len(x), len(x), -1)
-    own = full.diagonal(dim1=1, dim2=2).permute(2, 0, 1)
-    mixed = (full.abs().amax(3) * (1 - torch.eye(len(x)).to(full))).amax()
-    subject.require(
-        bool(mixed <= atol), f"{direction} mixes contexts of the batch (derivative {mixed:.1e})"
-    )
-    way = _normal(context.shape, context, seed=6)
-    found = (own @ way.flatten(1)[..., None])[..., 0]
+    rows = subject.call(direction, event, x).rows() * weights
+    line = _normal(context.shape, context, seed=6)
+    found = []
+    for numbers in (rows[:, :-1].sum(1), rows[:, -1]):
+        leak = _leak(subject, direction, numbers, x)
+        subject.require(
+            leak <= atol, f"{direction} mixes contexts of the batch (derivative {leak:.1e})"
+        )
+        (slopes,) = _gradients_of(subject, direction, numbers.sum(), [x])
+        found.append((slopes * line).flatten(1).sum(1))
 
     def difference(step: float) -> Tensor:
         ends = [
-            subject.call(direction, event, context + sign * step * way).rows() for sign in (1, -1)
+            subject.call(direction, event, context + sign * step * line).rows() for sign in (1, -1)
         ]
-        slope = (ends[0] - ends[1]) / (2 * step)
-        return torch.stack([(slope * weights)[:, :-1].sum(1), slope[:, -1]], 1)
+        slope = (ends[0] - ends[1]) * weights / (2 * step)
+        return torch.stack([slope[:, :-1].sum(1), slope[:, -1]], 1)
 
-    _require_derivative(subject, direction, difference, found, "context")
+    _require_derivative(subject, direction, difference, torch.stack(found, 1), "context")
 
 
 def gradients(
@@ -232,21 +255,6 @@ def _gradients_of(
         torch.zeros_like(value) if slope is None else slope
         for value, slope in zip(inputs, found, strict=True)
     ]
-
-
-def _derivatives(subject: Subject, direction: str, values: Tensor, x: Tensor) -> Tensor:
-    """Of every value by ``x``: shape ``(values, *x.shape)``."""
-    if not values.requires_grad:
-        return x.new_zeros(len(values), *x.shape)
-    ones = torch.eye(len(values), dtype=values.dtype, device=values.device)
-    options: dict[str, bool] = {"retain_graph": True, "allow_unused": True}
-    try:
-        (found,) = torch.autograd.grad(values, x, ones, is_grads_batched=True, **options)
-    except RuntimeError:
-        # A custom autograd function without a batching rule: one value at a time, slower.
-        rows = [_gradients_of(subject, direction, value, [x])[0] for value in values]
-        found = torch.stack(rows)
-    return x.new_zeros(len(values), *x.shape) if found is None else found
 
 
 def _not_differentiable(subject: Subject, direction: str, error: Exception) -> AssertionError:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from attnflow_plugin.testing.contract import twice
 from attnflow_plugin.testing.derivatives import (
     check_finite_differences,
     own_jacobian,
@@ -59,22 +60,26 @@ def check_shapes(subject: Subject, event: Tensor, context: Tensor | None) -> Non
 
 
 def _check_roughly(subject: Subject, event: Tensor, context: Tensor | None) -> None:
+    twice(subject, lambda: _check_both(subject, event, context))
+
+
+def _check_both(subject: Subject, event: Tensor, context: Tensor | None) -> None:
     """Both directions; rows that are badly conditioned are left out, and a layer may refuse."""
     to_latent, to_data = subject.directions
     try:
-        outcome, own = own_jacobian(subject, to_latent, event, context)
-        good = _well_conditioned(outcome.rows(), own)
+        outcome, slopes = own_jacobian(subject, to_latent, event, context)
+        good = _well_conditioned(outcome.rows(), slopes.own)
         if not good.any():
             return
-        event, own = event[good], own[good]
+        event, slopes = event[good], slopes.take(good)
         context = None if context is None else context[good]
         outcome = outcome.take(good)
         back = subject.call(to_data, outcome.out, context)
     except CallError:
         return
     scale = 1.0 + largest(outcome.log_det)
-    check_finite_differences(subject, to_latent, event, context, own)
-    require_log_det(subject, to_latent, outcome, own, TOLERANCE * scale)
+    check_finite_differences(subject, to_latent, event, context, slopes)
+    require_log_det(subject, to_latent, outcome, slopes.own, TOLERANCE * scale)
     for what, error, size in (
         (f"{to_data} undoes {to_latent} only up to", back.out - event, largest(event)),
         (f"log-dets of {to_latent} and {to_data} add up to", back.log_det + outcome.log_det, scale),

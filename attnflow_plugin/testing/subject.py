@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CallError", "LayerReport", "Outcome", "Subject", "largest"]
+__all__ = ["CallError", "LayerReport", "Outcome", "Subject", "Way", "largest"]
 
 
 class LayerReport(NamedTuple):
@@ -45,6 +45,25 @@ class Outcome(NamedTuple):
     def take(self, index: Tensor) -> "Outcome":
         """The same for some of the rows."""
         return Outcome(self.out[index].detach(), self.log_det[index].detach())
+
+
+class Way(NamedTuple):
+    """One direction with its data, and what it gives.
+
+    Attributes:
+        slopes: the gradients of one random sum of the outcome, by the data and the parameters.
+    """
+
+    direction: str
+    back: str
+    event: Tensor
+    context: Tensor | None
+    outcome: Outcome
+    slopes: list[Tensor]
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Some of the rows of the data, and their contexts."""
+        return self.event[index], None if self.context is None else self.context[index]
 
 
 class Subject:
@@ -165,17 +184,16 @@ class Subject:
     def require_same(
         self,
         direction: str,
-        event: Tensor,
-        context: Tensor | None,
+        data: tuple[Tensor, Tensor | None],
         expected: Outcome,
         message: str,
         atol: float,
     ) -> None:
         """Call, and compare with an outcome that is known; ``{}`` in the message is the error."""
-        error, what = self._difference(self.call(direction, event, context), expected, atol)
+        error, what = self._difference(self.call(direction, *data), expected, atol)
         if error is None:
             return
-        repeated, _ = self._difference(self.call(direction, event, context), expected, atol)
+        repeated, _ = self._difference(self.call(direction, *data), expected, atol)
         if repeated is None:
             message = "gives other results when it is called again: {} differs by {}"
         raise AssertionError(self.worded(f"{direction} " + message.format(what, f"{error:.1e}")))
