@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
+from attnflow_plugin.fused_attention import fused_attention
 from attnflow_plugin.options import positive_int
 
 __all__ = ["GatedAttentionNet"]
@@ -123,14 +124,13 @@ class _GatedAttention(nn.Module):
         self.last = weight_norm(nn.Linear(channels, 2 * channels))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        count, channels = tokens.shape[1:]
+        count, channels = plain_shape(tokens)[1:]
         code = cached_constant(_position_code, count, channels, device=tokens.device)
         projected = self.key_value_query(tokens + code.to(tokens.dtype))
         split = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         key, value, query = split.unbind()
-        attended = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout if self.training else 0.0
-        )
+        dropout = self.dropout if self.training else 0.0
+        attended = fused_attention(query, key, value, dropout=dropout)
         return F.glu(self.last(attended.transpose(1, 2).flatten(2)), dim=-1)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant, in_transform
+from attnflow_plugin.constants import cached_constant, in_transform, plain_shape
 from attnflow_plugin.masks import MaskKind, is_same_in_patches, make_mask
 
 __all__ = ["TokenLayout", "to_tokens", "token_layout"]
@@ -59,11 +59,11 @@ class TokenLayout(NamedTuple):
 
     def deal(self, tokens: Tensor) -> Tensor:
         """Deal features to groups, ``(B, G, N, F)``; the last group is filled up with zeros."""
-        return _deal(tokens, self.counts.shape[0], self.channels)
+        return _deal(tokens, plain_shape(self.counts)[0], self.channels)
 
     def collect(self, grouped: Tensor) -> Tensor:
         """Undo :meth:`deal`."""
-        if grouped.shape[1] == 1:
+        if plain_shape(grouped)[1] == 1:
             return grouped.squeeze(1)
         features = grouped.transpose(1, 2).flatten(2)[..., : self.passing.shape[1]]
         return features.unflatten(2, (self.channels, -1)).mT.flatten(2)
@@ -92,7 +92,7 @@ def token_layout(
     return cached_constant(
         _build_layout,
         mask,
-        event.shape[1:],
+        plain_shape(event)[1:],
         flip,
         tuple(patches),
         groups,
@@ -149,7 +149,7 @@ def _coupled(attended: Tensor) -> Tensor:
 
 def _classes(passing: Tensor) -> Tensor:
     """Tokens with the pattern of the first one, and those with its opposite."""
-    differs = passing != passing[:1]
+    differs = passing ^ passing[:1]  # Torch 2.13 cannot compile != of booleans.
     return torch.stack([~differs.any(1), differs.all(1)])
 
 
@@ -158,7 +158,7 @@ def _deal(tokens: Tensor, groups: int, channels: int) -> Tensor:
         return tokens.unsqueeze(1)
     # A group is a run of channels, as a head of ordinary attention is.
     features = tokens.unflatten(2, (-1, channels)).mT.flatten(2)
-    features = F.pad(features, (0, -features.shape[2] % groups))
+    features = F.pad(features, (0, -plain_shape(features)[2] % groups))
     return features.unflatten(2, (groups, -1)).transpose(1, 2)
 
 

@@ -58,7 +58,8 @@ class AttentionMatrix:
 
     def log_abs_det(self) -> Tensor:
         """Log-det of :meth:`apply` over all attended features, shape ``(B,)``. Cost O(G N^3)."""
-        if self._pivots is None and self.matrix.requires_grad:
+        # A trace is checked without gradients, and must not depend on them.
+        if self._pivots is None and (self.matrix.requires_grad or torch.jit.is_tracing()):
             if in_plain_eager():
                 return _LogAbsDet.apply(self.matrix, self.counts, self.dominant)
             if self.coupled is None:

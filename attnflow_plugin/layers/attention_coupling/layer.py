@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
 from attnflow_plugin.layers.attention_coupling.windows import Windows, token_windows
@@ -206,14 +206,18 @@ class AttentionCoupling(InvertibleLayer):
         return F.elu(embedded + self.offset.to(event.dtype))
 
     def _per_position(self, maps: Tensor, weight: Tensor) -> Tensor:
-        """Maps ``(B, inputs, *S)`` to features ``(B, n, width)``; a coordinate is an own input."""
+        """Maps ``(B, inputs, *S)`` to features ``(B, n, width)``; a coordinate is an own input.
+
+        They are contiguous: in other layouts compiled graphs and eager kernels disagree on that of
+        the gradient of elu.
+        """
         weight = weight.to(maps.dtype)
         if maps.ndim == 2:
-            return maps.unsqueeze(-1) * weight.mT
+            return maps.unsqueeze(-1) * weight.mT.contiguous()
         if not self.kernel:
             return maps.flatten(2).mT @ weight.mT
         convolution = _CONVOLUTIONS[len(self.kernel)]
-        return convolution(maps, weight, padding="same").flatten(2).mT
+        return convolution(maps, weight, padding="same").flatten(2).mT.contiguous()
 
     def _out(self, features: Tensor, event: Tensor) -> Tensor:
         """Raw log-scale and shift, ``(B, 2, C, *S)``."""
@@ -224,13 +228,14 @@ class AttentionCoupling(InvertibleLayer):
         return raw.mT.reshape(event.shape[0], 2, *event.shape[1:])
 
     def _halves(self, event: Tensor) -> _Halves:
-        require_positions(type(self).__name__, event.shape[1:])
-        sizes = (self.mask, event.shape[1:], self.flip, event.dtype)
+        shape = plain_shape(event)[1:]
+        require_positions(type(self).__name__, shape)
+        sizes = (self.mask, shape, self.flip, event.dtype)
         return cached_constant(_build_halves, *sizes, device=event.device)
 
     def _windows(self, event: Tensor) -> Windows:
         """How the positions make tokens, and those make windows."""
-        name, shape = type(self).__name__, event.shape[1:]
+        name, shape = type(self).__name__, plain_shape(event)[1:]
         patches = None if self.patches is None else patches_per_axis(name, self.patches, shape)
         grid = shape[1:] or shape  # The coordinates of a vector are a sequence.
         return token_windows(name, grid, patches, self.window, self.flip, event.device)

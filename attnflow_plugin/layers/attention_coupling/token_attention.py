@@ -1,14 +1,12 @@
 r"""Multi-head attention between tokens that are positions, or patches of them."""
 
 import math
-from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnflow_plugin.constants import in_transform
+from attnflow_plugin.constants import plain_shape
+from attnflow_plugin.fused_attention import fused_attention
 from attnflow_plugin.layers.attention_coupling.windows import Windows
 from attnflow_plugin.layers.position_bias import RelativePositionBias
 
@@ -80,7 +78,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     The fused kernels of a CPU have no gradient for a bias. What ``scaled_dot_product_attention``
     does instead takes longer than these lines, which run over queries in the inner loop.
     """
-    *_, features, tokens = query.shape
+    *_, features, tokens = plain_shape(query)
     if not query.is_cpu or (tokens > FEW_TOKENS and not torch.is_grad_enabled()):
         return _attend_fused(query, key, value, bias)
     scores = key.mT @ (query / math.sqrt(features))
@@ -92,7 +90,4 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Te
     # Fused kernels want a mask of four axes, and features that are neighbours in memory.
     mask = bias.flatten(0, -3).unsqueeze(0)
     rows = [part.mT.contiguous().unflatten(0, (-1, mask.shape[1])) for part in (query, key, value)]
-    # The fused kernels are not made for transforms.
-    with sdpa_kernel(SDPBackend.MATH) if in_transform() else nullcontext():
-        attended = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask)
-    return attended.flatten(0, 1).mT
+    return fused_attention(rows[0], rows[1], rows[2], mask).flatten(0, 1).mT

@@ -70,15 +70,15 @@ class AttentionAffine(nn.Module):
             attention: A, ``(B, H, N, N)``, or its factors.
             attended: one where a feature is attended and zero elsewhere, ``(N, P)``.
         """
+        dtype = x1.dtype
         gathered = _gathered(attention, x1).flatten(2).unflatten(2, (columns.shape[1], -1))
         inputs = torch.cat([columns, *gathered.unbind(1)], -1)
-        shift = bounded_sum(self.shift.to(x1.dtype), self.bound, -1)
-        # One product for both: it reads the inputs once.
-        weight = torch.cat([self.scale.to(x1.dtype), shift])
-        offset = torch.cat([self.scale_offset, self.shift_offset]).to(x1.dtype)
-        raw, shifts = F.linear(inputs, weight, offset).chunk(2, -1)
-        raw = raw.reshape(x1.shape)
-        log_scale = self.bound * torch.tanh(raw / 2)
+        # Two products and not the halves of one: where the gradients of the halves are put together
+        # again, the default compiler of torch 2.13 gets them wrong on a CPU.
+        raw = F.linear(inputs, self.scale.to(dtype), self.scale_offset.to(dtype))
+        shift = bounded_sum(self.shift.to(dtype), self.bound, -1)
+        shifts = F.linear(inputs, shift, self.shift_offset.to(dtype))
+        log_scale = self.bound * torch.tanh(raw.reshape(x1.shape) / 2)
         return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.bounds import GAIN_BOUND, Init
 from attnflow_plugin.layers.conditioner import context_at
@@ -207,12 +208,12 @@ class ITrans(InvertibleLayer):
         layout, x1, x2 = self._halves(x)
         chain = self._chain(x1, x, layout, context)
         # Rows of passing features are zero in x2 and stay so: the sum puts the halves together.
-        return layout.join(x1 + chain.apply(x2), x.shape[1:]), chain.log_abs_det()
+        return layout.join(x1 + chain.apply(x2), plain_shape(x)[1:]), chain.log_abs_det()
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout, z1, z2 = self._halves(z)
         chain = self._chain(z1, z, layout, context)
-        return layout.join(z1 + chain.solve(z2), z.shape[1:]), -chain.log_abs_det()
+        return layout.join(z1 + chain.solve(z2), plain_shape(z)[1:]), -chain.log_abs_det()
 
     def _halves(self, event: Tensor) -> tuple[TokenLayout, Tensor, Tensor]:
         """The layout, and the tokens of both halves with zeros at the entries of the other."""
@@ -241,13 +242,13 @@ class ITrans(InvertibleLayer):
         if isinstance(attention, SlotWeights):
             gains, log_scale = (
                 of_heads(layout.counts)
-                for of_heads in (self._bounded.gains, self._bounded.log_scales)
+                for of_heads in (self._bounded_mixing().gains, self._bounded_mixing().log_scales)
             )
             return attention.matrix(gains, log_scale, layout.counts, layout.class_counts)
         weights = self.mixing(attention)
-        groups = layout.counts.shape[0]
-        if groups > weights.shape[1]:
-            weights = weights.repeat_interleave(groups // weights.shape[1], dim=1)
+        groups, own = plain_shape(layout.counts)[0], plain_shape(weights)[1]
+        if groups > own:
+            weights = weights.repeat_interleave(groups // own, dim=1)
         bounded = isinstance(self.mixing, BoundedMixing)
         matrix = AttentionMatrix(weights, layout.coupled, layout.counts, dominant=bounded)
         if self.init == "paper":
@@ -264,7 +265,7 @@ class ITrans(InvertibleLayer):
         if seen is None:
             return columns
         if event.ndim > 2:
-            seen = to_tokens(seen, self._patches(event.shape[1:])).flatten(1)
+            seen = to_tokens(seen, self._patches(event)).flatten(1)
         return torch.cat([columns, seen.unflatten(1, (-1, self.context_channels))], 2)
 
     def _attention(
@@ -272,31 +273,33 @@ class ITrans(InvertibleLayer):
     ) -> Tensor | SlotWeights:
         """The attention weights A, ``(B, H, N, N)``, or what they are the product of."""
         if self.slots is not None:
-            patches = self._patches(event.shape[1:])
-            return self.slots(columns, patches, self._bounded.sharpness(x1), layout.classes)
+            patches = self._patches(event)
+            return self.slots(
+                columns, patches, self._bounded_mixing().sharpness(x1), layout.classes
+            )
         bias = None
         if self.position_bias is not None:
-            bias = self.position_bias(self._patches(event.shape[1:]), x1.dtype)
+            bias = self.position_bias(self._patches(event), x1.dtype)
         query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
         of_kind = vector_dot_products if event.ndim == 2 else dot_products
         return self.mixing.attention(*of_kind(query, key, columns, x1.shape[1]), bias)
 
-    @property
-    def _bounded(self) -> BoundedMixing:
+    def _bounded_mixing(self) -> BoundedMixing:
         assert isinstance(self.mixing, BoundedMixing)  # The slots go with no other.
         return self.mixing
 
     def _layout(self, event: Tensor) -> TokenLayout:
-        shape = event.shape[1:]
+        shape = plain_shape(event)[1:]
         require_positions(type(self).__name__, shape)
-        patches = self._patches(shape)
+        patches = self._patches(event)
         groups = self.heads if self.head_mode == "concat" else 1
         if self.mask == "random":
             # No two features need share a pattern, so each one has a group of its own.
             groups *= -(-(shape.numel() // math.prod(patches)) // groups)
         return token_layout(self.mask, event, self.flip, patches, groups, self.slots is None)
 
-    def _patches(self, shape: torch.Size) -> list[int]:
+    def _patches(self, event: Tensor) -> list[int]:
+        shape = plain_shape(event)[1:]
         has_auto = self.init != "paper"  # There it is 2, which need not divide.
         return patches_per_axis(type(self).__name__, self.patches, shape, has_auto=has_auto)
 

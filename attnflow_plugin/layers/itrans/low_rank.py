@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.linalg import LowRankMatrix
 from attnflow_plugin.masks import MaskKind
 from attnflow_plugin.options import one_of, positive_int
@@ -69,7 +69,7 @@ class SlotWeights(NamedTuple):
             class_counts: attended features of each token of a class, ``(G, S)``.
         """
         left, right = self.spread * gains.squeeze(-1), self.gather
-        if len(log_scale) == 1:
+        if plain_shape(log_scale)[0] == 1:
             left, right = (factor.flatten(2).unsqueeze(1) for factor in (left, right))
         else:
             left, right = (factor.permute(0, 3, 1, 2, 4).flatten(3) for factor in (left, right))
@@ -163,7 +163,7 @@ class LowRankAttention(nn.Module):
         of_columns, of_places = weight.split(
             [columns.shape[2], weight.shape[2] - columns.shape[2]], 2
         )
-        if columns.shape[1] == 1:
+        if plain_shape(columns)[1] == 1:
             scores = self._scores_of_runs(of_columns, columns[:, 0], tokens)
         else:
             means = columns.unflatten(1, (tokens, -1)).mean(2)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound, soft_bound
 from attnflow_plugin.linalg import identity_like
@@ -97,7 +97,7 @@ class ValueMixing(nn.Module):
             attended: one where a feature of a token is attended and zero elsewhere, ``(N, P)``.
         """
         entries = self.entries.to(attended.dtype)
-        sizes = (self.channels, self.mask, self.flip, len(entries))
+        sizes = (self.channels, self.mask, self.flip, plain_shape(entries)[0])
         places = cached_constant(_build_places, *sizes, device=entries.device)
         table = entries.new_zeros(self.channels**2).index_copy(0, places, entries)
         table = table.unflatten(0, (self.channels, self.channels))

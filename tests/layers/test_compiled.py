@@ -1,0 +1,129 @@
+"""Compiled layers have the outputs and gradients of eager ones."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+from attnflow_plugin import normflows
+from attnflow_plugin.backbones.conv_net import ConvNet
+from attnflow_plugin.layers import AffineCoupling, AffineInjector, MixtureLogisticCoupling
+from tests.registry import CASES, Case, coupling, itrans
+from tests.support import randomise, randomised
+
+# The compiler of torch warns of what is its own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch._prims_common:FutureWarning"),
+]
+
+#: One of every kind of event, mask and option; both directions share what these differ in.
+TRACED = [
+    "imap-vector",
+    "imap-channel-axis",
+    "imap-softmax",
+    "imap-paper",
+    "itrans-odd-patch-edge",
+    "itrans-uneven-concat-heads",
+    "itrans-random-mask",
+    "itrans-all-options",
+    "itrans-all-options-vector",
+    "itrans-rank-odd-edge",
+    "itrans-rank-all-options",
+    "itrans-paper-five-heads",
+    "coupling-vector",
+    "coupling-sequence",
+    "coupling-neighbours",
+    "coupling-neighbours-in-a-volume",
+    "coupling-windows-of-patches",
+]
+
+#: What the default backend made a wrong gradient of, or did not compile, and what is beside it.
+FUSED = {
+    "affine": itrans(12, 8, 8, affine=True),
+    "affine-heads": itrans(6, 4, 4, affine=True, heads=2, value_mixing=True, position_bias=True),
+    "affine-rank-odd-edge": itrans(5, 6, 6, affine=True, heads=3, rank=2),
+    "neighbours": coupling(12, 8, 8, kernel=(3, 3)),
+}
+
+net = partial(ConvNet, hidden_channels=4)
+NETS = {
+    "affine-coupling": AffineCoupling(3, net),
+    "injector": AffineInjector(3, net, context_channels=2),
+    "mixture": MixtureLogisticCoupling(3, net, components=2, context_channels=2),
+}
+
+
+def gradients(run, x, module, needs_input_gradient=True):
+    """Outputs and gradients, the input's first, of a loss that no gradient is constant in."""
+    x = x.clone().requires_grad_(needs_input_gradient)
+    out, log_det = run(x)
+    inputs = [x] * needs_input_gradient + list(module.parameters())
+    loss = out.sin().sum() + log_det.sum()
+    return out, log_det, *torch.autograd.grad(loss, inputs, materialize_grads=True)
+
+
+def assert_compiled_like_eager(layer, x, direction, backend, context=None, needs_gradient=True):
+    torch.compiler.reset()
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(getattr(layer, direction), fullgraph=True, backend=backend)
+    found = gradients(partial(compiled, context=context), x, layer, needs_gradient)
+    run = partial(getattr(twin, direction), context=context)
+    expected = gradients(run, x, twin, needs_gradient)
+    for ours, theirs in zip(found, expected, strict=True):
+        scale = theirs.detach().abs().max()
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=float(1e-4 * scale + 1e-6))
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_gradients_of_a_graph(name):
+    case = CASES[name]
+    layer, x = randomised(case.build(), 0.3), torch.randn(3, *case.shape)
+    direction = "to_data" if case.options.get("flip") else "to_latent"
+    assert_compiled_like_eager(layer, x, direction, "aot_eager")
+
+
+@pytest.mark.parametrize("name", ["imap-image", "itrans-affine", "coupling-image"])
+def test_gradients_of_a_graph_to_data(name):
+    case = CASES[name]
+    layer, z = randomised(case.build(), 0.3), torch.randn(3, *case.shape)
+    assert_compiled_like_eager(layer, z, "to_data", "aot_eager")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_of_layers_with_nets(name):
+    layer, x, context = randomised(NETS[name], 0.3), torch.randn(3, 3, 4, 4), torch.randn(3, 2)
+    assert_compiled_like_eager(layer, x, "to_latent", "aot_eager", context)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_gradients_of_the_default_backend(name):
+    case: Case = FUSED[name]
+    layer, x = randomised(case.build(), 0.3), torch.randn(4, *case.shape)
+    assert_compiled_like_eager(layer, x, "to_latent", "inductor")
+
+
+def test_gradients_of_the_default_backend_without_that_of_the_input():
+    case = FUSED["affine"]
+    layer, z = randomised(case.build(), 0.3), torch.randn(4, *case.shape)
+    assert_compiled_like_eager(layer, z, "to_data", "inductor", needs_gradient=False)
+
+
+def test_gradients_of_a_whole_model():
+    options = {"levels": 1, "steps": 1, "hidden_channels": 4}
+    model = normflows.build_glow(
+        (3, 4, 4), attention="itrans", attention_options={"affine": True}, **options
+    )
+    x = torch.randn(8, 3, 4, 4)
+    normflows.prepare(model, x)
+    randomise(model, 0.1)
+
+    def run(event):
+        return event, normflows.log_prob(model, event)
+
+    torch.compiler.reset()
+    found = gradients(torch.compile(run, fullgraph=True), x, model)
+    for ours, theirs in zip(found, gradients(run, x, model), strict=True):
+        scale = theirs.detach().abs().max()
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=float(1e-4 * scale + 1e-6))
