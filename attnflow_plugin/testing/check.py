@@ -55,20 +55,41 @@ def check_layer(
 
     A copy of the layer, in float64 and evaluation mode, with noise on all parameters, is held to:
 
-    * **contract**: outputs have the shape of the inputs, log-dets are fresh tensors of shape
-      ``(B,)`` with dtype and device of the output, inputs stay as they were, calls repeat;
+    * **contract**: outputs have the shape and dtype of the inputs, log-dets are fresh tensors of
+      shape ``(B,)`` that share no memory, inputs and contexts stay as they were, dozens of calls
+      give the same, nothing is drawn from the global random generator;
     * **Jacobian**: the log-det of each direction is :math:`\log|\det J|` of the brute-force
-      Jacobian, and no row of the batch depends on another;
+      Jacobian;
+    * **gradients** of result and log-det, by data, parameters and context, agree with finite
+      differences;
     * **round trip**: each direction undoes the other, and their log-dets cancel;
+    * **rows** do not depend on each other, in values and in gradients, alone and in batches of
+      other sizes; an empty batch gives empty results;
     * **context**: every row of the outcome depends on its own row of the context, and on no other;
-    * **float32**: round trip, result and log-det agree with float64.
+    * **modes**: under ``no_grad``, in training mode and for non-contiguous data the same comes out
+      (with dropout: a log-det that is that of the Jacobian);
+    * **float32**: round trip, result, log-det and gradients agree with float64. Half precision and
+      autocast agree roughly, where the layer takes them;
+    * **other draws**: all of it roughly, for parameters as given, of both signs and of other
+      sizes, for other numbers of positions, and for data near zero and far out.
+
+    **Not checked**: other numbers of channels; positions that the layer refuses; data far out if
+    ``example`` is a tensor, which may have a domain; draws so badly conditioned that right layers
+    fail as well; faults of a few per cent in half precision, or in some rows only; gradients by
+    parameters that are frozen; second derivatives; compiled graphs; other devices. A layer may
+    refuse an empty batch with an error of this package, or where a host fails inside.
+
+    **Time**: about a hundred calls in each direction, most of them on events cut to two positions
+    an axis: 0.1 s for a layer with 50 dimensions, three to four times what the Jacobian alone
+    takes. Layer and random generators are left as they were, also after an error.
 
     Args:
         layer: has ``to_latent`` and ``to_data``, or ``forward`` and ``inverse`` as in the hosts;
             each maps ``(batch, context)`` to ``(batch, log_det)``.
         example: a batch of data of at least two rows, or the shape of one event, for which standard
             normal data are drawn.
-        context: a batch of contexts, for layers that must use it.
+        context: a batch of contexts, for layers that must use it; integers are labels, of which
+            two at least must differ.
         randomize: standard deviation of the noise on the parameters.
         volume_preserving: the log-det may be zero throughout.
         atol: tolerance of the checks in float64, in nats and in units of the data.
@@ -78,7 +99,9 @@ def check_layer(
         The largest errors.
 
     Raises:
-        AssertionError: says which check failed, in which direction, and by how much.
+        AssertionError: says which check failed, in which direction, and by how much; also if the
+            layer itself fails.
+        ShapeError: the example or the context is not a batch as described.
 
     Example:
         >>> from attnflow_plugin import IMap
