@@ -477,3 +477,13 @@ class Raises(Sound):
 
     def data(self, z, x, log_det):
         return x, log_det * (1 // 0)
+
+
+class InferenceTensors(Sound):
+    """Tensors that autograd refuses."""
+
+    words = "InferenceTensors: cannot be checked, RuntimeError: Inplace update to inference tensor"
+
+    def latent(self, x, z, log_det):
+        with torch.inference_mode():
+            return z.detach().clone(), log_det.detach().clone()

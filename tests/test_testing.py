@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.testing import check_layer
 from tests import mutants, subtle_mutants
 
@@ -100,6 +101,45 @@ def test_leaves_the_layer_untouched():
         assert torch.equal(value, before[key])
 
 
+class CopiesAsItself(subtle_mutants.WrongInTraining):
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize("mutant", [subtle_mutants.WrongFarOut, CopiesAsItself])
+def test_leaves_everything_as_it_was_after_an_error(mutant):
+    layer = mutant()
+    layer.register_buffer("table", torch.ones(2))
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    with pytest.raises(AssertionError):
+        check_layer(layer, (4,))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert layer.training
+    for key, value in layer.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[key])
+
+
+def test_leaves_random_numbers_as_they_were():
+    layer = subtle_mutants.Sound()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    check_layer(layer, (4,))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_context_of_other_length_is_refused():
+    with pytest.raises(ShapeError, match="expected a context of 3 rows"):
+        check_layer(mutants.SoundCoupling(), (4,), context=torch.randn(2, 2))
+
+
+def test_a_layer_without_directions_is_named():
+    with pytest.raises(AssertionError, match="Linear: expected the methods to_latent and to_data"):
+        check_layer(torch.nn.Linear(4, 4), (4,))
+
+
 def test_a_batch_of_one_cannot_show_mixing():
-    with pytest.raises(ValueError, match="at least two rows"):
+    with pytest.raises(ShapeError, match="at least two rows"):
         check_layer(mutants.SoundCoupling(), torch.randn(1, 4))

@@ -112,18 +112,36 @@ def check_layer(
     if context is not None:
         context = _context(context, len(x))
     with everything_kept(layer):
-        subject = Subject(layer, randomize, x, context)
-        ways = _ways(subject, x, context)
-        errors = [
-            twice(subject, partial(_check_way, subject, way, atol, volume_preserving))
-            for way in ways
-        ]
-        log_det, round_trip = (max(pair) for pair in zip(*errors, strict=True))
-        report = LayerReport(
-            log_det, round_trip, *twice(subject, lambda: check_float32(subject, ways, float32_atol))
-        )
-        _check_widely(subject, x, context, drawn=not isinstance(example, Tensor))
+        try:
+            subject = Subject(layer, randomize, x, context)
+            report = _check_closely(subject, x, context, volume_preserving, atol, float32_atol)
+            # A batch that was given may have a domain: nothing is known outside.
+            _check_widely(subject, x, context, drawn=not isinstance(example, Tensor))
+        except AssertionError:
+            raise
+        except Exception as error:
+            # What the layer returned is so unusual that the kit stumbles over it.
+            raise AssertionError(
+                f"{type(layer).__name__}: cannot be checked, {type(error).__name__}: {error}"
+            ) from error
     return report
+
+
+def _check_closely(
+    subject: Subject,
+    x: Tensor,
+    context: Tensor | None,
+    volume_preserving: bool,
+    atol: float,
+    float32_atol: float,
+) -> LayerReport:
+    ways = _ways(subject, x, context)
+    errors = [
+        twice(subject, partial(_check_way, subject, way, atol, volume_preserving)) for way in ways
+    ]
+    log_det, round_trip = (max(pair) for pair in zip(*errors, strict=True))
+    errors_float32 = twice(subject, partial(check_float32, subject, ways, float32_atol))
+    return LayerReport(log_det, round_trip, *errors_float32)
 
 
 def _ways(subject: Subject, x: Tensor, context: Tensor | None) -> list[Way]:
