@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from attnflow_plugin import normflows
-from attnflow_plugin.backbones.conv_net import ConvNet
-from attnflow_plugin.layers import AffineCoupling, AffineInjector, MixtureLogisticCoupling
+from tests.layers.nets import LAYERS
 from tests.registry import CASES, Case, coupling, itrans
 from tests.support import randomise, randomised
 
@@ -45,13 +44,6 @@ FUSED = {
     "affine-heads": itrans(6, 4, 4, affine=True, heads=2, value_mixing=True, position_bias=True),
     "affine-rank-odd-edge": itrans(5, 6, 6, affine=True, heads=3, rank=2),
     "neighbours": coupling(12, 8, 8, kernel=(3, 3)),
-}
-
-net = partial(ConvNet, hidden_channels=4)
-NETS = {
-    "affine-coupling": AffineCoupling(3, net),
-    "injector": AffineInjector(3, net, context_channels=2),
-    "mixture": MixtureLogisticCoupling(3, net, components=2, context_channels=2),
 }
 
 
@@ -91,9 +83,13 @@ def test_gradients_of_a_graph_to_data(name):
     assert_compiled_like_eager(layer, z, "to_data", "aot_eager")
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_gradients_of_layers_with_nets(name):
-    layer, x, context = randomised(NETS[name], 0.3), torch.randn(3, 3, 4, 4), torch.randn(3, 2)
+    layer, x, context = (
+        randomised(LAYERS[name], 0.2),
+        torch.randn(3, 3, 4, 4),
+        torch.randn(3, 2, 4, 4),
+    )
     assert_compiled_like_eager(layer, x, "to_latent", "aot_eager", context)
 
 

@@ -1,24 +1,11 @@
 """Layers under torch.jit.trace: the outputs of eager ones, for every batch size."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
 from attnflow_plugin import constants
-from attnflow_plugin.backbones import GatedAttentionNet
-from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
-from attnflow_plugin.backbones.conv_net import ConvNet
-from attnflow_plugin.layers import (
-    AffineCoupling,
-    AffineInjector,
-    ChannelAutoregression,
-    ConditionalActNorm,
-    ConditionalConv1x1,
-    MixtureLogisticCoupling,
-    TopPrior,
-)
+from tests.layers.nets import LAYERS
 from tests.registry import CASES
 from tests.support import randomised
 
@@ -29,24 +16,6 @@ pytestmark = [
 ]
 
 each_direction = pytest.mark.parametrize("direction", ["to_latent", "to_data"])
-net = partial(ConvNet, hidden_channels=4)
-attentive = partial(GatedAttentionNet, hidden_channels=4, blocks=1, heads=2, dropout=0.0)
-
-
-def pooled(inputs, outputs):
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs))
-
-
-LAYERS = {
-    "affine-coupling": AffineCoupling(3, net),
-    "attentive-coupling": AffineCoupling(3, attentive),
-    "injector": AffineInjector(3, net, context_channels=2),
-    "mixture": MixtureLogisticCoupling(3, net, components=2, context_channels=2),
-    "autoregression": ChannelAutoregression(3, partial(ChannelLSTM, hidden_channels=4)),
-    "actnorm": ConditionalActNorm(3, pooled, context_channels=2),
-    "conv1x1": ConditionalConv1x1(3, pooled, context_channels=2),
-    "top-prior": TopPrior(3, net),
-}
 
 
 class Directed(nn.Module):
