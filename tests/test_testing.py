@@ -101,12 +101,12 @@ def test_leaves_the_layer_untouched():
         assert torch.equal(value, before[key])
 
 
-class CopiesAsItself(subtle_mutants.WrongInTraining):
+class CopiesAsItself(subtle_mutants.calls.WrongInTraining):
     def __deepcopy__(self, memo):
         return self
 
 
-@pytest.mark.parametrize("mutant", [subtle_mutants.WrongFarOut, CopiesAsItself])
+@pytest.mark.parametrize("mutant", [subtle_mutants.draws.WrongFarOut, CopiesAsItself])
 def test_leaves_everything_as_it_was_after_an_error(mutant):
     layer = mutant()
     layer.register_buffer("table", torch.ones(2))
