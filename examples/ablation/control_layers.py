@@ -150,7 +150,7 @@ class StaticMixing(ITrans):
     def _attention(self, x1: Tensor, columns: Tensor, event: Tensor, layout: TokenLayout) -> Tensor:
         del columns, layout
         assert self.position_bias is not None  # As in __init__.
-        bias = self.position_bias(self._patches(event.shape[1:]), x1.dtype)
+        bias = self.position_bias(self._patches(event), x1.dtype)
         no_scores = torch.zeros_like(bias).expand(len(x1), *bias.shape)
         return self.mixing.attention(no_scores, 1, bias)
 
