@@ -14,7 +14,7 @@ from attnflow_plugin.errors import OptionError, ShapeError
         ({"patches": 0}, "patches to be a positive integer, found 0"),
         ({"patches": (2, 1.5)}, "patches to be a positive integer, found 1.5"),
         ({"window": -1}, "window to be a positive integer, found -1"),
-        ({"window": True}, "window to be a positive integer, found True"),
+        ({"window": True}, "window to be a positive integer, or one for each axis, found True"),
         ({"heads": 0}, "heads to be a positive integer, found 0"),
         ({"heads": 3, "width": 16}, "a width that 3 heads divide, found 16"),
         ({"width": 0}, "width to be a positive integer, found 0"),
