@@ -99,11 +99,8 @@ def require_batch(owner: str, x: object) -> None:
     Raises:
         ShapeError: it is something else.
     """
-    if not isinstance(x, Tensor):
-        hint = ", such as the images of what a loader gives" if isinstance(x, Sequence) else ""
-        raise ShapeError(
-            f"{owner}: expected a batch of data as a tensor{hint}, found {type(x).__name__}"
-        )
+    _require_tensor(owner, x)
+    assert isinstance(x, Tensor)
     if not x.is_floating_point():
         raise ShapeError(
             f"{owner}: expected a batch in floating point, found {x.dtype}; spread grey levels "
@@ -111,16 +108,26 @@ def require_batch(owner: str, x: object) -> None:
         )
 
 
+def _require_tensor(owner: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        hint = ", such as the images of what a loader gives" if isinstance(x, Sequence) else ""
+        raise ShapeError(
+            f"{owner}: expected a batch of data as a tensor{hint}, found {type(x).__name__}"
+        )
+
+
 def require_events(owner: str, x: object, size: EventSize | None) -> None:
     """Raise unless ``x`` is a batch of events of a size, where that is known.
 
-    The hosts would broadcast some events against their parameters, and return a wrong density.
+    The hosts would broadcast some events against their parameters, or whole numbers, and return a
+    wrong density. A model with layers of the user's own may dequantise its data itself.
 
     Raises:
         ShapeError: a batch of another kind, or of other events.
     """
-    require_batch(owner, x)
+    _require_tensor(owner, x)
     if size is not None:
+        require_batch(owner, x)
         assert isinstance(x, Tensor)
         size.check(owner, x)
 
@@ -225,6 +232,8 @@ def explained(owner: str, model: nn.Module, x: Tensor, size: EventSize | None) -
     except Exception as error:
         if isinstance(error, AttnFlowError) and not isinstance(error, ShapeError):
             raise
+        if not x.is_floating_point():
+            require_batch(owner, x)
         if size is not None and not size.is_of(x):
             raise size.refusal(owner, x) from error
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)

@@ -32,11 +32,6 @@ def read_batch(host: Host, model: object, example: object, context: object) -> B
     if not isinstance(example, Tensor) or example.ndim < 2 or example.shape[0] == 0:
         found = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise InsertionError(f"{_OWNER}: expected example to be a batch of data, found {found}")
-    if not example.is_floating_point():
-        raise InsertionError(
-            f"{_OWNER}: expected an example of floating-point numbers, found {example.dtype}; give "
-            f"what the model is trained on, for images see attnflow_plugin.metrics.dequantize"
-        )
     if not bool(example.isfinite().all()):
         raise NonFiniteError(f"{_OWNER}: expected a finite example, found NaN or infinity")
     size = host.event_size(model)
@@ -67,6 +62,12 @@ def _hints(host: Host, model: nn.Module, batch: Batch, error: Exception) -> Iter
     size = host.event_size(model)
     if size is not None and not size.is_of(batch.example):
         yield str(size.refusal(_OWNER, batch.example)).removeprefix(f"{_OWNER}: ")
+        return
+    if not batch.example.is_floating_point():
+        yield (
+            f"the example holds whole numbers ({batch.example.dtype}): give what the model is "
+            f"trained on, for images see attnflow_plugin.metrics.dequantize"
+        )
         return
     dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
     if dtypes and batch.example.dtype not in dtypes:
