@@ -110,5 +110,6 @@ def test_booleans_become_plain_ones(value):
 def test_other_values_are_no_booleans(value):
     with pytest.raises(OptionError, match="Owner: expected flip to be True or False, found"):
         boolean("Owner", "flip", value)
-    with pytest.raises(OptionError, match="IMap: expected flip to be True or False, found"):
-        IMap(3, flip=value)
+    for kind in (IMap, ITrans, AttentionCoupling):
+        with pytest.raises(OptionError, match=f"{kind.__name__}: expected flip to be True or "):
+            kind(3, flip=value)

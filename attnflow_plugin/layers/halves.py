@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.errors import OptionError
+from attnflow_plugin.options import boolean
 
 __all__ = ["ChannelHalves"]
 
@@ -21,7 +22,7 @@ class ChannelHalves:
     def __init__(self, owner: str, channels: int, flip: bool) -> None:
         if channels < 2:
             raise OptionError(f"{owner}: expected at least 2 channels to split, found {channels}")
-        self.flip = bool(flip)
+        self.flip = boolean(owner, "flip", flip)
         self._sizes = ((channels + 1) // 2, channels // 2)
         self.passing, self.attended = self._sizes[::-1] if self.flip else self._sizes
 

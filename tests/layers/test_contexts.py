@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnflow_plugin import IMap
+from attnflow_plugin import AttentionCoupling, IMap, ITrans
 from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.layers.conditioner import context_at
 from tests.support import randomised
@@ -52,9 +52,10 @@ def test_no_context_and_a_mapping_where_a_tensor_is_needed():
         context_at("Owner", {"low": torch.zeros(2, 2)}, 2, X)
 
 
+@pytest.mark.parametrize("kind", [IMap, ITrans, AttentionCoupling])
 @pytest.mark.parametrize("of_type", [dict, MappingProxyType])
-def test_attention_takes_its_own_of_several_contexts(of_type):
-    layer = randomised(IMap(3, context_channels=2))
+def test_attention_takes_its_own_of_several_contexts(of_type, kind):
+    layer = randomised(kind(3, context_channels=2))
     layer.context_name = "low"
     x, low = torch.randn(2, 3, 4, 4), torch.randn(2, 2)
     several = of_type({"high": torch.randn(2, 5), "low": low})

@@ -12,12 +12,12 @@ from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
 from attnflow_plugin.layers.attention_coupling.windows import Windows, token_windows
-from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.base import Context, InvertibleLayer
 from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.patches import patches_per_axis
 from attnflow_plugin.masks import MaskKind, make_mask, require_positions
-from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
+from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int, sizes_per_axis
 
 __all__ = ["AttentionCoupling"]
 
@@ -135,7 +135,7 @@ class AttentionCoupling(InvertibleLayer):
         self.kernel = _kernel(name, kernel)
         self.window = sizes_per_axis(name, "window", window)
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
-        self.flip = bool(flip)
+        self.flip = boolean(name, "flip", flip)
         self.scale_bound = _bound(name, scale_bound)
         self.context_channels = non_negative_int(name, "context_channels", context_channels)
         self.embedding = nn.Parameter(torch.empty(self.width, channels, *self.kernel))
@@ -152,16 +152,17 @@ class AttentionCoupling(InvertibleLayer):
         self.output = nn.Parameter(torch.zeros(2, channels, self.width))
         self.output_offset = nn.Parameter(torch.zeros(2, channels))
 
-    def attention(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def attention(self, x: Tensor, context: Context = None) -> Tensor:
         """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries.
 
         Args:
             x: data, shape ``(B, C, *S)``.
-            context: needed with ``context_channels``.
+            context: needed with ``context_channels``; a tensor or a mapping, as in ``to_latent``.
         """
         event = self._checked(x)
         with self._precision(x):
-            return self.attend.weights(self._embed(event, context), self._windows(event))
+            features = self._embed(event, self._own(context))
+            return self.attend.weights(features, self._windows(event))
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.base import Context, InvertibleLayer
 from attnflow_plugin.layers.bounds import GAIN_BOUND, Init
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.itrans.affine import AttentionAffine
@@ -25,7 +25,7 @@ from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import TokenLayout, to_tokens, token_layout
 from attnflow_plugin.linalg import AttentionMatrix, LowRankMatrix
 from attnflow_plugin.masks import MaskKind, require_positions
-from attnflow_plugin.options import non_negative_int, one_of, positive_int, sizes_per_axis
+from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int, sizes_per_axis
 
 __all__ = ["ITrans"]
 
@@ -159,7 +159,7 @@ class ITrans(InvertibleLayer):
         self.heads = positive_int(name, "heads", heads)
         self.head_mode = one_of(name, "head_mode", head_mode, get_args(HeadMode))
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
-        self.flip = bool(flip)
+        self.flip = boolean(name, "flip", flip)
         self.activation = one_of(name, "activation", activation, get_args(Activation))
         self.init = one_of(name, "init", init, get_args(Init))
         self.context_channels = non_negative_int(name, "context_channels", context_channels)
@@ -182,17 +182,18 @@ class ITrans(InvertibleLayer):
             AttentionAffine(channels, heads, context_channels, gain_bound) if affine else None
         )
 
-    def attention(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def attention(self, x: Tensor, context: Context = None) -> Tensor:
         """The attention weights A between patches, shape ``(B, heads, N, N)``; rows are queries.
 
         Args:
             x: data, shape ``(B, C, *S)``.
-            context: needed with ``context_channels``.
+            context: needed with ``context_channels``; a tensor or a mapping, as in ``to_latent``.
         """
         event = self._checked(x)
         with self._precision(x):
             layout, x1, _ = self._halves(event)
-            attention = self._attention(x1, self._columns(x1, event, context), event, layout)
+            columns = self._columns(x1, event, self._own(context))
+            attention = self._attention(x1, columns, event, layout)
             return attention.dense() if isinstance(attention, SlotWeights) else attention
 
     def extra_repr(self) -> str:
