@@ -12,17 +12,18 @@ from ablation.control_layers import (
     ConvCoupling,
     PointwiseCoupling,
     StaticMixing,
+    StudiedIMap,
     count_parameters,
 )
 from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
 from attnflow_plugin.backbones.multiscale import StepPosition
-from attnflow_plugin.normflows import AttentionCoupling, IMap, ITrans, insert_attention
+from attnflow_plugin.normflows import AttentionCoupling, ITrans, insert_attention
 
 PLAIN = "plain"
 DEPTH, HIDDEN = 4, 64
 POSITIONS = get_args(StepPosition)  # The paper counts them from 1.
 KINDS: dict[str, Callable[..., nn.Module]] = {
-    "imap": IMap,
+    "imap": StudiedIMap,
     "itrans": ITrans,
     "coupling": AttentionCoupling,
     "scales": ConstantScales,

@@ -14,7 +14,7 @@ from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.layers.conditioner import affine_parameters
 from attnflow_plugin.layers.tokens import TokenLayout
 from attnflow_plugin.masks import make_mask
-from attnflow_plugin.normflows import ITrans
+from attnflow_plugin.normflows import IMap, ITrans
 
 
 class MaskedFlow(InvertibleLayer, nf.flows.Flow):
@@ -133,6 +133,10 @@ class PointwiseCoupling(MaskedCoupling):
     def __init__(self, channels: int, *, flip: bool = False) -> None:
         net = nn.Conv2d(channels, 2 * channels, 1)
         super().__init__(channels, net, net, flip=flip)
+
+
+class StudiedIMap(IMap):
+    """IMap also where its mask leaves it nothing to see, which an insertion would refuse."""
 
 
 class StaticMixing(ITrans):
