@@ -101,12 +101,12 @@ def _other_owners(model: nn.Module, layers: set[nn.Module]) -> Iterator[nn.Modul
         if issubclass(type(found), nn.Module) and found not in inside
     ]
     children = {module: _children(module) for module in outside}
-    holders = [module for module, held in children.items() if held & layers]
-    for holder in holders:
-        if not isinstance(holder, _LISTS):
-            yield holder
-        else:
-            yield from (module for module, held in children.items() if holder in held)
+
+    def owners(held: set[nn.Module]) -> Iterator[nn.Module]:
+        for module in (module for module, own in children.items() if own & held):
+            yield from owners({module}) if isinstance(module, _LISTS) else [module]
+
+    yield from owners(layers)
 
 
 def _children(module: nn.Module) -> set[nn.Module]:

@@ -222,3 +222,15 @@ def test_list_that_nobody_holds_is_no_other_model():
     layers = nn.ModuleList([coupling_block(), coupling_block()])
     model = nf.NormalizingFlow(nf.distributions.DiagGaussian(4), layers)
     assert len(insert_attention(model, example=torch.randn(8, 4)).layers) == 4
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_lists_of_lists_are_followed_to_who_holds_them(held):
+    levels = nn.ModuleList([nn.ModuleList([coupling_block()])])
+    model = nf.MultiscaleFlow([nf.distributions.DiagGaussian(4)], levels, [], class_cond=False)
+    owner = Together(levels) if held else None
+    if owner is None:
+        assert len(insert_attention(model, example=torch.randn(8, 4)).layers) == 2
+    else:
+        with pytest.raises(InsertionError, match="a Together holds the layers"):
+            insert_attention(model, example=torch.randn(8, 4))
