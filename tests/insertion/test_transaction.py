@@ -224,13 +224,21 @@ def test_list_that_nobody_holds_is_no_other_model():
     assert len(insert_attention(model, example=torch.randn(8, 4)).layers) == 4
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_lists_of_lists_are_followed_to_who_holds_them(held):
-    levels = nn.ModuleList([nn.ModuleList([coupling_block()])])
-    model = nf.MultiscaleFlow([nf.distributions.DiagGaussian(4)], levels, [], class_cond=False)
-    owner = Together(levels) if held else None
-    if owner is None:
-        assert len(insert_attention(model, example=torch.randn(8, 4)).layers) == 2
-    else:
-        with pytest.raises(InsertionError, match="a Together holds the layers"):
-            insert_attention(model, example=torch.randn(8, 4))
+def two_lists() -> nn.ModuleList:
+    return nn.ModuleList([nn.ModuleList([coupling_block()])])
+
+
+def multiscale(levels: nn.ModuleList) -> nn.Module:
+    bases = [nf.distributions.DiagGaussian(4)]
+    return nf.MultiscaleFlow(bases, levels, [], class_cond=False)
+
+
+def test_list_of_lists_that_nobody_holds_is_no_other_model():
+    levels = two_lists()
+    assert len(insert_attention(multiscale(levels), example=torch.randn(8, 4)).layers) == 2
+
+
+def test_lists_of_lists_are_followed_to_who_holds_them():
+    owner = Together(two_lists())
+    with pytest.raises(InsertionError, match="a Together holds the layers"):
+        insert_attention(multiscale(owner.flows), example=torch.randn(8, 4))
