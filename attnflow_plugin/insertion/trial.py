@@ -28,8 +28,8 @@ _Method = Callable[..., tuple[Tensor, Tensor]]
 _Check = Callable[[Batch], bool]
 
 
-class _LeftOutError(InsertionError):
-    """A new layer would take no part in sampling."""
+class _LeftOutError(Exception):
+    """A new layer would take no part in sampling; a check does not merely fail then."""
 
 
 class Trial:
@@ -109,7 +109,7 @@ class Trial:
             if self._samples_without(batch):
                 raise self._broken("sample", error) from error
         else:
-            self._require_all_sampled()
+            self._require_all_sampled(InsertionError)
 
     def require_agreement(self, batch: Batch) -> None:
         """Stretch events where the new layers are, and see whether the directions still agree.
@@ -177,12 +177,12 @@ class Trial:
                     f"the model runs what stands there in an order of its own"
                 )
 
-    def _require_all_sampled(self) -> None:
+    def _require_all_sampled(self, kind: type[Exception]) -> None:
         """The new layers take part in sampling wherever their neighbours do."""
         for insertion, neighbour in zip(self._insertions, self._neighbours, strict=True):
             for place, layer in insertion.layers:
                 if neighbour in self._probe.ran and layer not in self._probe.ran:
-                    raise _LeftOutError(
+                    raise kind(
                         f"insert_attention: a layer {place} would be left out in sampling, where "
                         f"the model reaches {place.neighbour} by another reference, such as a "
                         f"Python list or an attribute that is not the one it has there"
@@ -199,8 +199,8 @@ class Trial:
         self._stretch, self._probe.largest = stretch, 0.0
         try:
             held = agrees(batch)
-        except _LeftOutError:
-            raise
+        except _LeftOutError as error:
+            raise InsertionError(str(error)) from None
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -225,7 +225,7 @@ class Trial:
             return True
         self._seen.clear()
         samples = self._probe.to_data(batch)
-        self._require_all_sampled()
+        self._require_all_sampled(_LeftOutError)
         drawn, finite = dict(self._seen), self._probe.finite
         self._probe.to_latent(batch.of(samples))
         return (
