@@ -3,14 +3,15 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import Domain
 
-__all__ = ["Host", "Role", "Run", "is_users_own"]
+__all__ = ["Host", "Role", "Run", "is_users_own", "methods_of"]
 
 Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 #: One way of running a model: a function of a batch and of what else the user gives with it.
@@ -67,12 +68,20 @@ class Host(ABC):
     def to_latent(self, model: nn.Module) -> Sequence[Run]:
         """Ways to run a model from data to latent, that of the user first."""
 
-    @abstractmethod
     def to_data(self, model: nn.Module) -> Sequence[Run]:
         """Ways to run a model from latent to data, for as many rows as a batch has.
 
-        They return samples, or a tuple that begins with them.
+        They return samples, or a tuple that begins with them: the user's ``sample``, and then what
+        runs without a base distribution.
         """
+        own: list[Run] = [partial(self.sample, model)] if hasattr(model, "sample") else []
+        both = self.there_and_back(model)
+        return own if both is None else [*own, both]
+
+    @staticmethod
+    @abstractmethod
+    def sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
+        """One sample for each row of a batch, by the model's own method."""
 
     @abstractmethod
     def there_and_back(self, model: nn.Module) -> Run | None:
@@ -96,3 +105,8 @@ def is_users_own(model: nn.Module, *methods: str) -> bool:
     found = [getattr(type(model), name, None) for name in methods]
     packages = {getattr(each, "__module__", "").partition(".")[0] for each in found if each}
     return bool(packages - {"normflows", "nflows", "attnflow_plugin"})
+
+
+def methods_of(model: nn.Module, *names: str) -> list[Run]:
+    """Those of some methods that a model has."""
+    return [getattr(model, name) for name in names if hasattr(model, name)]

@@ -212,9 +212,8 @@ class _Walk:
         What a list holds twice tells nothing. A user's subclass may run it against the order of
         its host, or in none.
         """
-        held = list(layers.children()) if isinstance(layers, nn.ModuleList) else []
-        listed = list(layers._modules.values())
-        turns = [self._turns[x] for x in held if x in self._turns and listed.count(x) == 1]
+        held = list(layers._modules.values())
+        turns = [self._turns[x] for x in held if x in self._turns and held.count(x) == 1]
         if len(turns) < 2:
             return True, None
         if turns == sorted(turns):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attnflow_plugin.backbones.source_tower import SourceTower
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own
+from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.nflows.checks import event_size
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.layers import (
@@ -100,13 +100,15 @@ class Nflows(Host):
         if isinstance(model, transforms.Transform):
             return [model]
         own = is_users_own(model, "log_prob", "_log_prob")
-        return _methods(model, "log_prob", *(() if own else ("transform_to_noise",)))
+        return methods_of(model, "log_prob", *(() if own else ("transform_to_noise",)))
 
-    def to_data(self, model: nn.Module) -> list[Run]:
-        """The user's ``sample``, and then what runs without a base distribution."""
-        own: list[Run] = [partial(_sample, model)] if hasattr(model, "sample") else []
-        both = self.there_and_back(model)
-        return own if both is None else [*own, both]
+    @staticmethod
+    def sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
+        """By ``sample``, which draws a number for each context, along an axis of its own."""
+        if not (args or kwargs):
+            return model.sample(len(x))  # type: ignore[operator]
+        drawn = model.sample(1, *args, **kwargs)  # type: ignore[operator]
+        return drawn.squeeze(1) if drawn.ndim > x.ndim else drawn
 
     def there_and_back(self, model: nn.Module) -> Run | None:
         """By the transform, without a base distribution."""
@@ -144,24 +146,12 @@ _SPLINES_WITHOUT_TAILS = (
 )
 
 
-def _sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
-    if not (args or kwargs):
-        return model.sample(len(x))  # type: ignore[operator]
-    # One for each context; the host puts an axis for them behind that of the contexts.
-    drawn = model.sample(1, *args, **kwargs)  # type: ignore[operator]
-    return drawn.squeeze(1) if drawn.ndim > x.ndim else drawn
-
-
 def _there_and_back(
     transform: nn.Module, embedding: nn.Module, x: Tensor, context: Tensor | None = None
 ) -> object:
     embedded = embedding(context)
     z, _ = transform(x, embedded)
     return transform.inverse(z, embedded)[0]  # type: ignore[operator]
-
-
-def _methods(model: nn.Module, *names: str) -> list[Run]:
-    return [getattr(model, name) for name in names if hasattr(model, name)]
 
 
 NFLOWS = Nflows()

@@ -1,5 +1,6 @@
 """What the insertion engine has to know about normflows."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own
+from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.normflows.checks import event_size
 from attnflow_plugin.normflows.containers import Chain, GlowStep
 from attnflow_plugin.normflows.layers import (
@@ -122,27 +123,28 @@ class Normflows(Host):
     def to_latent(self, model: nn.Module) -> list[Run]:
         """The user's ``log_prob``, and then what runs without a base distribution."""
         if isinstance(model, nf.flows.Flow):
-            return _methods(model, "inverse")
+            return methods_of(model, "inverse")
         own: list[Run] = [partial(_log_prob, model)] if hasattr(model, "log_prob") else []
         if is_users_own(model, "log_prob"):
             return own
         chain = [Chain(model.flows).inverse] if isinstance(model, nf.ClassCondFlow) else []
-        return [*own, *chain, *_methods(model, "inverse_and_log_det", "forward_kld")]
+        return [*own, *chain, *methods_of(model, "inverse_and_log_det", "forward_kld")]
 
-    def to_data(self, model: nn.Module) -> list[Run]:
-        """The user's ``sample``, and then what runs without a base distribution."""
-        if isinstance(model, nf.NormalizingFlowVAE):
-            return [model]
-        own: list[Run] = [partial(_sample, model)] if hasattr(model, "sample") else []
-        both = self.there_and_back(model)
-        return own if both is None else [*own, both]
+    def to_data(self, model: nn.Module) -> Sequence[Run]:
+        """The flows of a variational autoencoder run on what it encodes, in this direction only."""
+        return [model] if isinstance(model, nf.NormalizingFlowVAE) else super().to_data(model)
+
+    @staticmethod
+    def sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
+        """By ``sample``, which takes the number of rows."""
+        return model.sample(len(x), *args, **kwargs)  # type: ignore[operator]
 
     def there_and_back(self, model: nn.Module) -> Run | None:
         """By the methods without a base distribution."""
         names = ("inverse_and_log_det", "forward_and_log_det")
         if isinstance(model, nf.flows.Flow):
             names = ("inverse", "forward")
-        methods = _methods(model, *names)
+        methods = methods_of(model, *names)
         return partial(_there_and_back, methods[0], methods[1]) if len(methods) == 2 else None
 
     def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
@@ -170,19 +172,11 @@ def _log_prob(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> o
     return model.log_prob(x, *((None,) if wants_labels else args), **kwargs)  # type: ignore[operator]
 
 
-def _sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
-    return model.sample(len(x), *args, **kwargs)  # type: ignore[operator]
-
-
 def _there_and_back(
     to_latent: Run, to_data: Run, x: Tensor, *args: object, **kwargs: object
 ) -> object:
     z = to_latent(x, *args, **kwargs)[0]
     return to_data(z, *args, **kwargs)[0]
-
-
-def _methods(model: nn.Module, *names: str) -> list[Run]:
-    return [getattr(model, name) for name in names if hasattr(model, name)]
 
 
 NORMFLOWS = Normflows()

@@ -15,6 +15,7 @@ from tests.insertion import (
     nflows_models,
     nflows_parts,
     nflows_users,
+    normflows_densities,
     normflows_models,
     normflows_states,
     normflows_users,
@@ -23,7 +24,13 @@ from tests.insertion import (
 from tests.insertion.subject import Subject, randomize, train
 
 _MODULES = {
-    "normflows": (normflows_models, normflows_users, normflows_variational, normflows_states),
+    "normflows": (
+        normflows_models,
+        normflows_users,
+        normflows_densities,
+        normflows_variational,
+        normflows_states,
+    ),
     "nflows": (nflows_models, nflows_users, nflows_parts),
 }
 MODELS: dict[str, Callable[[], Subject]] = {
