@@ -1,6 +1,7 @@
 """Sampling with a temperature that leaves no trace in the model."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from nflows.distributions import ConditionalDiagonalNormal, Distribution, StandardNormal
@@ -14,6 +15,7 @@ from attnflow_plugin.layers.base import Context
 from attnflow_plugin.nflows.checks import check_context
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.options import positive_int
+from attnflow_plugin.sampling import without_graph
 
 __all__ = ["rsample", "sample"]
 
@@ -48,8 +50,8 @@ def sample(
         MissingContextError: no context for a model that needs one.
         ShapeError: a context that is no tensor, or labels of no class.
     """
-    with torch.no_grad():
-        return rsample(model, num_samples, context=context, temperature=temperature)
+    draw = partial(rsample, model, num_samples, context=context, temperature=temperature)
+    return without_graph(draw)
 
 
 def rsample(

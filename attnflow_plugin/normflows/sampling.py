@@ -1,8 +1,7 @@
 """Sampling with a temperature that leaves no trace in the model."""
 
-from contextlib import nullcontext
+from functools import partial
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
 from attnflow_plugin.normflows.temperature import tempered
 from attnflow_plugin.normflows.training import log_prob
 from attnflow_plugin.options import non_negative_int
+from attnflow_plugin.sampling import without_graph
 
 __all__ = ["rsample", "sample"]
 
@@ -48,9 +48,8 @@ def sample(
         MissingContextError: no context for a model that needs one.
         ShapeError: labels or contexts of another kind or number, or labels of no class.
     """
-    with nullcontext() if _takes_gradients(model) else torch.no_grad():
-        x, log_density = rsample(model, num_samples, context=context, temperature=temperature)
-    return x.detach(), log_density.detach()
+    draw = partial(rsample, model, num_samples, context=context, temperature=temperature)
+    return without_graph(draw)
 
 
 def rsample(
@@ -87,10 +86,3 @@ def _random_labels(model: nn.Module, num_samples: int) -> Tensor | None:
         return None
     device = next(model.parameters()).device
     return torch.randint(classes, (num_samples,), device=device)
-
-
-def _takes_gradients(model: object) -> bool:
-    """Whether a layer computes gradients while it runs, for which the host needs grad mode."""
-    return isinstance(model, nn.Module) and any(
-        isinstance(layer, nf.flows.HamiltonianMonteCarlo) for layer in model.modules()
-    )

@@ -2,7 +2,9 @@
 
 from functools import partial
 
+import nflows.distributions
 import nflows.flows
+import nflows.transforms
 import normflows as nf
 import pytest
 import torch
@@ -227,6 +229,53 @@ def test_layers_that_take_gradients_while_they_run_can_be_sampled():
     x, log_prob = module.sample(model, 4)
     assert x.shape == (4, 2)
     assert not any(part.requires_grad for part in (x, log_prob))
+
+
+def by_gradient(z):
+    """Three times an event, as the gradient of a potential."""
+    z = z.detach().requires_grad_()
+    return torch.autograd.grad(1.5 * z.square().sum(), z)[0], z.new_full((len(z),), 3.0).log() * 2
+
+
+class OwnFlow(nf.flows.Flow):
+    def forward(self, z):
+        return by_gradient(z)
+
+    def inverse(self, z):
+        return z / 3, -2 * z.new_full((len(z),), 3.0).log()
+
+
+class OwnTransform(nflows.transforms.Transform):
+    def forward(self, inputs, context=None):
+        return OwnFlow().inverse(inputs)
+
+    def inverse(self, inputs, context=None):
+        return by_gradient(inputs)
+
+
+OWN = {
+    "normflows": lambda: nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [OwnFlow()]),
+    "nflows": lambda: nflows.flows.Flow(OwnTransform(), nflows.distributions.StandardNormal([2])),
+}
+
+
+@each_host
+@pytest.mark.parametrize("around", [torch.enable_grad, torch.no_grad])
+def test_layers_of_the_users_own_that_take_gradients_can_be_sampled(host, around):
+    module, model = host_module(host), OWN[host]()
+    with around():
+        x, log_prob = module.sample(model, 4)
+    assert not any(part.requires_grad for part in (x, log_prob))
+    torch.testing.assert_close(log_prob, module.log_prob(model, x))
+
+
+@each_host
+def test_other_errors_of_sampling_are_not_swallowed(host):
+    model = OWN[host]()
+    layer = next(m for m in model.modules() if isinstance(m, (OwnFlow, OwnTransform)))
+    layer.forward = layer.inverse = lambda *_: torch.ones(2) @ torch.ones(3)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        host_module(host).sample(model, 4)
 
 
 @each_host
