@@ -59,6 +59,8 @@ def require_finite(layer: object, direction: str, name: str, *tensors: Tensor) -
     if torch.compiler.is_compiling() or not (_raises.get() and in_plain_eager()):
         return
     for tensor in tensors:
+        if tensor.is_meta:
+            continue
         finite = tensor.detach().unsqueeze(-1).isfinite().flatten(1).all(1)
         if not bool(finite.all()):
             raise NonFiniteError(

@@ -9,7 +9,7 @@ from numbers import Number
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import in_plain_eager
+from attnflow_plugin.constants import in_plain_eager, plain_shape
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 
 __all__ = [
@@ -50,7 +50,7 @@ class EventSize:
 
     def check(self, owner: str, x: Tensor) -> None:
         """Raise for a batch of events that the base distributions do not have."""
-        if self.exact and math.prod(x.shape[1:]) != self.numbers:
+        if self.exact and math.prod(plain_shape(x)[1:]) != self.numbers:
             raise self.refusal(owner, x)
 
     def is_of(self, x: Tensor) -> bool:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.options import positive_int
 
@@ -167,14 +168,15 @@ class RRDBEncoder(nn.Module):
         if not isinstance(image, Tensor) or image.ndim != 4:
             found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ShapeError(f"{expected}, found {found}")
-        fits = self.image_size is None or tuple(image.shape[2:]) == self.image_size
-        if image.shape[1] != self.image_channels or not fits:
-            raise ShapeError(f"{expected}, found {tuple(image.shape)}")
+        shape = tuple(plain_shape(image))
+        fits = self.image_size is None or shape[2:] == self.image_size
+        if shape[1] != self.image_channels or not fits:
+            raise ShapeError(f"{expected}, found {shape}")
         divisor = 2 ** max(self.levels - 1 - self.top_doublings, 0)
-        if image.shape[2] % divisor or image.shape[3] % divisor:
+        if shape[2] % divisor or shape[3] % divisor:
             raise ShapeError(
                 f"{expected} with sizes divisible by {divisor}, for {self.levels} levels, found "
-                f"{tuple(image.shape)}"
+                f"{shape}"
             )
         return image
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.backbones.assembly import Assembly, Model
 from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import ShapeError
 
 __all__ = [
@@ -119,16 +120,12 @@ class SourceTower(nn.Module):
         return event, log_det
 
     def _check(self, source: Tensor) -> None:
-        factor = 2 ** len(self.steps)
-        if (
-            source.ndim != 4
-            or source.shape[1] != self.image_channels
-            or source.shape[2] % factor
-            or source.shape[3] % factor
-        ):
+        factor, shape = 2 ** len(self.steps), tuple(plain_shape(source))
+        fits = len(shape) == 4 and shape[1] == self.image_channels
+        if not fits or shape[2] % factor or shape[3] % factor:
             raise ShapeError(
                 f"{type(self).__name__}: expected sources of shape (batch, {self.image_channels}, "
-                f"H, W) with H and W divisible by {factor}, found {tuple(source.shape)}"
+                f"H, W) with H and W divisible by {factor}, found {shape}"
             )
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import in_plain_eager
+from attnflow_plugin.constants import in_plain_eager, plain_shape
 from attnflow_plugin.debug import require_finite
 from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.options import positive_int
@@ -117,10 +117,11 @@ class InvertibleLayer(nn.Module, ABC):
         name = type(self).__name__
         if not isinstance(event, Tensor):
             raise ShapeError(f"{name}: expected a tensor, found {type(event).__name__}")
-        if not 2 <= event.ndim <= 5 or event.shape[1] != self.channels:
+        shape = plain_shape(event)
+        if not 2 <= len(shape) <= 5 or shape[1] != self.channels:
             raise ShapeError(
                 f"{name}: expected shape (batch, {self.channels}) with 0 to 3 spatial axes behind, "
-                f"found {tuple(event.shape)}"
+                f"found {tuple(shape)}"
             )
         self._check_dtype_and_device(event)
         return event.float() if event.dtype in _HALF_DTYPES else event

@@ -6,6 +6,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.bounds import soft_bound
@@ -109,10 +110,11 @@ class ChannelAutoregression(InvertibleLayer):
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, x2 = self._split(x)
         mean, raw = self._predictor(x2, self._seen(kept, x2, context))
-        if mean.shape != x2.shape or raw.shape != x2.shape:
+        expected, *found = (tuple(plain_shape(tensor)) for tensor in (x2, mean, raw))
+        if found != [expected, expected]:
             raise ShapeError(
                 f"{type(self).__name__}: expected the net to return means and log-scales of shape "
-                f"{tuple(x2.shape)}, found {tuple(mean.shape)} and {tuple(raw.shape)}"
+                f"{expected}, found {found[0]} and {found[1]}"
             )
         log_scale = soft_bound(raw.to(x2.dtype), PRIOR_LOG_SCALE_BOUND)
         z2 = (x2 - mean.to(x2.dtype)) * (-log_scale).exp()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, ShapeError
 
 __all__ = ["affine_parameters", "context_at", "entry_parameters"]
@@ -38,13 +39,14 @@ def context_at(
     if tensor.ndim == 2:
         spatial = event.shape[2:]
         return tensor.reshape(*tensor.shape, *[1] * len(spatial)).expand(-1, -1, *spatial)
-    return resized(tensor, event.shape[2:])
+    return resized(tensor, plain_shape(event)[2:])
 
 
 def resized(maps: Tensor, spatial: torch.Size) -> Tensor:
     """Averages along the axes that shrink, and linear interpolation along those that grow."""
-    shrunk = tuple(min(new, old) for new, old in zip(spatial, maps.shape[2:], strict=True))
-    if shrunk != maps.shape[2:]:
+    sizes = plain_shape(maps)[2:]
+    shrunk = tuple(min(new, old) for new, old in zip(spatial, sizes, strict=True))
+    if shrunk != sizes:
         maps = F.interpolate(maps, size=shrunk, mode="area")
     if shrunk == spatial:
         return maps
@@ -59,13 +61,13 @@ def _checked(owner: str, context: object, channels: int, event: Tensor) -> Tenso
             f"{owner}: expected a context with {channels} channels, found none; give one as context"
         )
     tensor = _numbers(owner, context, channels)
-    found = tuple(tensor.shape)
-    if tensor.ndim not in (2, event.ndim) or found[:2] != (event.shape[0], channels):
+    found, rows = tuple(plain_shape(tensor)), plain_shape(event)[0]
+    if tensor.ndim not in (2, event.ndim) or found[:2] != (rows, channels):
         remedy = f"one row with {channels} channels for each row of the event"
         if found[1:2] == (channels,) and found[0] == 1:
-            remedy = f"context.expand({event.shape[0]}, *context.shape[1:]) for one that all share"
+            remedy = f"context.expand({rows}, *context.shape[1:]) for one that all share"
         raise ShapeError(
-            f"{owner}: expected a context of shape ({event.shape[0]}, {channels}) with no or "
+            f"{owner}: expected a context of shape ({rows}, {channels}) with no or "
             f"{event.ndim - 2} spatial axes, found {found}; give {remedy}"
         )
     if 0 in found[2:]:
@@ -121,9 +123,8 @@ def entry_parameters(
     """
     dtype = next((parameter.dtype for parameter in net.parameters()), inputs.dtype)
     raw = net(inputs.to(dtype)).to(attended.dtype)
-    expected = (attended.shape[0], count * attended.shape[1], *attended.shape[2:])
-    if raw.shape != expected:
-        raise ShapeError(
-            f"{owner}: expected the net to return shape {expected}, found {tuple(raw.shape)}"
-        )
+    rows, channels, *spatial = plain_shape(attended)
+    expected, found = (rows, count * channels, *spatial), tuple(plain_shape(raw))
+    if found != expected:
+        raise ShapeError(f"{owner}: expected the net to return shape {expected}, found {found}")
     return raw

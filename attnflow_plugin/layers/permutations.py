@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnflow_plugin.constants import plain_shape
+
 __all__ = ["order_of", "read_whole_numbers"]
 
 
@@ -16,7 +18,7 @@ def order_of(matrix: Tensor) -> Tensor:
     where they would cut whole numbers such as 10.999 down. The result is a permutation whatever the
     matrix has become, so that no log-det can be wrong.
     """
-    places = torch.arange(len(matrix), dtype=torch.float32, device=matrix.device)
+    places = torch.arange(plain_shape(matrix)[0], dtype=torch.float32, device=matrix.device)
     return (matrix.float() @ places).argsort().argsort()
 
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.layers.conditioner import context_at
 
@@ -26,9 +27,7 @@ def sample_parameters(
     assert features is not None
     dtype = next((parameter.dtype for parameter in net.parameters()), features.dtype)
     parameters = net(features.to(dtype)).to(event.dtype)
-    if parameters.shape != (event.shape[0], outputs):
-        raise ShapeError(
-            f"{owner}: expected the net to return shape {(event.shape[0], outputs)}, found "
-            f"{tuple(parameters.shape)}"
-        )
+    expected, found = (plain_shape(event)[0], outputs), tuple(plain_shape(parameters))
+    if found != expected:
+        raise ShapeError(f"{owner}: expected the net to return shape {expected}, found {found}")
     return parameters

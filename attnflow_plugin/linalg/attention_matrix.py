@@ -75,7 +75,8 @@ class AttentionMatrix:
         Raises:
             SingularAttentionError: a pivot vanishes beside the largest one.
         """
-        if not in_plain_eager() or self.matrix.numel() == 0:
+        has_values = in_plain_eager() and not self.matrix.is_meta
+        if not has_values or self.matrix.numel() == 0:
             return
         pivots = _pivots(self.matrix.detach()).abs()
         tolerance = pivots.shape[-1] * torch.finfo(pivots.dtype).eps

@@ -15,7 +15,7 @@ least the margin of W).
 import torch
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, plain_shape
 
 __all__ = ["eliminate", "identity_like"]
 
@@ -25,7 +25,7 @@ _BLOCK = 16
 
 def identity_like(matrix: Tensor) -> Tensor:
     """The identity of the size, dtype and device of square matrices."""
-    return cached_constant(_identity, matrix.shape[-1], matrix.dtype, device=matrix.device)
+    return cached_constant(_identity, plain_shape(matrix)[-1], matrix.dtype, device=matrix.device)
 
 
 def eliminate(matrix: Tensor, right: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def eliminate(matrix: Tensor, right: Tensor, dominant: bool) -> tuple[Tensor, Te
         and those of a block of a matrix that is block diagonal up to a permutation are that
         block's.
     """
-    size, columns = right.shape[-2:]
+    size, columns = plain_shape(right)[-2:]
     if size <= _BLOCK or not (dominant and matrix.is_cpu):
         return _factorise_and_solve(matrix, right)
     half = size // 2
@@ -58,7 +58,8 @@ def eliminate(matrix: Tensor, right: Tensor, dominant: bool) -> tuple[Tensor, Te
 def _factorise_and_solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     factors, exchanges, _ = torch.linalg.lu_factor_ex(matrix)
     pivots = factors.diagonal(dim1=-2, dim2=-1)
-    if right.shape[-1] <= right.shape[-2]:
+    size, columns = plain_shape(right)[-2:]
+    if columns <= size:
         return torch.linalg.lu_solve(factors, exchanges, right), pivots
     # With more columns than rows, inverting and multiplying is several times faster than solving
     # for every column, and as accurate.

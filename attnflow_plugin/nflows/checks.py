@@ -10,6 +10,7 @@ from nflows.transforms import (
 )
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.inputs import (
     EventSize,
@@ -60,10 +61,11 @@ def require_rows(owner: str, context: Tensor | None, rows: int) -> None:
     Raises:
         ShapeError: another number.
     """
-    if context is not None and len(context) != rows:
-        raise ShapeError(
-            f"{owner}: expected a context for each of {rows} rows, found {len(context)}"
-        )
+    if context is None:
+        return
+    found = plain_shape(context)[0]
+    if found != rows:
+        raise ShapeError(f"{owner}: expected a context for each of {rows} rows, found {found}")
 
 
 def _label_embedding(model: nn.Module) -> nn.Embedding | None:

@@ -6,6 +6,7 @@ from nflows.transforms import ActNorm
 from torch import Tensor, nn
 
 from attnflow_plugin import training
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.inputs import explained, require_events, require_model
 from attnflow_plugin.nflows.checks import check_context, event_size, require_rows
 
@@ -104,8 +105,9 @@ def log_prob(model: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
 def _check_context(
     owner: str, model: nn.Module, x: Tensor, context: Tensor | None, *, read: bool = False
 ) -> None:
-    check_context(owner, model, context, len(x), read=read)
-    require_rows(owner, context, len(x))
+    rows = plain_shape(x)[0]
+    check_context(owner, model, context, rows, read=read)
+    require_rows(owner, context, rows)
 
 
 class NegativeLogLikelihood(training.NegativeLogLikelihood):  # noqa: D101

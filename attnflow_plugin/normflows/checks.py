@@ -5,6 +5,7 @@ import math
 import normflows as nf
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.inputs import (
     EventSize,
@@ -75,9 +76,10 @@ def check_context(
         classes = classes_of(model)
         if classes is not None:
             require_labels(owner, context, classes, rows, one_hot=True, read=read)
-            if len(context) not in (1, rows):
+            found = plain_shape(context)[0]
+            if found not in (1, rows):
                 raise ShapeError(
-                    f"{owner}: expected a label for each of {rows} rows, found {len(context)}"
+                    f"{owner}: expected a label for each of {rows} rows, found {found}"
                 )
     elif context is not None:
         raise OptionError(f"{owner}: {name} takes no context, found one")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import normflows as nf
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.inputs import require_context, require_labels, require_temperature
 from attnflow_plugin.layers.base import Context
@@ -49,19 +50,19 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of each row given its context, shape ``(B,)``."""
-        return self._log_prob(x, self._embedded(context, x.shape[0]))
+        return self._log_prob(x, self._embedded(context, plain_shape(x)[0]))
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Data to latents, with the log-det of shape ``(B,)``."""
-        return self._to_latent(x, self._embedded(context, x.shape[0]))
+        return self._to_latent(x, self._embedded(context, plain_shape(x)[0]))
 
     def forward_and_log_det(
         self, z: list[Tensor], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Latents to data, with the log-det of shape ``(B,)``."""
-        return self._to_data(z, self._embedded(context, z[0].shape[0]))
+        return self._to_data(z, self._embedded(context, plain_shape(z[0])[0]))
 
     def _log_prob(self, x: Tensor, embedded: Context) -> Tensor:
         z, log_prob = self._to_latent(x, embedded)
@@ -137,10 +138,9 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         if context is None:
             raise MissingContextError(f"{name}: expected a context, found none")
         require_context(name, context, rows)
-        if len(context) != rows:
-            raise ShapeError(
-                f"{name}: expected a context for each of {rows} rows, found {len(context)}"
-            )
+        found = plain_shape(context)[0]
+        if found != rows:
+            raise ShapeError(f"{name}: expected a context for each of {rows} rows, found {found}")
         if isinstance(self.embedding, nn.Embedding):
             require_labels(name, context, self.embedding.num_embeddings, rows, one_hot=False)
         return self.embedding(context)

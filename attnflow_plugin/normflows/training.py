@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin import training
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.inputs import explained, require_events, require_model
 from attnflow_plugin.normflows.checks import check_context, event_size, takes_labels
 from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow
@@ -100,7 +101,7 @@ def log_prob(model: nn.Module, x: Tensor, context: Tensor | None = None) -> Tens
         return _log_prob(model, x, context)
     size = event_size(model)
     require_events("log_prob", x, size)
-    check_context("log_prob", model, context, len(x))
+    check_context("log_prob", model, context, plain_shape(x)[0])
     with explained("log_prob", model, x, size):
         return _log_prob(model, x, context)
 

@@ -247,13 +247,6 @@ def test_forward_mode_differentiation(layer_class):
         torch.testing.assert_close(forward_ad.unpack_dual(z).tangent, expected)
 
 
-@LAYERS
-def test_shapes_without_data_on_the_meta_device(layer_class):
-    layer, x = layer_class(2).to("meta"), torch.empty(3, 2, 4, 4, device="meta")
-    z, log_det = layer.to_latent(x)
-    assert (z.shape, log_det.shape) == (x.shape, (3,))
-
-
 @pytest.mark.parametrize("layer_class", [partial(IMap, axis="channel"), ITrans])
 def test_attention_is_shown_in_full_precision_under_autocast(layer_class):
     layer, x = randomised(layer_class(4)), torch.randn(2, 4, 4, 4)

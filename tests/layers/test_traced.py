@@ -1,18 +1,24 @@
-"""Layers under torch.jit.trace: the outputs of eager ones, for every batch size."""
+"""Layers and models under torch.jit.trace: the outputs of eager ones, for every batch size."""
 
 import pytest
 import torch
 from torch import nn
 
 from attnflow_plugin import constants
+from tests.full_glow import models as full_glow
+from tests.glow import models as glow
 from tests.layers.nets import LAYERS
+from tests.marflow import models as marflow
 from tests.registry import CASES
-from tests.support import randomised
+from tests.srflow import models as srflow
+from tests.support import HOSTS, host_module, randomised
 
-# Checks of the channels are Python, and a trace keeps what they found: that is what it is for.
+# The hosts compare sizes of their own; in what is ours a trace finds nothing to warn of.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("error::torch.jit.TracerWarning:attnflow_plugin"),
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:torch.lu is deprecated:UserWarning"),
 ]
 
 each_direction = pytest.mark.parametrize("direction", ["to_latent", "to_data"])
@@ -52,6 +58,46 @@ def test_attention(name, direction):
 def test_layers_with_nets(name, direction):
     layer = randomised(LAYERS[name], 0.2)
     assert_traced_like_eager(layer, direction, (3, 4, 4), (2, 4, 4))
+
+
+class LogProb(nn.Module):
+    """The log-density of a model as a module of its own."""
+
+    def __init__(self, host, model):
+        super().__init__()
+        self.model, self.log_prob = model, host_module(host).log_prob
+
+    def forward(self, event, context=None):
+        return self.log_prob(self.model, event, context)
+
+
+def inputs_of_glow(name, rows):
+    variant = glow.VARIANTS[name]
+    context = glow.context_for(variant, rows)
+    return (torch.randn(rows, *variant.shape), *[context] * (context is not None))
+
+
+def inputs_of_marflow(name, rows):
+    return (torch.randn(rows, *marflow.VARIANTS[name].shape),)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    ("models", "name", "inputs"),
+    [
+        (glow, "both-kinds", inputs_of_glow),
+        (glow, "map", inputs_of_glow),
+        (glow, "label", inputs_of_glow),
+        (marflow, "itrans", inputs_of_marflow),
+        (srflow, "imap", srflow.batch),
+        (full_glow, "itrans-sees-the-source", full_glow.pairs),
+    ],
+)
+def test_models(host, models, name, inputs):
+    module = LogProb(host, models.build(host, name))
+    traced = torch.jit.trace(module, inputs(name, 3))
+    given = inputs(name, 5)
+    torch.testing.assert_close(traced(*given), module(*given), rtol=1e-4, atol=1e-4)
 
 
 def test_masks_of_a_trace_are_constants():
