@@ -1,76 +1,39 @@
 """The data sets by name, and what all of them look like to the training loop."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training import files, formats, paired_files
-from training.disparity import disparity
-from training.faces import faces
-from training.images import Images, InMemory
+from training import formats, image_files, included
+from training.image_files import Reading
+from training.images import Batch, DataSet, FewerBits, Images, InMemory, LowResolution, digest
 from training.interruption import ignore_interruptions
 from training.options import Options, UsageError
-from training.paired_files import PairedFiles
-from training.pairs import LowResolution, Pairs
-from training.photographs import photographs
-from training.segmentation import segmented_photographs
 
-Batch = tuple[Tensor, Tensor]
+Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """Images of whole numbers from 0 to ``levels - 1``.
+def load_data(options: Options, reading: Reading | None = None) -> DataSet:
+    """The data set that the options name.
 
-    Attributes:
-        train: images to train on.
-        test: images that training never sees.
-        levels: number of grey levels.
-        classes: number of classes, zero without labels.
-        remark: what to know about numbers from this data set.
+    Args:
+        options: name the data set, its folder, the size and the scale of sources.
+        reading: how its images are read, instead of the size alone.
     """
-
-    train: Images
-    test: Images
-    levels: int = 256
-    classes: int = 0
-    remark: str = ""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.train.image_shape
-
-    @property
-    def source_shape(self) -> tuple[int, int, int] | None:
-        """Shape of what the images are generated from, if they come in pairs."""
-        return getattr(self.train, "source_shape", None)
-
-    @property
-    def dims(self) -> int:
-        """Number of dimensions that bits per dimension are over."""
-        return math.prod(self.image_shape)
-
-
-def load_data(options: Options) -> DataSet:
-    """The data set that the options name."""
-    if options.size is not None and options.data in _OF_ONE_SIZE:
+    reading = reading or Reading(size=options.size)
+    if reading.size is not None and options.data in _OF_ONE_SIZE:
         raise UsageError(f"--size: the images of {options.data} have a size of their own")
-    data = _DATA_SETS[options.data](options.data_dir, options.size)
-    if options.scale is None:
-        return data
-    if data.source_shape is not None:
-        raise UsageError(f"--scale: the images of {options.data} have sources already")
-    train, test = (
-        LowResolution(images, data.levels, options.scale) for images in (data.train, data.test)
-    )
-    return replace(data, train=train, test=test)
+    if reading.channels != 3 and options.data not in _OF_FILES:
+        raise UsageError(f"--channels: the images of {options.data} have channels of their own")
+    data = _DATA_SETS[options.data](options, reading)
+    if options.scale is not None:
+        data = _with_sources(data, options, options.scale)
+    return data if reading.bits == 8 else _with_fewer_bits(data, options, reading.bits)
 
 
 def batches(
@@ -93,79 +56,75 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _digits(folder: Path, size: int | None) -> DataSet:
+def _with_sources(data: DataSet, options: Options, scale: int) -> DataSet:
+    """Images at low resolution as the sources of themselves."""
+    if data.source_shape is not None:
+        raise UsageError(f"--scale: the images of {options.data} have sources already")
+    train, test = (LowResolution(part, data.levels, scale) for part in (data.train, data.test))
+    return replace(data, train=train, test=test)
+
+
+def _with_fewer_bits(data: DataSet, options: Options, bits: int) -> DataSet:
+    if data.levels != 256:
+        raise UsageError(
+            f"--bits: expected images of 256 grey levels, found {data.levels} in {options.data}"
+        )
+    train, test = (FewerBits(part, bits) for part in (data.train, data.test))
+    return replace(data, train=train, test=test, levels=2**bits)
+
+
+def _in_memory(train: InMemory, test: InMemory, levels: int = 256, classes: int = 0) -> DataSet:
+    return DataSet(train, test, levels, classes, fingerprint=digest(train, test))
+
+
+def _digits(options: Options, reading: Reading) -> DataSet:
     data = import_module("sklearn.datasets").load_digits()
-    images = torch.from_numpy(data.images).to(torch.uint8).unsqueeze(1)
+    values = torch.from_numpy(data.images).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(data.target).long()
-    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, test = shuffled[:1437], shuffled[1437:]
-    return DataSet(
-        InMemory(images[train], labels[train]), InMemory(images[test], labels[test]), 17, 10
-    )
+    shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    train, test = (InMemory(values[part], labels[part]) for part in shuffled.tensor_split([1437]))
+    return _in_memory(train, test, 17, 10)
 
 
-def _photographs(folder: Path, size: int | None) -> DataSet:
-    return DataSet(*photographs(size or 16))
+def _faces(options: Options, reading: Reading) -> DataSet:
+    return _in_memory(*included.faces())
 
 
-def _mnist(folder: Path, size: int | None) -> DataSet:
-    data = _labelled(formats.read_mnist, folder, size)
-    return replace(data, remark=_OTHER_MNIST.format(other="mnist-3x32x32", dims=3072))
-
-
-def _mnist_in_colour(folder: Path, size: int | None) -> DataSet:
-    data = _labelled(formats.read_padded_mnist, folder, size)
-    return replace(data, remark=_OTHER_MNIST.format(other="mnist", dims=784))
-
-
-def _labelled(read: Callable[[Path, bool], Batch], folder: Path, size: int | None) -> DataSet:
-    return DataSet(InMemory(*read(folder, True)), InMemory(*read(folder, False)), classes=10)
-
-
-def _paired(read: Callable[[int], tuple[Pairs, Pairs]], folder: Path, size: int | None) -> DataSet:
-    return DataSet(*read(size or 32))
-
-
-def _paired_files(folder: Path, size: int | None) -> DataSet:
-    train, test = (
-        PairedFiles(pairs, size or 32, size or 32) for pairs in paired_files.find_pairs(folder)
-    )
-    return DataSet(train, test)
-
-
-def _cityscapes_pairs(folder: Path, size: int | None) -> DataSet:
-    train, test = (
-        PairedFiles(pairs, size or 64, size or 64, fit="stretch", labels=True)
-        for pairs in paired_files.find_cityscapes_pairs(folder)
-    )
-    return DataSet(train, test)
-
-
-def _files(
-    find: Callable[[Path], tuple[list[Path], list[Path]]],
-    shape: tuple[int, int],
-    folder: Path,
-    size: int | None,
+def _included(
+    read: Callable[[Size], tuple[InMemory, InMemory]],
+    side: int,
+    options: Options,
+    reading: Reading,
 ) -> DataSet:
-    height, width = shape if size is None else (size, size * shape[1] // shape[0])
-    train, test = find(folder)
-    return DataSet(files.Files(train, height, width), files.Files(test, height, width))
+    return _in_memory(*read(reading.shape(side, side)))
+
+
+def _labelled(
+    read: Callable[[Path, bool], Batch], remark: str, options: Options, reading: Reading
+) -> DataSet:
+    train, test = (InMemory(*read(options.data_dir, part)) for part in (True, False))
+    return replace(_in_memory(train, test, classes=10), remark=remark)
 
 
 _OTHER_MNIST = "not comparable with bits/dim of --data {other}, which are over {dims} dimensions"
 _OF_ONE_SIZE = ("digits", "mnist", "mnist-3x32x32", "cifar10", "faces")
-_DATA_SETS: dict[str, Callable[[Path, int | None], DataSet]] = {
+_OF_FILES = ("folder", "celeba", "cityscapes", "pairs", "cityscapes-pairs")
+_DATA_SETS: dict[str, Callable[[Options, Reading], DataSet]] = {
     "digits": _digits,
-    "photographs": _photographs,
-    "mnist": _mnist,
-    "mnist-3x32x32": _mnist_in_colour,
-    "cifar10": partial(_labelled, formats.read_cifar10),
-    "folder": partial(_files, files.find_folder, (32, 32)),
-    "celeba": partial(_files, files.find_celeba, (64, 64)),
-    "cityscapes": partial(_files, files.find_cityscapes, (64, 128)),
-    "faces": lambda folder, size: DataSet(*faces()),
-    "segmentation": partial(_paired, segmented_photographs),
-    "disparity": partial(_paired, disparity),
-    "pairs": _paired_files,
-    "cityscapes-pairs": _cityscapes_pairs,
+    "photographs": partial(_included, included.photographs, 16),
+    "mnist": partial(
+        _labelled, formats.read_mnist, _OTHER_MNIST.format(other="mnist-3x32x32", dims=3072)
+    ),
+    "mnist-3x32x32": partial(
+        _labelled, formats.read_padded_mnist, _OTHER_MNIST.format(other="mnist", dims=784)
+    ),
+    "cifar10": partial(_labelled, formats.read_cifar10, ""),
+    "folder": image_files.folder,
+    "celeba": image_files.celeba,
+    "cityscapes": image_files.cityscapes,
+    "faces": _faces,
+    "segmentation": partial(_included, included.segmented_photographs, 32),
+    "disparity": partial(_included, included.disparity, 32),
+    "pairs": image_files.pairs,
+    "cityscapes-pairs": image_files.cityscapes_pairs,
 }

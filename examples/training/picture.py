@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -50,6 +52,8 @@ def _curves(ax: Axes, lines: list[dict[str, Any]]) -> None:
 
 def _grid(ax: Axes, images: Tensor, title: str) -> None:
     columns = int(len(images) ** 0.5)
+    if images.shape[1] not in (1, 3):
+        images = _painted(images)
     images = images[: columns**2].nan_to_num(0).clamp(0, 1).cpu()
     # Rows and columns of images, then their own height and width, each with a gap behind it.
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=1)
@@ -62,3 +66,11 @@ def _grid(ax: Axes, images: Tensor, title: str) -> None:
     )
     ax.set_title(title)
     ax.set_axis_off()
+
+
+def _painted(maps: Tensor) -> Tensor:
+    """Maps with a channel for each class, in colours; white where there is none of them."""
+    colours = torch.from_numpy(colormaps["tab20"].resampled(maps.shape[1])(range(maps.shape[1])))
+    painted = colours[maps.argmax(1).cpu(), :3].float()
+    painted[maps.amax(1).cpu() == 0] = 1
+    return painted.permute(0, 3, 1, 2)

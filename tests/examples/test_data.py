@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import train
-from PIL import Image
-from training import files, formats, metrics_file, photographs
-from training.data import batches, load_data
+from training import formats, included, metrics_file
+from training.data import Reading, batches, load_data
+from training.images import InMemory, digest
 from training.options import Options, UsageError
 
+from attnflow_plugin.metrics import bits_per_dim, dequantize
 from tests.examples.support import arguments
 
 
@@ -29,18 +30,18 @@ def test_digits():
 
 class TestPhotographs:
     def test_split_by_picture(self):
-        assert not set(photographs.TRAIN) & set(photographs.TEST)
+        assert not set(included.TRAIN) & set(included.TEST)
 
     def test_no_pixel_is_on_both_sides(self):
         # Under no name and at no place: no patch is found on both sides.
-        sides = photographs.photographs(8)
+        sides = included.photographs((8, 8))
         train, test = ({patch.numpy().tobytes() for patch in side.images} for side in sides)
         assert len(test) > 5000
         assert not train & test
 
     def test_patches(self):
         image = torch.arange(3 * 5 * 7, dtype=torch.uint8).reshape(3, 5, 7)
-        cut = photographs.patches(image, 2, 2)
+        cut = included.patches(image, (2, 2), (2, 2))
         assert cut.shape == (6, 3, 2, 2)
         assert torch.equal(cut[4], image[:, 2:4, 2:4])
 
@@ -115,13 +116,36 @@ class TestMnist:
         assert (line["data"], line["dims"]) == (name, dims)
 
     @pytest.mark.parametrize(
-        "content", [b"", b"PK\3\4....", idx(np.zeros(4, np.uint8))[:-1], b"\0\0\x0d\1\0\0\0\0"]
+        ("content", "found"),
+        [
+            (b"", "an empty file"),
+            (b"PK\3\4....", "one that begins with b'PK"),
+            (b"\0\0\x0d\1\0\0\0\0", "one that begins with"),
+            (idx(np.zeros(4, np.uint8))[:-1], "expected 4 values of shape \\[4\\], found 3"),
+            (idx(np.zeros((2, 3), np.uint8))[:9], "expected 0 values of shape .*, found 0"),
+            (gzip.compress(idx(np.zeros(4, np.uint8)))[:-3], "expected a whole gzip .* a broken"),
+            (gzip.compress(idx(np.zeros(4, np.uint8)))[:14], "expected a whole gzip .* a broken"),
+            (b"<html>", "expected a whole gzip file, found a broken one .*Not a gzip"),
+        ],
     )
-    def test_broken_file(self, tmp_path, content):
-        path = tmp_path / "train-images-idx3-ubyte"
+    def test_broken_file(self, tmp_path, content, found):
+        path = tmp_path / ("a-idx3-ubyte" + ".gz" * ("gzip" in found))
         path.write_bytes(content)
-        with pytest.raises(UsageError, match="train-images-idx3-ubyte: expected"):
+        with pytest.raises(UsageError, match=f"a-idx3-ubyte.*{found}.*download the file again"):
             formats.read_idx(path)
+
+    @pytest.mark.parametrize(
+        ("name", "array", "message"),
+        [
+            ("train-images-idx3-ubyte", np.zeros((5, 32, 32)), r"28x28, found .*\[5, 32, 32\]"),
+            ("train-labels-idx1-ubyte", np.zeros(4), r"5 labels, .* found shape \[4\]"),
+            ("t10k-labels-idx1-ubyte", np.full(3, 10), "labels from 0 to 9, found 10"),
+        ],
+    )
+    def test_other_content(self, tmp_path, arrays, name, array, message):
+        self.write(tmp_path, arrays | {name: array.astype(np.uint8)})
+        with pytest.raises(UsageError, match=f"{name}: expected .*{message}"):
+            load("mnist", tmp_path)
 
 
 class Python2Pickler(pickle._Pickler):
@@ -143,6 +167,9 @@ class Python2Pickler(pickle._Pickler):
     @staticmethod
     def module(value):
         return value.__module__.replace("numpy._core", "numpy.core")
+
+
+GOOD = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2]}
 
 
 class TestCifar10:
@@ -169,101 +196,35 @@ class TestCifar10:
         assert data.train.labels[2:4].tolist() == labels
         assert data.test.labels.tolist() == written["test_batch"][1]
 
-    def test_code_is_refused(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (pickle.dumps({b"data": print}), r"arrays only, found builtins\.print"),
+            (b"", "EOFError"),
+            (pickle.dumps(GOOD)[:-100], "truncated"),
+            (pickle.dumps([1, 2]), "a broken or another one"),
+            (pickle.dumps({b"data": GOOD[b"data"]}), "KeyError: b'labels'"),
+            (
+                pickle.dumps(GOOD | {b"data": np.zeros((2, 3072))}),
+                r"images as float64 of shape \[2, 3072\]",
+            ),
+            (pickle.dumps(GOOD | {b"data": 1}), "images as int64 of shape"),
+            (pickle.dumps(GOOD | {b"labels": [1]}), "2 labels, one for each"),
+            (pickle.dumps(GOOD | {b"labels": [1, -1]}), "labels from 0 to 9, found -1"),
+            (pickle.dumps(GOOD | {b"labels": ["a", "b"]}), "labels as <U1"),
+        ],
+    )
+    def test_broken_batches_and_code_are_refused(self, tmp_path, content, message):
         for number in range(1, 6):
-            (tmp_path / f"data_batch_{number}").write_bytes(pickle.dumps({b"data": print}))
-        with pytest.raises(pickle.UnpicklingError, match=r"arrays only, found builtins\.print"):
+            (tmp_path / f"data_batch_{number}").write_bytes(pickle.dumps(GOOD))
+        (tmp_path / "data_batch_4").write_bytes(content)
+        with pytest.raises(UsageError, match=f"data_batch_4: expected .*{message}") as raised:
             load("cifar10", tmp_path)
+        assert "\n" not in str(raised.value)
 
     def test_missing(self, tmp_path):
         with pytest.raises(UsageError, match=r"data_batch_1.*torchvision"):
             load("cifar10", tmp_path)
-
-
-def write_image(path, size=(40, 30), colour=(10, 20, 30), mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path)
-
-
-class TestFolder:
-    def test_one_folder(self, tmp_path):
-        for number in range(20):
-            write_image(tmp_path / f"{number:02}.{('png', 'jpg', 'JPEG')[number % 3]}")
-        (tmp_path / "notes.txt").write_text("no image")
-        data = load("folder", tmp_path, size=16)
-        assert (len(data.train), len(data.test)) == (18, 2)
-        assert not set(data.train.paths) & set(data.test.paths)
-        images, _ = data.train.__getitems__([0, 3])
-        assert images.shape == (2, 3, 16, 16)
-        assert images.dtype == torch.uint8
-        assert torch.equal(images[0, :, 3, 3], torch.tensor([10, 20, 30], dtype=torch.uint8))
-
-    @pytest.mark.parametrize("held_out", ["test", "val"])
-    def test_split_by_the_user(self, tmp_path, held_out):
-        write_image(tmp_path / "train" / "cats" / "a.png")
-        write_image(tmp_path / held_out / "b.png")
-        data = load("folder", tmp_path)
-        assert [path.name for path in data.train.paths] == ["a.png"]
-        assert [path.name for path in data.test.paths] == ["b.png"]
-
-    @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-    def test_any_mode_becomes_colour(self, tmp_path, mode):
-        write_image(tmp_path / "a.png", mode=mode)
-        image, _ = files.Files([tmp_path / "a.png"], 8, 8)[0]
-        assert image.shape == (3, 8, 8)
-
-    def test_the_centre_is_kept(self, tmp_path):
-        wide = Image.new("RGB", (60, 20), (0, 0, 0))
-        wide.paste((255, 255, 255), (20, 0, 40, 20))
-        wide.save(tmp_path / "a.png")
-        image, _ = files.Files([tmp_path / "a.png"], 20, 20)[0]
-        assert int(image.min()) == 255
-
-    @pytest.mark.parametrize("count", [0, 3])
-    def test_too_few(self, tmp_path, count):
-        for number in range(count):
-            write_image(tmp_path / f"{number}.png")
-        with pytest.raises(UsageError, match=f"found {count} and 0"):
-            load("folder", tmp_path)
-
-    def test_train_alone(self, tmp_path):
-        write_image(tmp_path / "train" / "a.png")
-        with pytest.raises(UsageError, match="neither test nor val"):
-            load("folder", tmp_path)
-
-
-@pytest.mark.parametrize("below", ["", "celeba"])
-def test_celeba(tmp_path, below):
-    root = tmp_path / below
-    lines = []
-    for number in range(6):
-        name = f"{number + 1:06}.jpg"
-        write_image(root / "img_align_celeba" / name, size=(178, 218))
-        lines.append(f"{name} {number % 3}\n")
-    (root / "list_eval_partition.txt").write_text("".join(lines))
-    data = load("celeba", tmp_path)
-    assert data.image_shape == (3, 64, 64)
-    assert [path.stem for path in data.train.paths] == ["000001", "000004"]
-    assert [path.stem for path in data.test.paths] == ["000003", "000006"]
-    assert data.train[0][0].shape == (3, 64, 64)
-
-
-def test_cityscapes(tmp_path):
-    for part in ("train", "val", "test"):
-        for city in ("aachen", "bonn"):
-            folder = tmp_path / "leftImg8bit" / part / city
-            write_image(folder / f"{city}_000000_000019_leftImg8bit.png", size=(64, 32))
-            write_image(folder / f"{city}_000000_000019_gtFine_color.png", size=(64, 32))
-    data = load("cityscapes", tmp_path, size=16)
-    assert data.image_shape == (3, 16, 32)
-    assert (len(data.train), len(data.test)) == (2, 2)
-    assert {path.parts[-3] for path in data.test.paths} == {"val"}
-
-
-@pytest.mark.parametrize("name", ["celeba", "cityscapes"])
-def test_not_there(tmp_path, name):
-    with pytest.raises(UsageError, match=r"--data-dir: expected .*https://"):
-        load(name, tmp_path)
 
 
 def test_batches_leave_the_global_generator_alone():
@@ -273,3 +234,60 @@ def test_batches_leave_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(images, data.train.images[[3, 1]])
     assert torch.equal(labels, data.train.labels[[3, 1]])
+
+
+class TestReading:
+    def test_size_with_a_shape_of_its_own(self, tmp_path):
+        data = load_data(Options(data="photographs"), Reading(size=(24, 40)))
+        assert data.image_shape == (3, 24, 40)
+        whole = included.picture("coffee")
+        assert torch.equal(data.test.images[1], whole[:, :24, 40:80])
+        for name in ("segmentation", "disparity"):
+            data = load_data(Options(data=name), Reading(size=(24, 40)))
+            assert data.image_shape == data.source_shape == (3, 24, 40)
+
+    def test_five_bits(self):
+        options = Options(data="faces", scale=2)
+        whole, coarse = load_data(options), load_data(options, Reading(bits=5))
+        assert coarse.levels == 32
+        assert coarse.image_shape == whole.image_shape
+        assert coarse.source_shape == whole.source_shape
+        expected, sources = whole.test.__getitems__([3, 4])
+        images, kept = coarse.test.__getitems__([3, 4])
+        assert torch.equal(images, expected // 8)
+        assert torch.equal(kept, sources)
+        assert torch.equal(coarse.test[3][0], images[0])
+        # A model that knows nothing has as many bits as the values do.
+        values = dequantize(images, coarse.levels)
+        assert 0 <= float(values.min()) <= float(values.max()) < 1
+        assert bits_per_dim(torch.zeros(()), coarse.dims, coarse.levels) == 5
+
+    @pytest.mark.parametrize(
+        ("data", "changes", "message"),
+        [
+            ("digits", {"bits": 5}, "--bits: expected images of 256 .* found 17 in digits"),
+            ("faces", {"bits": 9}, "--bits: expected a number from 1 to 8, found 9"),
+            ("faces", {"size": 8}, "--size: the images of faces have a size of their own"),
+            ("photographs", {"size": 0}, "--size: expected at least 1, found 0"),
+            ("photographs", {"size": (8, -8)}, "--size: expected at least 1, found 8x-8"),
+            ("photographs", {"size": 999}, "--size: expected at most 512x512, .* found 999x999"),
+            ("photographs", {"channels": 1}, "--channels: the images of photographs have"),
+            ("folder", {"channels": 2}, "--channels: expected 1 or 3, found 2"),
+            ("folder", {"background": "wite"}, "--background: expected a colour.* found 'wite'"),
+        ],
+    )
+    def test_what_does_not_go(self, data, changes, message):
+        with pytest.raises(UsageError, match=message):
+            load_data(Options(data=data), Reading(**changes))
+
+
+def test_fingerprints_of_values():
+    digits = load_data(Options())
+    assert digits.fingerprint == load_data(Options()).fingerprint
+    assert digits.fingerprint != load_data(Options(data="faces")).fingerprint
+    images = digits.train.images.clone()
+    images[5, 0, 3, 3] += 1
+    changed = InMemory(images, digits.train.labels)
+    assert digest(changed) != digest(digits.train)
+    relabelled = InMemory(digits.train.images, digits.train.labels.flip(0))
+    assert digest(relabelled) != digest(digits.train)

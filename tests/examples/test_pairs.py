@@ -1,5 +1,6 @@
 """Pairs of images: from the pictures of scikit-image, and from folders."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -7,18 +8,28 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from PIL import Image
-from training.data import batches, load_data
-from training.disparity import disparity
-from training.faces import faces
-from training.images import InMemory
+from matplotlib import colormaps
+from PIL import Image, ImageOps
+from training import picture as picture_file
+from training.data import Reading, batches, load_data
+from training.files import held_out
+from training.images import InMemory, LowResolution, Pairs
+from training.included import (
+    CLASSES,
+    COLOURS,
+    TEST,
+    TRAIN,
+    disparity,
+    faces,
+    patches,
+    picture,
+    segmented_photographs,
+)
 from training.options import Options, UsageError
 from training.paired_files import PairedFiles, find_pairs
-from training.pairs import LowResolution, Pairs
-from training.photographs import TEST, TRAIN, patches, picture
-from training.segmentation import CLASSES, COLOURS, segmented_photographs
 
 from attnflow_plugin.metrics import downscale
+from tests.examples.awkward import lying, oriented
 
 
 def rows(images):
@@ -72,7 +83,7 @@ class TestFaces:
 
 @pytest.fixture(scope="module")
 def segmented():
-    return segmented_photographs(32)
+    return segmented_photographs((32, 32))
 
 
 class TestSegmentation:
@@ -83,7 +94,7 @@ class TestSegmentation:
     def test_other_pictures_to_test_on(self, segmented):
         train, test = segmented
         for pairs, names, stride in ((train, TRAIN, 16), (test, TEST, 32)):
-            cut = torch.cat([patches(picture(name), 32, stride) for name in names])
+            cut = torch.cat([patches(picture(name), (32, 32), (stride, stride)) for name in names])
             assert torch.equal(pairs.images, cut)
         assert not rows(train.images) & rows(test.images)
 
@@ -107,7 +118,7 @@ class TestSegmentation:
         assert own > 3 * others
 
     def test_repeatable(self, segmented):
-        again = segmented_photographs(32)
+        again = segmented_photographs((32, 32))
         for first, second in zip(segmented, again, strict=True):
             assert torch.equal(first.labels, second.labels)
 
@@ -135,21 +146,21 @@ def explained(pairs, shift):
 
 class TestDisparity:
     def test_shapes(self):
-        for pairs in disparity(32):
+        for pairs in disparity((32, 32)):
             check_shapes(pairs, (3, 32, 32), (3, 32, 32))
 
     def test_regions_are_disjoint(self):
-        train, test = disparity(16)
+        train, test = disparity((16, 16))
         whole = picture("motorcycle")
         border = int(0.7 * whole.shape[-1])
-        assert torch.equal(train.images, patches(whole[..., :border], 16, 8))
-        assert torch.equal(test.images, patches(whole[..., border:], 16, 16))
+        assert torch.equal(train.images, patches(whole[..., :border], (16, 16), (8, 8)))
+        assert torch.equal(test.images, patches(whole[..., border:], (16, 16), (16, 16)))
 
     def test_near_is_bright_and_unknown_is_black(self):
         values = torch.from_numpy(skimage.data.stereo_motorcycle()[2])
         nearest = values[values.isfinite()].max()
-        train, _ = disparity(16)
-        values = patches(values[None, :, : int(0.7 * values.shape[1])], 16, 8)
+        train, _ = disparity((16, 16))
+        values = patches(values[None, :, : int(0.7 * values.shape[1])], (16, 16), (8, 8))
         known = values.isfinite()
         assert not known.all()
         for channel in range(3):
@@ -171,23 +182,26 @@ def write_pairs(folder, count, **options):
 
 
 class TestFolders:
-    def test_every_tenth_to_test_on(self, tmp_path):
-        write_pairs(tmp_path, 20)
+    def test_a_tenth_to_test_on(self, tmp_path):
+        write_pairs(tmp_path, 60)
         train, test = find_pairs(tmp_path)
-        assert [target.stem for target, _ in test] == ["09", "19"]
-        assert len(train) == 18
+        names = [f"{number:02}" for number in range(60)]
+        assert [target.stem for target, _ in test] == [*itertools.compress(names, held_out(names))]
+        assert len(train) + len(test) == 60
+        assert all(target.stem == source.stem for target, source in train + test)
         check_shapes(PairedFiles(train, 8, 16), (3, 8, 16), (3, 8, 16))
         targets, sources = PairedFiles(train, 8, 16).__getitems__([2, 5])
-        assert targets[:, :, 3, 3].tolist() == [[2, 0, 0], [5, 0, 0]]
-        assert sources[:, :, 3, 3].tolist() == [[0, 2, 0], [0, 5, 0]]
+        numbers = [int(train[index][0].stem) for index in (2, 5)]
+        assert targets[:, :, 3, 3].tolist() == [[number, 0, 0] for number in numbers]
+        assert sources[:, :, 3, 3].tolist() == [[0, number, 0] for number in numbers]
 
-    @pytest.mark.parametrize("held_out", ["test", "val"])
-    def test_split_by_the_user(self, tmp_path, held_out):
+    @pytest.mark.parametrize("part", ["test", "val"])
+    def test_split_by_the_user(self, tmp_path, part):
         write_pairs(tmp_path / "train", 3)
-        write_pairs(tmp_path / held_out, 2)
+        write_pairs(tmp_path / part, 2)
         train, test = find_pairs(tmp_path)
         assert (len(train), len(test)) == (3, 2)
-        assert all(held_out in path.parts for pair in test for path in pair)
+        assert all(part in path.parts for pair in test for path in pair)
 
     def test_names_match_below_and_with_other_endings(self, tmp_path):
         write(tmp_path / "target" / "a" / "1.JPG")
@@ -195,8 +209,11 @@ class TestFolders:
         write(tmp_path / "target" / "b" / "1.jpg")
         write(tmp_path / "source" / "b" / "1.png")
         (tmp_path / "source" / "notes.txt").write_text("no image")
-        with pytest.raises(UsageError, match="found 2 and 0"):
-            find_pairs(tmp_path)
+        train, test = find_pairs(tmp_path)
+        (tmp_path / "source" / "._1.png").write_bytes(b"no image")
+        assert find_pairs(tmp_path) == (train, test)
+        names = {(target.parent.name, source.parent.name) for target, source in train + test}
+        assert names == {("a", "a"), ("b", "b")}
 
     def test_labels_are_not_mixed(self, tmp_path):
         random = np.random.default_rng(0)
@@ -268,13 +285,156 @@ class TestFolders:
         with pytest.raises(UsageError, match="neither test nor val"):
             find_pairs(tmp_path)
 
-    @pytest.mark.parametrize("count", [0, 3])
-    def test_too_few(self, tmp_path, count):
-        write_pairs(tmp_path, count)
-        for part in ("source", "target"):
-            (tmp_path / part).mkdir(exist_ok=True)
-        with pytest.raises(UsageError, match=f"found {count} and 0"):
+    def test_too_few(self, tmp_path):
+        write_pairs(tmp_path, 1)
+        with pytest.raises(UsageError, match=r"found 0 and 1; about 10% of all, and at least one"):
             find_pairs(tmp_path)
+
+
+def save(path, values, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    image.save(path, **options)
+
+
+def load_pairs(folder, backbone="glow", **changes):
+    options = Options(data="pairs", data_dir=folder, out=folder / "out", backbone=backbone)
+    return load_data(options, Reading(**changes))
+
+
+class TestAlignment:
+    """A photograph and its map are the same pixels, so that the two are equal if they align."""
+
+    PIXELS = np.random.default_rng(0).integers(0, 256, (16, 8, 3), dtype=np.uint8)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("upright_map", [True, False])
+    def test_turned_photographs(self, tmp_path, orientation, upright_map):
+        stored = lying(self.PIXELS, orientation)
+        exif = oriented(orientation)
+        for number in range(2):
+            save(tmp_path / "target" / f"{number}.png", stored, exif=exif)
+            # Drawn on what a viewer shows, or turned together with it.
+            if upright_map:
+                save(tmp_path / "source" / f"{number}.png", self.PIXELS)
+            else:
+                save(tmp_path / "source" / f"{number}.png", stored, exif=exif)
+        data = load_pairs(tmp_path, size=(16, 8))
+        target, source = data.train[0]
+        assert np.array_equal(target.permute(1, 2, 0), self.PIXELS)
+        assert torch.equal(target, source)
+        unsure = upright_map and 2 <= orientation <= 4
+        assert ("are turned by EXIF and their sources are not" in data.remark) is unsure
+
+    @pytest.mark.parametrize("orientation", range(5, 9))
+    @pytest.mark.parametrize("ending", ["png", "tif"])
+    def test_maps_of_photographs_that_lie_down(self, tmp_path, orientation, ending):
+        # Drawn on the pixels of the file, which the shape of the map tells.
+        stored = lying(self.PIXELS, orientation)
+        for number in range(2):
+            save(tmp_path / "target" / f"{number}.{ending}", stored, exif=oriented(orientation))
+            save(tmp_path / "source" / f"{number}.png", stored)
+        target, source = load_pairs(tmp_path, size=(16, 8)).train[0]
+        assert np.array_equal(target.permute(1, 2, 0), self.PIXELS)
+        assert torch.equal(target, source)
+
+    def test_other_shapes_are_refused(self, tmp_path):
+        write_pairs(tmp_path, 3)
+        write(tmp_path / "source" / "01.png", size=(30, 40))
+        message = r"source/01\.png: expected the shape of .*target/01\.png, 40x30 .* found 30x40"
+        with pytest.raises(UsageError, match=message):
+            load_pairs(tmp_path)
+        data = load_pairs(tmp_path, broken="skip")
+        assert (len(data.train) + len(data.test), data.skipped) == (2, 1)
+
+    def test_smaller_sources(self, tmp_path):
+        for number in range(2):
+            write(tmp_path / "target" / f"{number}.png", size=(41, 30))
+            write(tmp_path / "source" / f"{number}.png", size=(10, 7))
+        assert load_pairs(tmp_path).source_shape == (3, 32, 32)
+
+
+class TestMaps:
+    IDS = np.random.default_rng(0).choice([0, 1, 7, 255], (40, 60)).astype(np.uint8)
+
+    def write(self, folder, image, name="{}.png"):
+        for number in range(2):
+            write(folder / "target" / name.format(number), size=(60, 40))
+            save(folder / "source" / f"{number}.png", image)
+
+    def test_class_ids_become_classes(self, tmp_path):
+        self.write(tmp_path, self.IDS)
+        data = load_pairs(tmp_path, size=(40, 60))
+        assert data.source_shape == (4, 40, 60)
+        assert "maps of 4 classes" in data.remark
+        _, source = data.train[0]
+        for channel, value in enumerate((0, 1, 7, 255)):
+            assert torch.equal(source[channel], torch.from_numpy((value == self.IDS) * 255))
+
+    def test_resized_without_mixing(self, tmp_path):
+        self.write(tmp_path, self.IDS)
+        _, source = load_pairs(tmp_path, size=(13, 17)).train[0]
+        assert source.unique().tolist() == [0, 255]
+        assert (source == 255).sum(0).unique().tolist() == [1]
+
+    def test_palettes(self, tmp_path):
+        image = Image.fromarray(self.IDS // 32)
+        image.putpalette([0, 0, 0] * 7 + [9, 200, 9])
+        self.write(tmp_path, image)
+        # The indices, of which several may have one colour.
+        assert load_pairs(tmp_path).source_shape == (2, 32, 32)
+        _, source = load_pairs(tmp_path, maps="colours").train[0]
+        assert source.flatten(1).unique(dim=1).T.tolist() == [[0, 0, 0], [9, 200, 9]]
+
+    def test_colours(self, tmp_path):
+        self.write(tmp_path, np.stack([self.IDS, self.IDS // 2, 255 - self.IDS], -1))
+        data = load_pairs(tmp_path, size=(13, 17))
+        assert data.source_shape == (3, 13, 17)
+        assert "maps in colours" in data.remark
+        _, source = data.train[0]
+        found = source.flatten(1).unique(dim=1).T.tolist()
+        assert found == [[0, 0, 255], [1, 0, 254], [7, 3, 248], [255, 127, 0]]
+        _, source = load_pairs(tmp_path, maps="classes").train[0]
+        assert source.shape == (4, 32, 32)
+
+    def test_pictures(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        for image in (noise, noise[..., 0]):
+            self.write(tmp_path, image)
+            data = load_pairs(tmp_path, size=(13, 17))
+            assert "maps" not in data.remark
+            _, source = data.train[0]
+            expected = Image.fromarray(image).convert("RGB")
+            fitted = ImageOps.fit(expected, (17, 13), Image.Resampling.LANCZOS)
+            assert np.array_equal(source.permute(1, 2, 0), fitted)
+
+    def test_a_flow_of_the_sources_needs_their_shape(self, tmp_path):
+        self.write(tmp_path, self.IDS)
+        data = load_pairs(tmp_path, backbone="full-glow")
+        assert data.source_shape == data.image_shape == (3, 32, 32)
+        assert data.train[0][1].unique().tolist() == [0, 1, 7, 255]
+        data = load_pairs(tmp_path, backbone="full-glow", channels=1)
+        assert data.source_shape == data.image_shape == (1, 32, 32)
+
+    def test_grey_images_from_colours(self, tmp_path):
+        self.write(tmp_path, np.stack([self.IDS] * 3, -1))
+        data = load_pairs(tmp_path, channels=1)
+        assert (data.image_shape, data.source_shape) == ((1, 32, 32), (3, 32, 32))
+
+    def test_too_many_values(self, tmp_path):
+        self.write(tmp_path, np.arange(2400, dtype=np.uint16).reshape(40, 60))
+        message = r"source/\d\.png: expected at most 256 different values in a map, found more"
+        with pytest.raises(UsageError, match=message):
+            load_pairs(tmp_path, maps="classes")
+
+    def test_painted_in_the_picture(self, tmp_path):
+        self.write(tmp_path, self.IDS)
+        maps = torch.stack([load_pairs(tmp_path).train[0][1]] * 4) / 255
+        picture_file.draw([], {"condition": maps}, tmp_path / "progress.png")
+        drawn = Image.open(tmp_path / "progress.png").convert("RGB")
+        colours = {colour for _, colour in drawn.getcolors(1 << 24)}
+        expected = (colormaps["tab20"].resampled(4)(range(4))[:, :3] * 255).round().astype(int)
+        assert {tuple(map(int, colour)) for colour in expected} <= colours
 
 
 class TestCityscapes:
