@@ -75,6 +75,15 @@ def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:
     return rearrange(event, f"b {event_side} -> b {token_side}", **_axis_sizes(patches))
 
 
+def _from_tokens(tokens: Tensor, shape: torch.Size, patches: Sequence[int]) -> Tensor:
+    """Undo :func:`to_tokens` for the tokens ``(N, P)`` of an event of shape ``(C, *S)``."""
+    event_side, token_side = _patterns(len(shape), len(patches))
+    cut = shape[-len(patches) :]
+    edges = {f"e{k + 1}": size // patches[k] for k, size in enumerate(cut)}
+    sizes = {**_axis_sizes(patches), **edges}
+    return rearrange(tokens[None], f"b {token_side} -> b {event_side}", **sizes)[0]
+
+
 def token_layout(
     mask: MaskKind,
     event: Tensor,
@@ -118,7 +127,8 @@ def _build_layout(
     places = torch.arange(shape.numel(), device=device)
     memory = places.reshape(*shape[1:], shape[0]).movedim(-1, 0) if channels_last else places
     gather = to_tokens(memory.reshape(1, *shape), patches)[0]
-    scatter = torch.empty_like(places).index_copy(0, gather.flatten(), places)
+    scatter = _from_tokens(places.reshape(gather.shape), shape, patches)
+    scatter = scatter.movedim(0, -1) if channels_last else scatter
     passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)
     # Features that fill up the last group count as passing: they are zero on the way in and out.
     attended = _deal((~passing).to(dtype), groups, channels)[0]
@@ -127,7 +137,7 @@ def _build_layout(
     classes = None if pairs or alike else _classes(passing[0])
     return TokenLayout(
         gather.flatten(),
-        scatter,
+        scatter.flatten(),
         passing[0].to(dtype),
         _coupled(attended) if pairs and not alike else None,
         classes,

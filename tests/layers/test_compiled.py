@@ -106,6 +106,13 @@ def test_gradients_of_the_default_backend_without_that_of_the_input():
     assert_compiled_like_eager(layer, z, "to_data", "inductor", needs_gradient=False)
 
 
+@pytest.mark.parametrize("direction", ["to_latent", "to_data"])
+def test_gradients_of_a_single_vector(direction):
+    # An index that is read from and written to in one loop would not compile.
+    layer, x = randomised(itrans(6).build(), 0.3), torch.randn(1, 6)
+    assert_compiled_like_eager(layer, x, direction, "inductor")
+
+
 def test_gradients_of_a_whole_model():
     options = {"levels": 1, "steps": 1, "hidden_channels": 4}
     model = normflows.build_glow(
