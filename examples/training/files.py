@@ -87,6 +87,10 @@ def find_images(folder: Path, excluded: Sequence[Path] = ()) -> dict[str, Path]:
     found: dict[str, Path] = {}
     others: list[str] = []
     seen = {_identity(path) for path in excluded if path.is_dir()}
+    if _identity(folder) in seen:
+        raise UsageError(
+            f"--out: expected a folder other than that of the data, found {printable(folder)}"
+        )
     # Folders before links to folders: a new link must not give a new name to what is known.
     folders, links = [("", str(folder))], list[tuple[str, str]]()
     while folders or links:

@@ -102,7 +102,7 @@ class PairedFiles:
             source = read_map(source_path)
         else:
             source = read(source_path, _mode(self.source_shape), self.background)
-        if self.fit != "crop" and _lies_down(source.size, target.size):
+        if _lies_down(source.size, target.size):
             source = turned(source, orientation_of(target_path))
         if self.fit == "crop" and target.size != source.size:
             raise UsageError(

@@ -110,29 +110,45 @@ def printable(path: Path) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file; whatever goes wrong with it names it in one line."""
-    Image.init()
-    known = [each for each in _FORMATS if each in Image.OPEN]
     try:
-        with Image.open(path, formats=known) as image:
+        with Image.open(path, formats=_known_formats()) as image:
             yield image
     # Decoders raise anything at a broken file.
     except Exception as error:
         raise UsageError(f"{printable(path)}: {_reason(error, path)}") from error
 
 
+def _known_formats() -> list[str]:
+    # Only these: for some of the others, Pillow would start programs.
+    Image.init()
+    return [each for each in _FORMATS if each in Image.OPEN]
+
+
 def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, FileNotFoundError):
         return "expected a file, found " + ("a link to none" if path.is_symlink() else "none")
     if isinstance(error, UnidentifiedImageError):
-        with path.open("rb") as file:
-            start = file.read(12)
-        found = f"a file that begins with {start!r}" if start else "an empty file"
-        return f"expected an image, as {', '.join(_FORMATS)}, found {found}"
+        return _unknown_content(path)
     if isinstance(error, Image.DecompressionBombError):
         return f"expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, found more"
     if isinstance(error, _UnknownRangeError):
         return str(error)
     return f"expected a whole image, found: {' '.join(str(error).split()) or repr(error)}"
+
+
+def _unknown_content(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(16)
+        for name in _known_formats() if start else ():
+            factory, accepts = Image.OPEN[name]
+            if accepts is not None and accepts(start.ljust(16)) is True:
+                file.seek(0)
+                try:
+                    factory(file, str(path))
+                except Exception as error:
+                    return f"expected a whole image, found a broken or unusual {name}: {error}"
+    found = f"a file that begins with {start[:12]!r}" if start else "an empty file"
+    return f"expected an image, as {', '.join(_FORMATS)}, found {found}"
 
 
 class _UnknownRangeError(ValueError):
@@ -216,8 +232,8 @@ def _brightest(image: Image.Image, values: NDArray[np.float32]) -> float:
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise _UnknownRangeError(
             "expected grey with 8 or 16 bits, or floats from 0 to 1; found whole numbers with a "
-            f"sign or 32 bits, from {values.min():g} to {values.max():g}, of which nobody knows "
-            "which is white; save them in one of those ways"
+            "sign or 32 bits, of which nobody knows which one is white; save them in one of those "
+            "ways"
         )
     # Scanners and cameras also write 12 bits.
     bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))[0]

@@ -47,7 +47,7 @@ class TestFinding:
         assert found.keys() == expected
         assert list(found) == sorted(found)
         assert all(path == tmp_path / name for name, path in found.items())
-        # A folder that the user names is entered, hidden or not.
+        # A folder that is named is entered, hidden or not.
         assert list(find_images(tmp_path / ".g")) == ["h.png"]
 
     def test_links_are_followed(self, tmp_path):
@@ -70,6 +70,11 @@ class TestFinding:
         before = load("folder", tmp_path)
         write_image(tmp_path / "out" / "progress.png")
         assert load("folder", tmp_path).fingerprint == before.fingerprint
+
+    def test_results_among_the_data(self, tmp_path):
+        write_images(tmp_path / "out", 20)
+        with pytest.raises(UsageError, match="--out: expected a folder other than"):
+            load_data(Options(data="folder", data_dir=tmp_path / "out", out=tmp_path / "out"))
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(UsageError, match=r"--data-dir: expected a folder, found none at .*no"):
