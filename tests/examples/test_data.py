@@ -28,35 +28,6 @@ def test_digits():
     assert int(data.train.images.max()) == 16
 
 
-class TestPhotographs:
-    def test_split_by_picture(self):
-        assert not set(included.TRAIN) & set(included.TEST)
-
-    def test_no_pixel_is_on_both_sides(self):
-        # Under no name and at no place: no patch is found on both sides.
-        sides = included.photographs((8, 8))
-        train, test = ({patch.numpy().tobytes() for patch in side.images} for side in sides)
-        assert len(test) > 5000
-        assert not train & test
-
-    def test_patches(self):
-        image = torch.arange(3 * 5 * 7, dtype=torch.uint8).reshape(3, 5, 7)
-        cut = included.patches(image, (2, 2), (2, 2))
-        assert cut.shape == (6, 3, 2, 2)
-        assert torch.equal(cut[4], image[:, 2:4, 2:4])
-
-    def test_load(self, tmp_path):
-        data = load("photographs", tmp_path, size=24)
-        assert data.image_shape == (3, 24, 24)
-        assert data.train.images.dtype == torch.uint8
-        assert (data.levels, data.classes) == (256, 0)
-
-    def test_without_scikit_image(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(__import__("sys").modules, "skimage.data", None)
-        with pytest.raises(UsageError, match="pip install 'scikit-image"):
-            load("photographs", tmp_path)
-
-
 def idx(array):
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     return header + array.tobytes()
