@@ -16,6 +16,7 @@ from training.options import UsageError
 from training.pixels import SUFFIXES, printable, read
 
 Split = tuple[list[Path], list[Path]]
+Labels = tuple[list[str], Sequence[list[int] | None]]
 Item = TypeVar("Item")
 
 TEST_SHARE = 0.1
@@ -23,6 +24,7 @@ HELD_OUT = (
     f"about {TEST_SHARE:.0%} of all, and at least one, are held out to test on, chosen by their "
     "names; folders train and test in it choose others"
 )
+UNLABELLED: Labels = ([], (None, None))
 _CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 # Thumbnails and leftovers that other systems keep beside images; names with a dot are hidden too.
 _IGNORED = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
@@ -150,8 +152,8 @@ def find_folder(folder: Path, excluded: Sequence[Path] = ()) -> Split:
     return checked(folder, train, test)
 
 
-def labels_of(folder: Path, split: Split) -> tuple[list[str], list[list[int]]]:
-    """Classes, and their numbers for the images to train and to test on, or none and zeros.
+def labels_of(folder: Path, split: Split) -> Labels:
+    """Classes, and their numbers for the images to train and to test on.
 
     A class is a folder right below. There are classes if all images are in one of several, and
     training knows those of the test.
@@ -163,7 +165,7 @@ def labels_of(folder: Path, split: Split) -> tuple[list[str], list[list[int]]]:
     ]
     classes = sorted(set(names[0]))
     if len(classes) < 2 or "" in classes or not set(names[1]) <= set(classes):
-        return [], [[0] * len(part) for part in names]
+        return UNLABELLED
     numbers = {name: number for number, name in enumerate(classes)}
     return classes, [[numbers[name] for name in part] for part in names]
 

@@ -95,7 +95,8 @@ def _files(split: files.Split, shape: Size, options: Options, reading: Reading) 
     problems = [each.problem for each in facts]
     split, said = without_broken(split, problems, reading.broken)
     files.checked(options.data_dir, *split, _REST)
-    classes, labels = files.labels_of(options.data_dir, split)
+    classified = options.data == "folder"
+    classes, labels = files.labels_of(options.data_dir, split) if classified else files.UNLABELLED
     train, test = (
         files.Files(
             paths,
@@ -110,7 +111,7 @@ def _files(split: files.Split, shape: Size, options: Options, reading: Reading) 
     return DataSet(
         train,
         test,
-        classes=len(classes) if options.data == "folder" else 0,
+        classes=len(classes),
         remark="; ".join(said),
         skipped=sum(map(bool, problems)),
         fingerprint=files.digest(options.data_dir, *split),

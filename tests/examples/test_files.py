@@ -299,6 +299,7 @@ class TestCelebA:
     )
     def test_where_it_may_lie(self, tmp_path, table, images):
         self.write(tmp_path, table, images)
+        (tmp_path / "train").mkdir()  # Which would mean something in a folder of one's own.
         data = load("celeba", tmp_path)
         assert data.image_shape == (3, 64, 64)
         assert [path.stem for path in data.train.paths] == ["000001", "000004"]
