@@ -62,6 +62,17 @@ class Reading:
         return (height, width) if self.size is None else (self.size, self.size * width // height)
 
 
+def parse_size(text: str) -> int | Size:
+    """A height, or height and width as in ``64x128``."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(
+            f"--size: expected a height or HEIGHTxWIDTH, such as 64 or 64x128, found {text!r}"
+        )
+    height, *width = map(int, sides)
+    return (height, width[0]) if width else height
+
+
 def folder(options: Options, reading: Reading) -> DataSet:
     """A folder of the user's, with folders as classes if all images are in such."""
     split = files.find_folder(options.data_dir, [options.out])

@@ -10,6 +10,7 @@ import torch
 import train
 from training import formats, included, metrics_file
 from training.data import Reading, batches, load_data
+from training.image_files import parse_size
 from training.images import InMemory, digest
 from training.options import Options, UsageError
 
@@ -216,6 +217,13 @@ class TestReading:
         for name in ("segmentation", "disparity"):
             data = load_data(Options(data=name), Reading(size=(24, 40)))
             assert data.image_shape == data.source_shape == (3, 24, 40)
+
+    def test_written_sizes(self):
+        assert parse_size("64") == 64
+        assert parse_size("64x128") == (64, 128)
+        for text in ("", "x", "64x", "-8", "8x8x8", "8.5", "8 x 8"):
+            with pytest.raises(UsageError, match=f"--size: expected .* found '{text}'"):
+                parse_size(text)
 
     def test_five_bits(self):
         options = Options(data="faces", scale=2)
