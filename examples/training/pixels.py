@@ -201,9 +201,10 @@ def _flattened(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
     if not image.has_transparency_data:
         return image, False
     image = image.convert("RGBA")
+    if image.getchannel("A").histogram()[255] == image.width * image.height:
+        return image.convert("RGB"), False
     under = Image.new("RGBA", image.size, ImageColor.getrgb(background)[:3])
-    transparent = image.getchannel("A").histogram()[255] < image.width * image.height
-    return Image.alpha_composite(under, image).convert("RGB"), transparent
+    return Image.alpha_composite(under, image).convert("RGB"), True
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
