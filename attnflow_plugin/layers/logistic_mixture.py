@@ -61,14 +61,16 @@ class LogisticMixture(NamedTuple):
         r"""The x of a logit, and the logarithm of the derivative of the logit there.
 
         The root is found without a graph and gets its derivatives by the implicit function theorem,
-        :math:`dx = (d\,logit - \partial u) / u'`: the quotient below is zero, its gradient is not.
+        :math:`dx = (d\,logit - \partial u) / u'`, from steps of Newton's method that are zero while
+        their gradients are not. The first step gives first derivatives; from there, where the
+        distance to the logit has none left, the second one gives second derivatives.
         """
-        with torch.no_grad():
-            root = self._root(logit)
-            value, log_slope = self.logit_cdf(root)
-            target = logit.detach()
-        zero = (logit - target) - (self.logit_cdf(root)[0] - value)
-        x = root + zero * (-log_slope).clamp(max=LARGEST_LOG_GRADIENT).exp()
+        fixed = LogisticMixture(*(parameter.detach() for parameter in self))
+        x = fixed._root(logit.detach())
+        step_size = (-fixed.logit_cdf(x)[1]).clamp(max=LARGEST_LOG_GRADIENT).exp()
+        for _ in range(2):
+            distance = self._distance(x, logit)
+            x = x - (distance - distance.detach()) * step_size
         return x, self.logit_cdf(x)[1]
 
     def _log_tails(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +86,8 @@ class LogisticMixture(NamedTuple):
     def _root(self, logit: Tensor) -> Tensor:
         """Chandrupatla's method: inverse quadratic interpolation where safe, else bisection.
 
-        A quantile of a mixture lies between those of its components. On accelerators and in
+        A quantile of a mixture lies between those of its components. An entry that has converged
+        stays as it is, so that no row depends on how long others take. On accelerators and in
         compiled graphs the number of steps is fixed: asking whether all entries have converged
         would make the host wait for the device.
         """
@@ -95,7 +98,8 @@ class LogisticMixture(NamedTuple):
         # The bracket is exact; the clamps keep it so where rounding would lose it.
         f1 = self._distance(x1, logit).clamp(max=0)
         f2 = self._distance(x2, logit).clamp(min=0)
-        part = torch.full_like(x1, 0.5)
+        root, part = x1, torch.full_like(x1, 0.5)
+        pending = torch.ones_like(x1, dtype=torch.bool)
         for _ in range(STEPS):
             x = torch.lerp(x1, x2, part)
             f = self._distance(x, logit)
@@ -104,11 +108,14 @@ class LogisticMixture(NamedTuple):
             x3, f3 = torch.where(same, x1, x2), torch.where(same, f1, f2)
             x2, f2 = torch.where(same, x2, x1), torch.where(same, f2, f1)
             x1, f1 = x, f
+            error1, error2 = f1.abs(), f2.abs()
+            root = torch.where(pending, torch.where(error1 < error2, x1, x2), root)
             # NaN never converges; comparisons with it are false, so that nothing waits for it.
-            if may_ask and not bool((torch.minimum(f1.abs(), f2.abs()) > tolerance).any()):
+            pending = pending & (torch.minimum(error1, error2) > tolerance)
+            if may_ask and not bool(pending.any()):
                 break
             part = _interpolated(x1, x2, x3, f1, f2, f3)
-        return torch.where(f1.abs() < f2.abs(), x1, x2)
+        return root
 
 
 def _interpolated(x1: Tensor, x2: Tensor, x3: Tensor, f1: Tensor, f2: Tensor, f3: Tensor) -> Tensor:

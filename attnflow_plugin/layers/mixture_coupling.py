@@ -40,11 +40,11 @@ class MixtureLogisticCoupling(InvertibleLayer):
 
     It is the mixture coupling of Flow++ and mARFlow; there the inverse saturates at values that
     data take. Here log F and log(1 - F) are computed apart and the inverse is found in logit space,
-    which works in single precision for any input, in either direction. Gradients through the
-    inverse are exact, by implicit differentiation.
+    which works in single precision for any input, in either direction. First and second derivatives
+    of the inverse are exact, by implicit differentiation.
 
     **Cost**: one call of the net in either direction, and O(K) per entry; the inverse evaluates the
-    mixtures at most 33 times.
+    mixtures at most 34 times.
 
     Shape:
         ``x``, ``z``: ``(B, C, *S)`` with C of at least two; context ``(B, L)`` or ``(B, L, *S')``.

@@ -88,7 +88,20 @@ def test_gradients_through_the_inverse():
     def quantile(logit, weights, means, log_scales):
         return LogisticMixture(torch.log_softmax(weights, 1), means, log_scales).quantile(logit)
 
-    assert torch.autograd.gradcheck(quantile, (logit, weights, means, log_scales))
+    inputs = (logit, weights, means, log_scales)
+    assert torch.autograd.gradcheck(quantile, inputs)
+    assert torch.autograd.gradgradcheck(quantile, inputs)
+
+
+def test_no_row_depends_on_how_long_others_take():
+    components, logit = torch.randn(3, 32, 8, 50), 4 * torch.randn(32, 50)
+
+    def quantile(rows):
+        weights, means, log_scales = components[:, rows]
+        return LogisticMixture(weights.log_softmax(1), means, log_scales).quantile(logit[rows])[0]
+
+    together = quantile(slice(None))
+    assert torch.equal(torch.cat([quantile([row]) for row in range(32)]), together)
 
 
 def test_gradient_of_the_log_det_of_samples():
