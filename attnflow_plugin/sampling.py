@@ -1,27 +1,31 @@
-"""What sampling needs in both hosts; host-free."""
+"""What sampling, and scoring in a search, need in both hosts; host-free."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = ["without_graph"]
 
-_Drawn = tuple[Tensor, Tensor]
+_Result = TypeVar("_Result", Tensor, tuple[Tensor, Tensor])
 
 
-def without_graph(draw: Callable[[], _Drawn]) -> _Drawn:
-    """Draw samples and log-densities that keep no graph.
+def without_graph(run: Callable[[], _Result]) -> _Result:
+    """Run a model for samples or log-densities that keep no graph.
 
     Some layers compute gradients while they run, as Hamiltonian Monte Carlo does. They cannot
-    without a graph, and draw once more with one.
+    without a graph, and run once more with one.
     """
     try:
         with torch.no_grad():
-            return draw()
+            return run()
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise
     with torch.enable_grad():
-        x, log_prob = draw()
+        result = run()
+    if isinstance(result, Tensor):
+        return result.detach()
+    x, log_prob = result
     return x.detach(), log_prob.detach()

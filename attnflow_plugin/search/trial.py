@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
 from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.running import undisturbed
+from attnflow_plugin.sampling import without_graph
 from attnflow_plugin.search.data import Batch
 from attnflow_plugin.search.placement import Inserter, Placement, device_of
 
@@ -93,11 +94,11 @@ class Trainer:
             loss.backward()
         return float(loss.detach())
 
-    @torch.no_grad()
     def _score(self, model: nn.Module) -> Tensor:
         model.eval()
         batches = [batch.to(device_of(model, batch)) for batch in self.held_out]
-        return torch.cat([self.log_prob(model, *batch).double().cpu() for batch in batches])
+        scores = [without_graph(partial(self.log_prob, model, *batch)) for batch in batches]
+        return torch.cat([score.double().cpu() for score in scores])
 
 
 def _seed(device: torch.device, seed: int) -> None:

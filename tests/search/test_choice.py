@@ -44,6 +44,21 @@ def test_a_context_is_used_if_it_pays(host):
     torch.testing.assert_close(problem.log_prob(), before)
 
 
+def test_layers_that_take_gradients_while_they_run_are_scored(host):
+    def to_latent(self, x, context=None):
+        weights = torch.zeros_like(x).requires_grad_()
+        z = torch.autograd.grad((x @ self.matrix.T * weights).sum(), weights, create_graph=True)[0]
+        return z, x.new_zeros(len(x))
+
+    problem = planted(host)
+    layer = problem.model.get_submodule(NEEDED[host])
+    method = {"normflows": "inverse", "nflows": "forward"}[host]
+    layer.__class__ = type("ByGradient", (type(layer),), {method: to_latent})
+    position = type(layer)
+    result = problem.search("imap", position=position, steps=5, budget=50)
+    assert result.trials[0].gain.finite
+
+
 def test_gains_are_over_a_baseline_that_is_trained_as_long(host):
     """Of wide data normflows' base learns the scale as well as attention; nflows' has none."""
     result = gaussian(host, scale=2.0).search()
