@@ -1,7 +1,7 @@
 """Checking what a model is given: the model itself, batches, contexts and labels; host-free."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
@@ -14,6 +14,7 @@ from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 
 __all__ = [
     "EventSize",
+    "context_rows",
     "explained",
     "require_batch",
     "require_context",
@@ -133,11 +134,14 @@ def require_events(owner: str, x: object, size: EventSize | None) -> None:
 
 
 def require_context(owner: str, context: object, rows: int) -> None:
-    """Raise for what is no tensor with rows, but was meant to become one.
+    """Raise for what is no tensor with rows, but was meant to become one, also in a mapping.
 
     Raises:
         ShapeError: a number, a list or an array.
     """
+    if isinstance(context, Mapping):
+        for entry in context.values():
+            require_context(owner, entry, rows)
     if isinstance(context, Number) or (isinstance(context, Tensor) and context.ndim == 0):
         raise ShapeError(
             f"{owner}: expected the context as a tensor with a row for each of {rows}, found the "
@@ -150,8 +154,29 @@ def require_context(owner: str, context: object, rows: int) -> None:
         )
 
 
+def context_rows(owner: str, context: Tensor | Mapping[str, Tensor]) -> int:
+    """The number of rows of a context, which all tensors of a mapping have.
+
+    Raises:
+        ShapeError: entries of a mapping that are no tensors, or that differ in their rows.
+    """
+    if not isinstance(context, Mapping):
+        return plain_shape(context)[0]
+    found = {
+        name: plain_shape(entry)[0] if isinstance(entry, Tensor) else type(entry).__name__
+        for name, entry in context.items()
+    }
+    rows = set(found.values())
+    if len(rows) != 1 or not isinstance(first := rows.pop(), int):
+        raise ShapeError(
+            f"{owner}: expected contexts by name as tensors with the same number of rows, found "
+            f"{found}"
+        )
+    return first
+
+
 def require_labels(
-    owner: str, labels: Tensor, classes: int, rows: int, *, one_hot: bool, read: bool = False
+    owner: str, labels: object, classes: int, rows: int, *, one_hot: bool, read: bool = False
 ) -> None:
     """Raise unless ``labels`` are class labels.
 

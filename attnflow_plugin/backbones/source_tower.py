@@ -120,13 +120,17 @@ class SourceTower(nn.Module):
         return event, log_det
 
     def _check(self, source: Tensor) -> None:
-        factor, shape = 2 ** len(self.steps), tuple(plain_shape(source))
+        factor = 2 ** len(self.steps)
+        expected = (
+            f"{type(self).__name__}: expected sources of shape (batch, {self.image_channels}, "
+            f"H, W) with H and W divisible by {factor}, found"
+        )
+        if not isinstance(source, Tensor):
+            raise ShapeError(f"{expected} {type(source).__name__}")
+        shape = tuple(plain_shape(source))
         fits = len(shape) == 4 and shape[1] == self.image_channels
         if not fits or shape[2] % factor or shape[3] % factor:
-            raise ShapeError(
-                f"{type(self).__name__}: expected sources of shape (batch, {self.image_channels}, "
-                f"H, W) with H and W divisible by {factor}, found {shape}"
-            )
+            raise ShapeError(f"{expected} {shape}")
 
 
 def _standard_normal(latent: Tensor) -> Tensor:

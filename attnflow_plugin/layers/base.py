@@ -102,6 +102,11 @@ class InvertibleLayer(nn.Module, ABC):
         if not isinstance(context, Mapping):
             return context
         if self.context_name is None:
+            if getattr(self, "context_channels", 0):
+                raise MissingContextError(
+                    f"{type(self).__name__}: expected a context_name of the layer for a mapping of "
+                    f"contexts, found none; set it to one of {sorted(context)}"
+                )
             return None
         if self.context_name not in context:
             raise MissingContextError(

@@ -1,23 +1,30 @@
 """What models of nflows say about their data and labels, and checking it."""
 
 import math
+from collections.abc import Mapping
 
-from nflows.distributions import ConditionalDiagonalNormal, DiagonalNormal, StandardNormal
+from nflows.distributions import (
+    ConditionalDiagonalNormal,
+    DiagonalNormal,
+    Distribution,
+    StandardNormal,
+)
 from nflows.transforms import (
     CompositeTransform,
     MultiscaleCompositeTransform,
     SqueezeTransform,
 )
-from torch import Tensor, nn
+from torch import nn
 
-from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.inputs import (
     EventSize,
+    context_rows,
     require_context,
     require_labels,
     unsqueezed,
 )
+from attnflow_plugin.layers.base import Context
 from attnflow_plugin.nflows.encoded import EncodedTransform
 
 __all__ = ["check_context", "event_size", "require_rows"]
@@ -27,7 +34,7 @@ _PACKAGES = ("nflows", "attnflow_plugin")
 
 
 def check_context(
-    owner: str, model: nn.Module, context: Tensor | None, rows: int, *, read: bool = False
+    owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False
 ) -> None:
     """Raise for a context or labels that the model cannot take.
 
@@ -53,9 +60,20 @@ def check_context(
     if embedding is not None:
         classes = embedding.num_embeddings
         require_labels(owner, context, classes, rows, one_hot=False, read=read)
+    elif isinstance(context, Mapping) and _takes_tensors(model):
+        raise ShapeError(
+            f"{owner}: expected the context as a tensor, found a mapping of {sorted(context)}; "
+            f"nflows makes one tensor of what a Flow is given, so join them, and take them apart "
+            f"in a transform"
+        )
 
 
-def require_rows(owner: str, context: Tensor | None, rows: int) -> None:
+def _takes_tensors(model: nn.Module) -> bool:
+    """Whether the host's own ``log_prob`` runs, which makes a tensor of every context."""
+    return getattr(type(model), "log_prob", None) is Distribution.log_prob
+
+
+def require_rows(owner: str, context: Context, rows: int) -> None:
     """Raise unless there is a context for each row of data.
 
     Raises:
@@ -63,7 +81,7 @@ def require_rows(owner: str, context: Tensor | None, rows: int) -> None:
     """
     if context is None:
         return
-    found = plain_shape(context)[0]
+    found = context_rows(owner, context)
     if found != rows:
         raise ShapeError(f"{owner}: expected a context for each of {rows} rows, found {found}")
 

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, ShapeError
-from attnflow_plugin.inputs import require_context, require_labels, require_temperature
+from attnflow_plugin.inputs import (
+    context_rows,
+    require_context,
+    require_labels,
+    require_temperature,
+)
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows.containers import run_with_context
 from attnflow_plugin.normflows.temperature import tempered
@@ -27,7 +32,9 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         flows: list of flows for each level, latent to data.
         merges: merge operations between levels.
         embedding: turns what the user gives as context into what the layers take, a tensor or a
-            mapping of names to tensors; for instance an ``nn.Embedding`` for class labels.
+            mapping of names to tensors; for instance an ``nn.Embedding`` for class labels. Without
+            one the user may give a mapping, of which each layer takes what its ``context_name``
+            says.
     """
 
     def __init__(
@@ -40,26 +47,26 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         super().__init__(q0, flows, merges, class_cond=False)
         self.embedding = nn.Identity() if embedding is None else embedding
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         """Negative log-likelihood of each row, shape ``(B,)``."""
         return -self.log_prob(x, context)
 
-    def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward_kld(self, x: Tensor, context: Context = None) -> Tensor:
         """Mean negative log-likelihood, the training loss."""
         return -self.log_prob(x, context).mean()
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         """Log-density of each row given its context, shape ``(B,)``."""
         return self._log_prob(x, self._embedded(context, plain_shape(x)[0]))
 
     def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
+        self, x: Tensor, context: Context = None
     ) -> tuple[list[Tensor], Tensor]:
         """Data to latents, with the log-det of shape ``(B,)``."""
         return self._to_latent(x, self._embedded(context, plain_shape(x)[0]))
 
     def forward_and_log_det(
-        self, z: list[Tensor], context: Tensor | None = None
+        self, z: list[Tensor], context: Context = None
     ) -> tuple[Tensor, Tensor]:
         """Latents to data, with the log-det of shape ``(B,)``."""
         return self._to_data(z, self._embedded(context, plain_shape(z[0])[0]))
@@ -98,7 +105,7 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
     def sample(
         self,
         num_samples: int = 1,
-        context: Tensor | None = None,
+        context: Context = None,
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Draw one sample for each row of the context.
@@ -121,24 +128,25 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         if context is None:
             raise MissingContextError("sample: expected a context, found none")
         require_context("sample", context, num_samples)
-        if len(context) not in (1, num_samples):
+        rows = context_rows("sample", context)
+        if rows not in (1, num_samples):
             raise ShapeError(
                 f"sample: expected one context, or one for each of {num_samples} samples, found "
-                f"{len(context)}"
+                f"{rows}"
             )
-        embedded = _repeated(self._embedded(context, len(context)), num_samples)
+        embedded = _repeated(self._embedded(context, rows), num_samples)
         with tempered(list(self.q0), temperature):
             z = [base(num_samples)[0] for base in self.q0]
         x, log_det = self._to_data(z, embedded)
         log_probs = [base.log_prob(latent) for base, latent in zip(self.q0, z, strict=True)]
         return x, sum(log_probs) - log_det
 
-    def _embedded(self, context: Tensor | None, rows: int) -> Context:
+    def _embedded(self, context: Context, rows: int) -> Context:
         name = type(self).__name__
         if context is None:
             raise MissingContextError(f"{name}: expected a context, found none")
         require_context(name, context, rows)
-        found = plain_shape(context)[0]
+        found = context_rows(name, context)
         if found != rows:
             raise ShapeError(f"{name}: expected a context for each of {rows} rows, found {found}")
         if isinstance(self.embedding, nn.Embedding):
