@@ -228,6 +228,7 @@ def build_full_glow(  # noqa: D417
         assembly,
         image_shape,
         levels,
+        steps,
         attention,
         position,
         both_masks,

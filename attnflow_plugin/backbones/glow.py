@@ -155,6 +155,7 @@ def build_glow(  # noqa: D417
         assembly,
         image_shape,
         levels,
+        steps,
         attention,
         position,
         both_masks,

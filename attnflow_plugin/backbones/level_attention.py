@@ -25,6 +25,7 @@ from attnflow_plugin.insertion.factories import (
 from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.running import undisturbed
 from attnflow_plugin.layers.base import Context, InvertibleLayer
+from attnflow_plugin.layers.masked_attention import attention_layers
 from attnflow_plugin.options import positive_int
 
 __all__ = ["attention_of_levels"]
@@ -35,6 +36,7 @@ def attention_of_levels(
     assembly: Assembly[Model],
     image_shape: Sequence[int],
     levels: int,
+    steps: int,
     attention: LevelAttention | None,
     position: StepPosition | Sequence[StepPosition],
     both_masks: bool,
@@ -52,6 +54,7 @@ def attention_of_levels(
         assembly: that of the host.
         image_shape: ``(C, H, W)``.
         levels: number of levels.
+        steps: number of steps in a level.
         attention: an attention, several, or a mapping from levels to that.
         position: one or several.
         both_masks: two layers with complementary masks at each position.
@@ -59,6 +62,7 @@ def attention_of_levels(
         conditional: whether the model hands a context to its layers.
     """
     positive_int(owner, "levels", levels)
+    positive_int(owner, "steps", steps)
     per_level = (
         attention if isinstance(attention, Mapping) else dict.fromkeys(range(levels), attention)
     )
@@ -68,11 +72,14 @@ def attention_of_levels(
         check_attentions(owner, assembly.host, every, both_masks, options)
     factories: dict[int, list[LayerFactory]] = {}
     for level, kinds in kinds_of.items():
-        places = _LevelPlaces(owner, assembly, level, image_shape, conditional)
         own = _options_of_kinds(assembly.host, kinds, options)
-        made = attention_factories(owner, assembly.host, kinds, both_masks, own)
+        factories[level] = attention_factories(owner, assembly.host, kinds, both_masks, own)
+    positions = as_list(position)
+    layers = steps * len(positions) * sum(map(len, factories.values()))
+    for level, made in factories.items():
+        places = _LevelPlaces(owner, assembly, level, image_shape, conditional, layers)
         factories[level] = [partial(places.fitting, make) for make in made]
-    return factories, as_list(position)
+    return factories, positions
 
 
 def _options_of_kinds(
@@ -91,6 +98,7 @@ class _LevelPlaces(Generic[Model]):
     level: int
     image_shape: Sequence[int]
     conditional: bool
+    layers: int
 
     def fitting(self, make: LayerFactory, channels: int) -> nn.Module:
         """Make a layer for events with these channels, and raise unless it takes them.
@@ -117,6 +125,8 @@ class _LevelPlaces(Generic[Model]):
             )
         height, width = (size >> (self.level + 1) for size in self.image_shape[1:])
         self._try(layer, (channels, height, width))
+        for part in attention_layers([layer]):
+            part.share_bounds(self.layers)
         return layer
 
     def _try(self, layer: nn.Module, shape: tuple[int, int, int]) -> None:

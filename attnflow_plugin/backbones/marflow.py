@@ -165,7 +165,7 @@ def build_marflow(  # noqa: D417
     if _has_heads(attention):
         layer_options.setdefault("heads", positive_int(name, "heads", heads))
     factories, positions = attention_of_levels(
-        name, assembly, image_shape, levels, attention, position, both_masks, layer_options
+        name, assembly, image_shape, levels, steps, attention, position, both_masks, layer_options
     )
     recipe = MARFlowRecipe(
         hidden_channels, blocks, dropout, components, prior, with_unused_parameters

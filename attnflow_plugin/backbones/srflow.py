@@ -201,6 +201,7 @@ def build_srflow(  # noqa: D417
         assembly,
         image_shape,
         levels,
+        steps,
         attention,
         position,
         both_masks,

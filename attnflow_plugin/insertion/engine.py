@@ -23,6 +23,7 @@ from attnflow_plugin.insertion.running import Batch, is_out_of_memory, undisturb
 from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Change, Insertion, commit, planned_changes
 from attnflow_plugin.insertion.trial import Trial
+from attnflow_plugin.layers.masked_attention import attention_layers
 
 __all__ = ["insert", "insert_at", "places_in"]
 
@@ -105,6 +106,7 @@ def _plan(
     places = find_places(host, probe, positions)
     insertions, left_out = _build_all(host, places, layers_at)
     require_whole_model(model, [insertion.neighbour for insertion in insertions])
+    _share_bounds(model, insertions)
     if check_domain and not tried:
         require_line(probe, [place for each in insertions for place, _ in each.layers])
     needed = _names(probe.model, probe.ran)
@@ -204,6 +206,13 @@ def _does_nothing(layer: nn.Module, place: Place) -> str:
         f"its mask, so that it could only scale and shift by constants; choose another mask, or "
         f"context_channels for a conditional model"
     )
+
+
+def _share_bounds(model: nn.Module, insertions: Sequence[Insertion]) -> None:
+    """Scales of layers multiply: the more of them a model has, the less each may do."""
+    new = attention_layers(layer for insertion in insertions for _, layer in insertion.layers)
+    for layer in new:
+        layer.share_bounds(len(new) + len(attention_layers([model])))
 
 
 def _names(model: nn.Module, layers: Mapping[nn.Module, None]) -> list[str]:

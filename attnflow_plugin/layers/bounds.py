@@ -2,6 +2,7 @@ r"""How far a layer may move from the identity, whatever is learnt.
 
 One number b in (0, 1) bounds every part of IMap and ITrans: sums of absolute weights stay below b,
 and log-scales and the slope of shifts within :math:`\pm 2 b / 0.95`, which is 2 for the default.
+Near the identity a layer is the same for every b, so a small bound does not make it learn slowly.
 """
 
 from typing import Literal
@@ -18,6 +19,7 @@ __all__ = [
     "bounded_sum",
     "gain_bound_in",
     "log_scale_bound",
+    "shared_bound",
     "soft_bound",
     "strength",
 ]
@@ -28,6 +30,9 @@ Init = Literal["identity", "paper"]
 GAIN_BOUND = 0.95
 #: Bound of log-scales for that b, and of other layers: scales lie in (0.135, 7.39).
 LOG_SCALE_BOUND = 2.0
+#: What the bounds of all layers of a model sum to at most, where they are not given: the scales of
+#: all of them together then lie between 1 / 68 and 68.
+STACK_BOUND = 2.0
 
 
 def soft_bound(value: Tensor, bound: float) -> Tensor:
@@ -35,9 +40,12 @@ def soft_bound(value: Tensor, bound: float) -> Tensor:
     return bound * torch.tanh(value / bound)
 
 
-def bounded_sum(values: Tensor, bound: float, dim: int) -> Tensor:
-    r"""Weights :math:`b v_i / (1 + \sum_j |v_j|)`, whose absolute values sum to less than b."""
-    return bound * values / (1 + values.abs().sum(dim, keepdim=True))
+def bounded_sum(values: Tensor, bound: float, dim: int, slope: float = GAIN_BOUND) -> Tensor:
+    r"""Weights :math:`b v_i / (b / a + \sum_j |v_j|)`, whose absolute values sum to less than b.
+
+    Near zero they are :math:`a v_i`, with the slope a.
+    """
+    return bound * values / (bound / slope + values.abs().sum(dim, keepdim=True))
 
 
 def strength(gain_bound: float) -> float:
@@ -50,12 +58,19 @@ def log_scale_bound(gain_bound: float) -> float:
     return LOG_SCALE_BOUND * strength(gain_bound)
 
 
-def gain_bound_in(owner: str, value: float, init: Init) -> float:
-    """Return ``value`` if it can be the bound of a layer.
+def shared_bound(layers: int) -> float:
+    """The default of b for a model with so many layers of attention."""
+    return min(GAIN_BOUND, STACK_BOUND / layers)
+
+
+def gain_bound_in(owner: str, value: float | None, init: Init) -> float:
+    """The bound of a layer: ``value``, or the default for ``None``.
 
     Raises:
         OptionError: it is outside of (0, 1), or not the default for the paper's layers.
     """
+    if value is None:
+        return GAIN_BOUND
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise OptionError(f"{owner}: expected gain_bound to be in (0, 1), found {value!r}")
     if init == "paper" and value != GAIN_BOUND:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.base import Context, InvertibleLayer
-from attnflow_plugin.layers.bounds import GAIN_BOUND, Init, gain_bound_in, strength
+from attnflow_plugin.layers.bounds import Init, gain_bound_in, shared_bound, strength
 from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.scales import ScaleMap, bounded_scale, raw_scale
 from attnflow_plugin.masks import MaskKind, make_mask, require_positions
-from attnflow_plugin.options import boolean, non_negative_int, one_of
+from attnflow_plugin.options import one_of
 
 __all__ = ["IMap"]
 
@@ -50,7 +50,7 @@ def _build_layout(
     return _Layout(passing, attended, counts, shared, per_channel, per_score)
 
 
-class IMap(InvertibleLayer):
+class IMap(MaskedAttention):
     r"""Invertible map-based attention (iMap): one half of the event scales the other.
 
     With the mask :math:`M`, :math:`x_1 = M x`, :math:`x_2 = (1 - M) x`, the map
@@ -131,20 +131,18 @@ class IMap(InvertibleLayer):
         axis: Axis = "spatial",
         activation: Activation | None = None,
         init: Init = "identity",
-        gain_bound: float = GAIN_BOUND,
+        gain_bound: float | None = None,
         context_channels: int = 0,
     ) -> None:
-        super().__init__(channels)
+        super().__init__(channels, mask, flip, context_channels)
         name = type(self).__name__
-        self.context_channels = non_negative_int(name, "context_channels", context_channels)
-        self.mask = one_of(name, "mask", mask, get_args(MaskKind))
-        self.flip = boolean(name, "flip", flip)
         self.axis = one_of(name, "axis", axis, get_args(Axis))
         self.init = one_of(name, "init", init, get_args(Init))
         if activation is None:
             activation = "sigmoid" if init == "paper" else "exp"
         self.activation = one_of(name, "activation", activation, get_args(Activation))
         self.gain_bound = gain_bound_in(name, gain_bound, self.init)
+        self._has_default_bound = gain_bound is None
         if (init, activation) == ("paper", "exp"):
             raise OptionError(
                 f'{name}: expected activation "sigmoid" or "softmax" with init="paper", found '
@@ -159,17 +157,10 @@ class IMap(InvertibleLayer):
         if init == "paper":
             self._init_as_in_the_paper()
 
-    def attention(self, x: Tensor, context: Context = None) -> Tensor:
-        """The scales of the attended half, ``(B, *S)``, or ``(B, C)`` for ``axis="channel"``.
-
-        Args:
-            x: data, shape ``(B, C, *S)``.
-            context: needed with ``context_channels``; a tensor or a mapping, as in ``to_latent``.
-        """
-        event = self._checked(x)
-        with self._precision(x):
-            scale, _ = self._attend(event, self._layout(event).passing, self._own(context))
-        return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
+    def share_bounds(self, layers: int) -> None:
+        """Choose ``gain_bound`` for a model with so many layers, unless it was given."""
+        if self._has_default_bound:
+            self.gain_bound = shared_bound(layers)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -178,6 +169,11 @@ class IMap(InvertibleLayer):
             f"activation={self.activation!r}, init={self.init!r}, gain_bound={self.gain_bound}, "
             f"context_channels={self.context_channels}"
         )
+
+    def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
+        """The scales of the attended half, ``(B, *S)``, or ``(B, C)`` for ``axis="channel"``."""
+        scale, _ = self._attend(event, self._layout(event).passing, context)
+        return scale.reshape(event.shape[:1] + event.shape[2:]) if self.axis == "spatial" else scale
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout = self._layout(x)

@@ -2,7 +2,8 @@ r"""Maps from attention scores to positive scales, each returned with its logari
 
 The bounded maps serve ``init="identity"``. Zero scores give a scale of exactly one and a log-scale
 of exactly zero, and both ends are bounded, so neither direction can divide by something near zero.
-Their strength a, one by default, is in proportion to the bound of the log-scale and to its slope.
+Their strength a, one by default, is in proportion to the bound of the log-scale; near zero the maps
+are the same for every strength.
 The raw maps serve ``init="paper"`` and are the formulas of the supplement.
 
 Every map takes scores of shape ``(..., n)``; softmax normalises over the last axis.
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnflow_plugin.layers.bounds import GAIN_BOUND, LOG_SCALE_BOUND
+from attnflow_plugin.layers.bounds import GAIN_BOUND, LOG_SCALE_BOUND, soft_bound
 
 __all__ = ["ScaleMap", "bounded_scale", "raw_scale"]
 
@@ -29,28 +30,28 @@ PAPER_FLOOR = 1e-5
 
 
 def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`1 + 0.98\, a \tanh(m / 2)`: a sigmoid kept away from its ends.
+    r"""Scale :math:`1 + 0.98\, a \tanh(m / 2 a)`: a sigmoid kept away from its ends.
 
     Strengths above one, of gain bounds between 0.95 and 1, take what is left between 0.98 and 1.
     """
-    # tanh(m / 2) = 2 sigma(m) - 1; rsub(t, b, alpha=-c) is c t + b in one pass.
+    # a tanh(m / 2 a) = 2 a sigma(m / a) - a; rsub(t, b, alpha=-c) is c t + b in one pass.
     if strength <= 1:
         amplitude = SIGMOID_AMPLITUDE * strength
     else:
         left = (1 - GAIN_BOUND * strength) / (1 - GAIN_BOUND)
         amplitude = 1 - (1 - SIGMOID_AMPLITUDE) * left
-    scale = torch.rsub(torch.sigmoid(scores), 1 - amplitude, alpha=-2 * amplitude)
+    scale = torch.rsub(torch.sigmoid(scores / strength), 1 - amplitude, alpha=-2 * amplitude)
     return scale, scale.log()
 
 
 def bounded_exp(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`\exp(2 a \tanh(m / 2))`."""
+    r"""Scale :math:`\exp(2 a \tanh(m / 2 a))`."""
     log_scale = _bounded(scores, strength)
     return log_scale.exp(), log_scale
 
 
 def bounded_softmax(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`n \, \mathrm{softmax}(2 a \tanh(m / 2))`: the n scales average to one.
+    r"""Scale :math:`n \, \mathrm{softmax}(2 a \tanh(m / 2 a))`: the n scales average to one.
 
     The log-scale lies in (-4a, 4a), since each scale is a ratio of two numbers within
     :math:`e^{\pm 2 a}`.
@@ -64,7 +65,7 @@ def bounded_softmax(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
 
 
 def _bounded(scores: Tensor, strength: float) -> Tensor:
-    return strength * LOG_SCALE_BOUND * torch.tanh(scores / LOG_SCALE_BOUND)
+    return soft_bound(scores, strength * LOG_SCALE_BOUND)
 
 
 def raw_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@ r"""Second-order attention as the net of a masked affine coupling."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +12,19 @@ from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
 from attnflow_plugin.layers.attention_coupling.windows import Windows, token_windows
-from attnflow_plugin.layers.base import Context, InvertibleLayer
-from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.layers.bounds import log_scale_bound, shared_bound, soft_bound
 from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import patches_per_axis
 from attnflow_plugin.masks import MaskKind, make_mask, require_positions
-from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int, sizes_per_axis
+from attnflow_plugin.options import positive_int, sizes_per_axis
 
 __all__ = ["AttentionCoupling"]
 
 #: The default width is about twice the channels, within these bounds.
 LEAST_WIDTH, LARGEST_WIDTH = 16, 64
+#: The default bound of shifts, in units of that of log-scales: 8 for a single layer.
+SHIFT_TO_SCALE = 4.0
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -41,16 +43,16 @@ def _build_halves(
     return _Halves(passing, 1 - passing, (2 * passing - 1).unsqueeze(0))
 
 
-class AttentionCoupling(InvertibleLayer):
+class AttentionCoupling(MaskedAttention):
     r"""Affine coupling by attention: one half scales and shifts the other, from everywhere.
 
     With the mask :math:`M`, :math:`x_1 = M x`, :math:`x_2 = (1 - M) x`, multi-head attention over
-    the positions of :math:`x_1` and :math:`s = b \tanh(r / b)`,
+    the positions of :math:`x_1`, :math:`s = b \tanh(r / b)` and :math:`t = T \tanh(u / T)`,
 
     .. math::
         e &= \mathrm{elu}(E x_1 + P (2 M - 1) + c), \qquad
             a = \mathrm{softmax}\Bigl(\frac{Q K^T}{\sqrt d} + B\Bigr) V, \qquad
-            (r, t) = O\, \mathrm{elu}(e + a) \\
+            (r, u) = O\, \mathrm{elu}(e + a) \\
         \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = x_2\, e^{s} + t \\
         \text{to data:}\quad & x_1 = z_1, \qquad x_2 = (z_2 - t)\, e^{-s} \\
         \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum_{M = 0} s
@@ -88,7 +90,10 @@ class AttentionCoupling(InvertibleLayer):
             number or one per axis; ``None`` for all. With ``flip`` the windows are shifted by half.
         mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
-        scale_bound: b; scales lie between :math:`e^{-b}` and :math:`e^b`. The shift has no bound.
+        scale_bound: b; scales lie between :math:`e^{-b}` and :math:`e^b`. By default 2, or what
+            ``insert_attention`` and the builders choose for the number of their layers.
+        shift_bound: T, in units of the event: give more where the entries of an event are far
+            larger than one, ``math.inf`` for none. By default 4 b.
         context_channels: channels K of a context that joins the input of E, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
@@ -124,20 +129,22 @@ class AttentionCoupling(InvertibleLayer):
         window: int | Sequence[int] | None = None,
         mask: MaskKind = "spatial-channel",
         flip: bool = False,
-        scale_bound: float = LOG_SCALE_BOUND,
+        scale_bound: float | None = None,
+        shift_bound: float | None = None,
         context_channels: int = 0,
     ) -> None:
-        super().__init__(channels)
+        super().__init__(channels, mask, flip, context_channels)
         name = type(self).__name__
         self.patches = sizes_per_axis(name, "patches", patches)
         self.heads = positive_int(name, "heads", heads)
         self.width = _width(name, channels, heads, width)
         self.kernel = _kernel(name, kernel)
         self.window = sizes_per_axis(name, "window", window)
-        self.mask = one_of(name, "mask", mask, get_args(MaskKind))
-        self.flip = boolean(name, "flip", flip)
-        self.scale_bound = _bound(name, scale_bound)
-        self.context_channels = non_negative_int(name, "context_channels", context_channels)
+        self._given_bounds = (
+            _bound(name, "scale_bound", scale_bound, finite=True),
+            _bound(name, "shift_bound", shift_bound),
+        )
+        self.share_bounds(1)
         self.embedding = nn.Parameter(torch.empty(self.width, channels, *self.kernel))
         self.colour_embedding = nn.Parameter(torch.empty(self.width, channels, *self.kernel))
         inputs = [self.embedding, self.colour_embedding]
@@ -152,17 +159,11 @@ class AttentionCoupling(InvertibleLayer):
         self.output = nn.Parameter(torch.zeros(2, channels, self.width))
         self.output_offset = nn.Parameter(torch.zeros(2, channels))
 
-    def attention(self, x: Tensor, context: Context = None) -> Tensor:
-        """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries.
-
-        Args:
-            x: data, shape ``(B, C, *S)``.
-            context: needed with ``context_channels``; a tensor or a mapping, as in ``to_latent``.
-        """
-        event = self._checked(x)
-        with self._precision(x):
-            features = self._embed(event, self._own(context))
-            return self.attend.weights(features, self._windows(event))
+    def share_bounds(self, layers: int) -> None:
+        """Choose both bounds for a model with so many layers, unless they were given."""
+        scale, shift = self._given_bounds
+        self.scale_bound = scale or log_scale_bound(shared_bound(layers))
+        self.shift_bound = shift or SHIFT_TO_SCALE * self.scale_bound
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -170,8 +171,12 @@ class AttentionCoupling(InvertibleLayer):
             f"{self.channels}, patches={self.patches}, heads={self.heads}, width={self.width}, "
             f"kernel={self.kernel or 1}, window={self.window}, mask={self.mask!r}, "
             f"flip={self.flip}, scale_bound={self.scale_bound}, "
-            f"context_channels={self.context_channels}"
+            f"shift_bound={self.shift_bound}, context_channels={self.context_channels}"
         )
+
+    def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
+        """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries."""
+        return self.attend.weights(self._embed(event, context), self._windows(event))
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._affine(x, context)
@@ -185,9 +190,12 @@ class AttentionCoupling(InvertibleLayer):
         """Log-scale and shift of every entry, zero where it passes."""
         features = self._embed(event, context)
         features = F.elu(features + self.attend(features, self._windows(event)))
-        raw, shift = self._out(features, event).to(event.dtype).unbind(1)
+        raw_scale, raw_shift = self._out(features, event).to(event.dtype).unbind(1)
         attended = self._halves(event).attended
-        return soft_bound(raw, self.scale_bound) * attended, shift * attended
+        shift = raw_shift
+        if self.shift_bound < math.inf:
+            shift = soft_bound(raw_shift, self.shift_bound)
+        return soft_bound(raw_scale, self.scale_bound) * attended, shift * attended
 
     def _embed(self, event: Tensor, context: Tensor | None) -> Tensor:
         """Features of all positions, from the passing half, ``(B, n, width)``."""
@@ -267,7 +275,10 @@ def _width(owner: str, channels: int, heads: int, width: int | None) -> int:
     return width
 
 
-def _bound(owner: str, bound: float) -> float:
-    if not isinstance(bound, (int, float)) or not 0 < bound < math.inf:
-        raise OptionError(f"{owner}: expected scale_bound to be a positive number, found {bound!r}")
+def _bound(owner: str, name: str, bound: float | None, finite: bool = False) -> float | None:
+    if bound is None:
+        return None
+    positive = isinstance(bound, (int, float)) and bound > 0
+    if not positive or (finite and bound == math.inf):
+        raise OptionError(f"{owner}: expected {name} to be a positive number, found {bound!r}")
     return float(bound)

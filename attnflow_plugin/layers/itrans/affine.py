@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound
+from attnflow_plugin.layers.bounds import (
+    LOG_SCALE_BOUND,
+    bounded_sum,
+    log_scale_bound,
+    soft_bound,
+)
 from attnflow_plugin.layers.itrans.low_rank import SlotWeights
 
 __all__ = ["AttentionAffine", "EntrywiseAffine"]
@@ -35,7 +40,7 @@ class AttentionAffine(nn.Module):
     r"""Scale :math:`D = e^s` and shift t of every attended entry, by a 1x1 convolution.
 
     .. math::
-        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / 2), \qquad
+        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta), \qquad
         \beta = 2 b / 0.95
 
     with the gain bound b. The rows of O that give t have absolute values that sum to less than
@@ -52,7 +57,7 @@ class AttentionAffine(nn.Module):
 
     def __init__(self, channels: int, heads: int, context_channels: int, gain_bound: float) -> None:
         super().__init__()
-        self.bound = log_scale_bound(gain_bound)
+        self.gain_bound = gain_bound
         shape = (channels, (1 + heads) * channels + context_channels)
         self.scale = nn.Parameter(torch.zeros(shape))
         self.scale_offset = nn.Parameter(torch.zeros(channels))
@@ -75,10 +80,11 @@ class AttentionAffine(nn.Module):
         inputs = torch.cat([columns, *gathered.unbind(1)], -1)
         # Two products and not the halves of one: where the gradients of the halves are put together
         # again, the default compiler of torch 2.13 gets them wrong on a CPU.
+        bound = log_scale_bound(self.gain_bound)
         raw = F.linear(inputs, self.scale.to(dtype), self.scale_offset.to(dtype))
-        shift = bounded_sum(self.shift.to(dtype), self.bound, -1)
+        shift = bounded_sum(self.shift.to(dtype), bound, -1, LOG_SCALE_BOUND)
         shifts = F.linear(inputs, shift, self.shift_offset.to(dtype))
-        log_scale = self.bound * torch.tanh(raw.reshape(x1.shape) / 2)
+        log_scale = soft_bound(raw.reshape(x1.shape), bound)
         return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)
 
 

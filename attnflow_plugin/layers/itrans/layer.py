@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.layers.base import Context, InvertibleLayer
-from attnflow_plugin.layers.bounds import GAIN_BOUND, Init
+from attnflow_plugin.layers.bounds import Init, gain_bound_in, shared_bound
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.itrans.affine import AttentionAffine
 from attnflow_plugin.layers.itrans.dot_products import dot_products, vector_dot_products
@@ -18,21 +17,22 @@ from attnflow_plugin.layers.itrans.low_rank import (
     SlotWeights,
     require_low_rank_options,
 )
-from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing_for
+from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, RawMixing, mixing_for
 from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
+from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import Patches, patches_per_axis
 from attnflow_plugin.layers.position_bias import RelativePositionBias
 from attnflow_plugin.layers.tokens import TokenLayout, to_tokens, token_layout
 from attnflow_plugin.linalg import AttentionMatrix, LowRankMatrix
 from attnflow_plugin.masks import MaskKind, require_positions
-from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int, sizes_per_axis
+from attnflow_plugin.options import one_of, positive_int, sizes_per_axis
 
 __all__ = ["ITrans"]
 
 Activation = Literal["softmax", "sigmoid"]
 
 
-class ITrans(InvertibleLayer):
+class ITrans(MaskedAttention):
     r"""Invertible transformer-based attention (iTrans): patches mixed by weights from one half.
 
     The event is cut into N patches, the tokens, of P features each. With the mask :math:`M`,
@@ -146,23 +146,20 @@ class ITrans(InvertibleLayer):
         flip: bool = False,
         activation: Activation = "softmax",
         init: Init = "identity",
-        gain_bound: float = GAIN_BOUND,
+        gain_bound: float | None = None,
         position_bias: bool = False,
         value_mixing: bool = False,
         affine: bool = False,
         rank: int | None = None,
         context_channels: int = 0,
     ) -> None:
-        super().__init__(channels)
+        super().__init__(channels, mask, flip, context_channels)
         name = type(self).__name__
         self.patches = _patches_option(name, patches, init)
         self.heads = positive_int(name, "heads", heads)
         self.head_mode = one_of(name, "head_mode", head_mode, get_args(HeadMode))
-        self.mask = one_of(name, "mask", mask, get_args(MaskKind))
-        self.flip = boolean(name, "flip", flip)
         self.activation = one_of(name, "activation", activation, get_args(Activation))
         self.init = one_of(name, "init", init, get_args(Init))
-        self.context_channels = non_negative_int(name, "context_channels", context_channels)
         self.slots = self.position_bias = None
         if rank is None:
             inputs = channels + context_channels
@@ -174,27 +171,20 @@ class ITrans(InvertibleLayer):
         else:
             require_low_rank_options(name, rank, mask, activation, init)
             self.slots = LowRankAttention(heads, rank, channels, context_channels, position_bias)
-        self.mixing = mixing_for(name, heads, head_mode, activation, init, gain_bound)
+        bound = gain_bound_in(name, gain_bound, self.init)
+        self._has_default_bound = gain_bound is None
+        self.mixing = mixing_for(heads, head_mode, activation, init, bound)
         self.value_mixing = (
-            ValueMixing(name, channels, mask, self.flip, gain_bound) if value_mixing else None
+            ValueMixing(name, channels, mask, self.flip, bound) if value_mixing else None
         )
-        self.affine = (
-            AttentionAffine(channels, heads, context_channels, gain_bound) if affine else None
-        )
+        self.affine = AttentionAffine(channels, heads, context_channels, bound) if affine else None
 
-    def attention(self, x: Tensor, context: Context = None) -> Tensor:
-        """The attention weights A between patches, shape ``(B, heads, N, N)``; rows are queries.
-
-        Args:
-            x: data, shape ``(B, C, *S)``.
-            context: needed with ``context_channels``; a tensor or a mapping, as in ``to_latent``.
-        """
-        event = self._checked(x)
-        with self._precision(x):
-            layout, x1, _ = self._halves(event)
-            columns = self._columns(x1, event, self._own(context))
-            attention = self._attention(x1, columns, event, layout)
-            return attention.dense() if isinstance(attention, SlotWeights) else attention
+    def share_bounds(self, layers: int) -> None:
+        """Choose ``gain_bound`` for a model with so many layers, unless it was given."""
+        if self._has_default_bound:
+            for part in (self.mixing, self.value_mixing, self.affine):
+                if part is not None and not isinstance(part, RawMixing):
+                    part.gain_bound = shared_bound(layers)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -204,6 +194,12 @@ class ITrans(InvertibleLayer):
             f"activation={self.activation!r}, init={self.init!r}, "
             f"context_channels={self.context_channels}"
         )
+
+    def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
+        """The attention weights A between patches, ``(B, heads, N, N)``; rows are queries."""
+        layout, x1, _ = self._halves(event)
+        attention = self._attention(x1, self._columns(x1, event, context), event, layout)
+        return attention.dense() if isinstance(attention, SlotWeights) else attention
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout, x1, x2 = self._halves(x)

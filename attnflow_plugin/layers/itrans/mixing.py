@@ -14,7 +14,6 @@ from attnflow_plugin.layers.bounds import (
     LOG_SCALE_BOUND,
     Init,
     bounded_sum,
-    gain_bound_in,
     log_scale_bound,
     soft_bound,
 )
@@ -120,16 +119,11 @@ class RawMixing(nn.Module):
 
 
 def mixing_for(
-    owner: str, heads: int, head_mode: HeadMode, activation: str, init: Init, gain_bound: float
+    heads: int, head_mode: HeadMode, activation: str, init: Init, gain_bound: float
 ) -> BoundedMixing | RawMixing:
-    """The mixing that options ask for.
-
-    Raises:
-        OptionError: a gain bound outside of (0, 1), or one of its own for the raw matrices.
-    """
-    bound = gain_bound_in(owner, gain_bound, init)
+    """The mixing that options ask for."""
     if init == "identity":
-        return BoundedMixing(heads, head_mode, activation, bound)
+        return BoundedMixing(heads, head_mode, activation, gain_bound)
     return RawMixing(heads, head_mode, activation)
 
 
