@@ -93,6 +93,11 @@ def test_gradients_of_layers_with_nets(name):
     assert_compiled_like_eager(layer, x, "to_latent", "aot_eager", context)
 
 
+def test_gradients_of_the_inverse_of_a_mixture():
+    layer, z = randomised(LAYERS["mixture"], 0.2), torch.randn(3, 3, 4, 4)
+    assert_compiled_like_eager(layer, z, "to_data", "aot_eager", torch.randn(3, 2, 4, 4))
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_gradients_of_the_default_backend(name):
     case: Case = FUSED[name]
