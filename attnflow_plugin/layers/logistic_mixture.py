@@ -28,6 +28,8 @@ __all__ = ["LogisticMixture"]
 
 #: Steps of the inversion; 16 suffice for mixtures as they are learnt, the rest is for wild ones.
 STEPS = 28
+#: Steps from a logit within rounding to an x within rounding, where the CDF is flat.
+LAST_STEPS = 2
 #: Bound of the gradient of a quantile, which is infinite in the gap between narrow components.
 LARGEST_LOG_GRADIENT = 30.0
 
@@ -86,10 +88,10 @@ class LogisticMixture(NamedTuple):
     def _root(self, logit: Tensor) -> Tensor:
         """Chandrupatla's method: inverse quadratic interpolation where safe, else bisection.
 
-        A quantile of a mixture lies between those of its components. An entry that has converged
-        stays as it is, so that no row depends on how long others take. On accelerators and in
-        compiled graphs the number of steps is fixed: asking whether all entries have converged
-        would make the host wait for the device.
+        A quantile of a mixture lies between those of its components. A few steps after an entry has
+        converged it stays as it is, so that no row depends on how long others take. On accelerators
+        and in compiled graphs the number of steps is fixed: asking whether all entries have
+        converged would make the host wait for the device.
         """
         may_ask = logit.device.type == "cpu" and in_plain_eager()
         tolerance = 4 * torch.finfo(logit.dtype).eps * (1 + logit.abs())
@@ -99,7 +101,7 @@ class LogisticMixture(NamedTuple):
         f1 = self._distance(x1, logit).clamp(max=0)
         f2 = self._distance(x2, logit).clamp(min=0)
         root, part = x1, torch.full_like(x1, 0.5)
-        pending = torch.ones_like(x1, dtype=torch.bool)
+        since = torch.zeros_like(x1)  # Steps since an entry has converged, that one included.
         for _ in range(STEPS):
             x = torch.lerp(x1, x2, part)
             f = self._distance(x, logit)
@@ -109,10 +111,10 @@ class LogisticMixture(NamedTuple):
             x2, f2 = torch.where(same, x2, x1), torch.where(same, f2, f1)
             x1, f1 = x, f
             error1, error2 = f1.abs(), f2.abs()
-            root = torch.where(pending, torch.where(error1 < error2, x1, x2), root)
+            root = torch.where(since > LAST_STEPS, root, torch.where(error1 < error2, x1, x2))
             # NaN never converges; comparisons with it are false, so that nothing waits for it.
-            pending = pending & (torch.minimum(error1, error2) > tolerance)
-            if may_ask and not bool(pending.any()):
+            since = since + ((since > 0) | ~(torch.minimum(error1, error2) > tolerance))
+            if may_ask and bool((since > LAST_STEPS).all()):
                 break
             part = _interpolated(x1, x2, x3, f1, f2, f3)
         return root
