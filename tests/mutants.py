@@ -108,7 +108,7 @@ class ValuesOfThePassingHalf(ITrans):
 
     def __init__(self, channels):
         super().__init__(channels, value_mixing=True)
-        self.value_mixing = ValueMixing("ITrans", channels, "spatial", self.flip, 0.95)
+        self.value_mixing = ValueMixing("ITrans", channels, "spatial", self.flip)
 
 
 class PassingHalfMoved(ITrans):

@@ -30,20 +30,27 @@ def insert(model, attention, **options):
     return attention_layers([model])
 
 
-def gain_bounds(layer):
-    """All that a layer has of them."""
-    if isinstance(layer, IMap):
-        return {layer.gain_bound}
-    parts = (layer.mixing, layer.value_mixing, layer.affine)
-    return {part.gain_bound for part in parts if part is not None}
+def bounds(layer):
+    """All that an ITrans has, of gains and of log-scales."""
+    parts = [part for part in (layer.mixing, layer.value_mixing, layer.affine) if part is not None]
+    gains = {part.gain_bound for part in parts if hasattr(part, "gain_bound")}
+    return gains, {part.scale_bound for part in parts}
 
 
 @pytest.mark.parametrize(("pairs", "bound"), [(1, 0.95), (2, 0.5), (8, 0.125)])
-@pytest.mark.parametrize(("attention", "options"), [("imap", {}), ("itrans", ALL), ("itrans", {})])
-def test_inserted_layers_share_a_bound(pairs, bound, attention, options):
-    layers = insert(chain(pairs), attention, **options)
+def test_inserted_imaps_share_a_bound(pairs, bound):
+    layers = insert(chain(pairs), "imap")
+    assert [layer.gain_bound for layer in layers] == [bound] * 2 * pairs
+
+
+@pytest.mark.parametrize(
+    ("pairs", "gain", "share"), [(1, 0.95, 0.95), (8, 0.95, 2 / 16), (16, 16 / 32, 2 / 32)]
+)
+@pytest.mark.parametrize("options", [{}, ALL])
+def test_inserted_itrans_share_their_bounds(pairs, gain, share, options):
+    layers = insert(chain(pairs), "itrans", **options)
     assert len(layers) == 2 * pairs
-    assert all(gain_bounds(layer) == {bound} for layer in layers)
+    assert all(bounds(layer) == ({gain}, {2 * (share / 0.95)}) for layer in layers)
 
 
 def test_couplings_share_both_bounds():
@@ -61,7 +68,9 @@ IMapFlow = host_module("normflows").IMap
 
 
 def test_what_is_given_stays():
-    assert all(gain_bounds(layer) == {0.7} for layer in insert(chain(8), "imap", gain_bound=0.7))
+    assert {layer.gain_bound for layer in insert(chain(8), "imap", gain_bound=0.7)} == {0.7}
+    for layer in insert(chain(8), "itrans", gain_bound=0.7, **ALL):
+        assert bounds(layer) == ({0.7}, {2 * (0.7 / 0.95)})
     for layer in insert(chain(8), "coupling", scale_bound=1.5, shift_bound=math.inf):
         assert (layer.scale_bound, layer.shift_bound) == (1.5, math.inf)
     for layer in insert(chain(8), "itrans", init="paper"):

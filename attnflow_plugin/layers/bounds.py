@@ -15,6 +15,7 @@ from attnflow_plugin.errors import OptionError
 __all__ = [
     "GAIN_BOUND",
     "LOG_SCALE_BOUND",
+    "STACK_WEIGHTS",
     "Init",
     "bounded_sum",
     "gain_bound_in",
@@ -30,9 +31,12 @@ Init = Literal["identity", "paper"]
 GAIN_BOUND = 0.95
 #: Bound of log-scales for that b, and of other layers: scales lie in (0.135, 7.39).
 LOG_SCALE_BOUND = 2.0
-#: What the bounds of all layers of a model sum to at most, where they are not given: the scales of
-#: all of them together then lie between 1 / 68 and 68.
+#: What the bounds of the scales of all layers of a model sum to at most, where they are not given:
+#: all together then scale an entry by no more than 68.
 STACK_BOUND = 2.0
+#: The same for weights, which average and do not grow from layer to layer as scales do. Less would
+#: cost quality at the usual depth.
+STACK_WEIGHTS = 16.0
 
 
 def soft_bound(value: Tensor, bound: float) -> Tensor:
@@ -58,9 +62,9 @@ def log_scale_bound(gain_bound: float) -> float:
     return LOG_SCALE_BOUND * strength(gain_bound)
 
 
-def shared_bound(layers: int) -> float:
+def shared_bound(layers: int, total: float = STACK_BOUND) -> float:
     """The default of b for a model with so many layers of attention."""
-    return min(GAIN_BOUND, STACK_BOUND / layers)
+    return min(GAIN_BOUND, total / layers)
 
 
 def gain_bound_in(owner: str, value: float | None, init: Init) -> float:

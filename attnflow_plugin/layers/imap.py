@@ -79,10 +79,11 @@ class IMap(MaskedAttention):
     formula to the letter: :math:`g = \sigma(m + 8) + 10^{-5}` (or the softmax of equation 6),
     :math:`s \sim N(0, 1)`.
 
-    **Depth**: the factors 0.98 and 2 are those of the default ``gain_bound``, b = 0.95, and in
-    proportion to it; above it 0.98 rises to no more than 1. For a stack of :math:`L \ge 3` layers
-    take :math:`b = 2 / L`: the scales of all layers together then stay between 1/68 and 68 with
-    ``exp``, whatever is learnt.
+    **Depth**: these are the scales of the ``gain_bound`` b = 0.95. In general m becomes
+    :math:`m / a`, and the factors 0.98 and 2 become 0.98 a and 2 a, with :math:`a = b / 0.95`
+    (for :math:`a > 1`, 0.98 rises to no more than 1). In a stack of :math:`L \ge 3` layers with
+    :math:`b = 2 / L` the scales of all layers together stay between 1/68 and 68 with ``exp``,
+    whatever is learnt; :meth:`share_bounds` chooses that.
 
     **Where it cannot help**: with ``mask="spatial"``, or a single channel, all channels of a
     position are on one side of the mask, and the map of an attended position is computed from
@@ -101,7 +102,8 @@ class IMap(MaskedAttention):
         activation: the positive scale; by default ``"exp"``, which learned more than the sigmoid on
             digits and as much on photographs, and the paper's ``"sigmoid"`` with ``init="paper"``.
         init: ``"identity"`` or ``"paper"``.
-        gain_bound: b, in (0, 1).
+        gain_bound: b, in (0, 1). By default 0.95, or what :meth:`share_bounds` makes of it;
+            ``insert_attention`` and the builders call that.
         context_channels: channels K of a context that the map also sees, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 

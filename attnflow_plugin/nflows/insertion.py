@@ -32,7 +32,9 @@ def insert_attention(
     data keeps waiting for it. Random states are left as they were, and so is the model if anything
     fails or interrupts.
 
-    With the layers' default ``init="identity"`` the model computes what it computed before.
+    With the layers' default ``init="identity"`` the model computes what it computed before. Bounds
+    that are not among the options are chosen for the number of attention layers that the model has
+    then, so that deep models stay safe to sample.
 
     Inside a ``CompositeTransform`` the new layers join its list, which moves the keys of later
     layers in the ``state_dict``: load old checkpoints first, then insert. Elsewhere the layer and

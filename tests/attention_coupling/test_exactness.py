@@ -72,7 +72,7 @@ def literal(layer, x):
         attended[..., own] = scores.softmax(-1) @ value[..., own]
     raw = torch.einsum("bnw,kcw->kbcn", F.elu(e + attended), layer.output)
     raw, shift = raw + layer.output_offset[:, None, :, None]
-    log_scale = 2 * torch.tanh(raw / 2)
+    log_scale, shift = 2 * torch.tanh(raw / 2), 8 * torch.tanh(shift / 8)
     return torch.where(mask > 0, x, x * log_scale.exp() + shift)
 
 

@@ -6,12 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.layers.bounds import (
-    LOG_SCALE_BOUND,
-    bounded_sum,
-    log_scale_bound,
-    soft_bound,
-)
+from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, bounded_sum, soft_bound
 from attnflow_plugin.layers.itrans.low_rank import SlotWeights
 
 __all__ = ["AttentionAffine", "EntrywiseAffine"]
@@ -40,24 +35,22 @@ class AttentionAffine(nn.Module):
     r"""Scale :math:`D = e^s` and shift t of every attended entry, by a 1x1 convolution.
 
     .. math::
-        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta), \qquad
-        \beta = 2 b / 0.95
+        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta)
 
-    with the gain bound b. The rows of O that give t have absolute values that sum to less than
-    :math:`\beta`, so that not only the scale but also the shear is bounded, whatever is learnt. A
-    context joins the inputs. O and o start at zero, which makes it the identity. A is applied to
-    the passing half, so nothing needs to be inverted here.
+    with the bound :math:`\beta` of log-scales. The rows of O that give t have absolute values that
+    sum to less than :math:`\beta`, so that not only the scale but also the shear is bounded,
+    whatever is learnt. A context joins the inputs. O and o start at zero, which makes it the
+    identity. A is applied to the passing half, so nothing needs to be inverted here.
 
     Args:
         channels: C, the coordinates of a vector.
         heads: H.
         context_channels: channels of the context, or zero.
-        gain_bound: b.
     """
 
-    def __init__(self, channels: int, heads: int, context_channels: int, gain_bound: float) -> None:
+    def __init__(self, channels: int, heads: int, context_channels: int) -> None:
         super().__init__()
-        self.gain_bound = gain_bound
+        self.scale_bound = LOG_SCALE_BOUND
         shape = (channels, (1 + heads) * channels + context_channels)
         self.scale = nn.Parameter(torch.zeros(shape))
         self.scale_offset = nn.Parameter(torch.zeros(channels))
@@ -80,11 +73,10 @@ class AttentionAffine(nn.Module):
         inputs = torch.cat([columns, *gathered.unbind(1)], -1)
         # Two products and not the halves of one: where the gradients of the halves are put together
         # again, the default compiler of torch 2.13 gets them wrong on a CPU.
-        bound = log_scale_bound(self.gain_bound)
         raw = F.linear(inputs, self.scale.to(dtype), self.scale_offset.to(dtype))
-        shift = bounded_sum(self.shift.to(dtype), bound, -1, LOG_SCALE_BOUND)
+        shift = bounded_sum(self.shift.to(dtype), self.scale_bound, -1, LOG_SCALE_BOUND)
         shifts = F.linear(inputs, shift, self.shift_offset.to(dtype))
-        log_scale = soft_bound(raw.reshape(x1.shape), bound)
+        log_scale = soft_bound(raw.reshape(x1.shape), self.scale_bound)
         return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)
 
 

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.layers.bounds import Init, gain_bound_in, shared_bound
+from attnflow_plugin.layers.bounds import (
+    STACK_WEIGHTS,
+    Init,
+    gain_bound_in,
+    log_scale_bound,
+    shared_bound,
+)
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.itrans.affine import AttentionAffine
 from attnflow_plugin.layers.itrans.dot_products import dot_products, vector_dot_products
@@ -17,7 +23,7 @@ from attnflow_plugin.layers.itrans.low_rank import (
     SlotWeights,
     require_low_rank_options,
 )
-from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, RawMixing, mixing_for
+from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing_for
 from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
 from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import Patches, patches_per_axis
@@ -58,10 +64,11 @@ class ITrans(MaskedAttention):
 
     **Depth**: ``gain_bound`` b bounds :math:`|\log c| < 2 b / 0.95` too, since c scales one half of
     the event only. For fixed attention weights the condition number of a layer (in the maximum
-    norm, as a map of both halves) is below :math:`e^{2 b / 0.95} / (1 - b)`. For a stack of
-    :math:`L \ge 3` layers take :math:`b = 2 / L`: whatever is learnt, it stays below 1820 for 3
-    layers, 571 for 16, 514 for 64. V, D and t below move a layer away from the identity in
-    proportion to b, too.
+    norm, as a map of both halves) is below :math:`e^{2 b / 0.95} / (1 - b)`. In a stack of
+    :math:`L \ge 3` layers with :math:`b = 2 / L` it stays below 1820 for 3 layers, 571 for 16, 514
+    for 64, whatever is learnt. V, D and t below have bounds in proportion to b, too.
+    :meth:`share_bounds` chooses :math:`2 / L` for all scales, whose products grow fastest, and
+    :math:`16 / L` for the gains.
 
     **Beyond the paper**, each off by default and zero at the start: ``position_bias`` adds a
     learned number for every head and offset between patches to the scores; ``patches=None`` makes
@@ -105,7 +112,8 @@ class ITrans(MaskedAttention):
         flip: swap the halves; two layers with both values attend to everything.
         activation: G, ``"softmax"`` over the tokens, or ``"sigmoid"`` (divided by N by default).
         init: ``"identity"`` or ``"paper"``.
-        gain_bound: b, in (0, 1).
+        gain_bound: b, in (0, 1). By default 0.95, or what :meth:`share_bounds` makes of it;
+            ``insert_attention`` and the builders call that.
         position_bias: attention knows the offset of patches.
         value_mixing: mix the attended channels of a position.
         affine: scale and shift the attended half.
@@ -171,20 +179,25 @@ class ITrans(MaskedAttention):
         else:
             require_low_rank_options(name, rank, mask, activation, init)
             self.slots = LowRankAttention(heads, rank, channels, context_channels, position_bias)
-        bound = gain_bound_in(name, gain_bound, self.init)
+        self.mixing = mixing_for(heads, head_mode, activation, init)
+        self.value_mixing = ValueMixing(name, channels, mask, self.flip) if value_mixing else None
+        self.affine = AttentionAffine(channels, heads, context_channels) if affine else None
         self._has_default_bound = gain_bound is None
-        self.mixing = mixing_for(heads, head_mode, activation, init, bound)
-        self.value_mixing = (
-            ValueMixing(name, channels, mask, self.flip, bound) if value_mixing else None
-        )
-        self.affine = AttentionAffine(channels, heads, context_channels, bound) if affine else None
+        bound = gain_bound_in(name, gain_bound, self.init)
+        self._set_bounds(bound, log_scale_bound(bound))
 
     def share_bounds(self, layers: int) -> None:
-        """Choose ``gain_bound`` for a model with so many layers, unless it was given."""
+        """Choose the bounds for a model with so many layers, unless ``gain_bound`` was given."""
         if self._has_default_bound:
-            for part in (self.mixing, self.value_mixing, self.affine):
-                if part is not None and not isinstance(part, RawMixing):
-                    part.gain_bound = shared_bound(layers)
+            scale_bound = log_scale_bound(shared_bound(layers))
+            self._set_bounds(shared_bound(layers, STACK_WEIGHTS), scale_bound)
+
+    def _set_bounds(self, gain_bound: float, scale_bound: float) -> None:
+        for part in (self.mixing, self.value_mixing, self.affine):
+            if isinstance(part, (BoundedMixing, ValueMixing)):
+                part.gain_bound = gain_bound
+            if isinstance(part, (BoundedMixing, ValueMixing, AttentionAffine)):
+                part.scale_bound = scale_bound
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""

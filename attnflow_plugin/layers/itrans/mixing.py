@@ -14,7 +14,6 @@ from attnflow_plugin.layers.bounds import (
     LOG_SCALE_BOUND,
     Init,
     bounded_sum,
-    log_scale_bound,
     soft_bound,
 )
 from attnflow_plugin.linalg import identity_like
@@ -30,24 +29,22 @@ class BoundedMixing(nn.Module):
     Every gain :math:`a_h` has a sign of its own. Every row of :math:`|A_h|` sums to at most one,
     hence :math:`\|W\|_\infty \le (1 + b) c` and :math:`\|W^{-1}\|_\infty \le 1 / ((1 - b) c)` for
     every input, and for each principal submatrix. Since c scales one half of the event only, it
-    counts for the conditioning of a stack of layers, and b bounds it as well: :math:`|\log c| < 2 b
-    / 0.95`. All scalars start at zero, which makes W the identity.
+    counts for the conditioning of a stack of layers, and is bounded as well: :math:`|\log c| < 2 b
+    / 0.95`, or less in a deep model. All scalars start at zero, which makes W the identity.
     """
 
-    def __init__(
-        self, heads: int, head_mode: HeadMode, activation: str, gain_bound: float = GAIN_BOUND
-    ) -> None:
+    def __init__(self, heads: int, head_mode: HeadMode, activation: str) -> None:
         super().__init__()
         self.activation = activation
         self.sum_heads = head_mode == "sum" and heads > 1
-        self.gain_bound = gain_bound
+        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
         self.gain = nn.Parameter(torch.zeros(heads))
         self.log_temperature = nn.Parameter(torch.zeros(heads))
         self.log_scale = nn.Parameter(torch.zeros(1 if self.sum_heads else heads))
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
-        return f"gain_bound={self.gain_bound}"
+        return f"gain_bound={self.gain_bound:.3g}, scale_bound={self.scale_bound:.3g}"
 
     def attention(self, scores: Tensor, features: int, bias: Tensor | None = None) -> Tensor:
         """Attention weights A from raw dot products; each row sums to at most one.
@@ -85,7 +82,7 @@ class BoundedMixing(nn.Module):
 
     def log_scales(self, like: Tensor) -> Tensor:
         r""":math:`\log c` of every matrix in the dtype of ``like``, ``(1 or H, 1, 1)``."""
-        return soft_bound(_per_head(self.log_scale, like), log_scale_bound(self.gain_bound))
+        return soft_bound(_per_head(self.log_scale, like), self.scale_bound)
 
 
 class RawMixing(nn.Module):
@@ -119,12 +116,11 @@ class RawMixing(nn.Module):
 
 
 def mixing_for(
-    heads: int, head_mode: HeadMode, activation: str, init: Init, gain_bound: float
+    heads: int, head_mode: HeadMode, activation: str, init: Init
 ) -> BoundedMixing | RawMixing:
     """The mixing that options ask for."""
-    if init == "identity":
-        return BoundedMixing(heads, head_mode, activation, gain_bound)
-    return RawMixing(heads, head_mode, activation)
+    mixing = BoundedMixing if init == "identity" else RawMixing
+    return mixing(heads, head_mode, activation)
 
 
 def _per_head(parameter: Tensor, like: Tensor) -> Tensor:

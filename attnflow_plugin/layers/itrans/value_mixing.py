@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.bounds import bounded_sum, log_scale_bound, soft_bound
+from attnflow_plugin.layers.bounds import GAIN_BOUND, LOG_SCALE_BOUND, bounded_sum, soft_bound
 from attnflow_plugin.linalg import identity_like
 from attnflow_plugin.masks import MaskKind, make_mask
 
@@ -62,7 +62,6 @@ class ValueMixing(nn.Module):
         channels: C.
         mask: pattern of the passing half.
         flip: swap the halves.
-        gain_bound: b.
 
     Raises:
         OptionError: the mask is ``"random"``, where no two positions need share a pattern.
@@ -72,9 +71,7 @@ class ValueMixing(nn.Module):
         has the LU decomposition.
     """
 
-    def __init__(
-        self, owner: str, channels: int, mask: MaskKind, flip: bool, gain_bound: float
-    ) -> None:
+    def __init__(self, owner: str, channels: int, mask: MaskKind, flip: bool) -> None:
         super().__init__()
         if mask == "random":
             raise OptionError(
@@ -82,13 +79,15 @@ class ValueMixing(nn.Module):
                 f'"random"'
             )
         self.channels, self.mask, self.flip = channels, mask, flip
-        self.gain_bound = gain_bound
+        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
         count = int(_together(channels, mask, flip, torch.device("cpu")).sum())
         self.entries = nn.Parameter(torch.zeros(count))
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
-        return f"{self.channels}, gain_bound={self.gain_bound}"
+        return (
+            f"{self.channels}, gain_bound={self.gain_bound:.3g}, scale_bound={self.scale_bound:.3g}"
+        )
 
     def forward(self, attended: Tensor) -> ChannelMatrix:
         """The matrix for a pattern of attended entries.
@@ -104,7 +103,7 @@ class ValueMixing(nn.Module):
         identity = identity_like(table)
         lower = identity + bounded_sum(table.tril(-1), self.gain_bound, -1)
         upper = identity + bounded_sum(table.triu(1), self.gain_bound, -1)
-        log_scale = soft_bound(table.diagonal(), log_scale_bound(self.gain_bound))
+        log_scale = soft_bound(table.diagonal(), self.scale_bound)
         counts = attended.flatten().unflatten(0, (-1, self.channels)).sum(0)
         return ChannelMatrix(lower, upper * log_scale.exp(), log_scale @ counts)
 
