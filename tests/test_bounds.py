@@ -33,8 +33,7 @@ def insert(model, attention, **options):
 def bounds(layer):
     """All that an ITrans has, of gains and of log-scales."""
     parts = [part for part in (layer.mixing, layer.value_mixing, layer.affine) if part is not None]
-    gains = {part.gain_bound for part in parts if hasattr(part, "gain_bound")}
-    return gains, {part.scale_bound for part in parts}
+    return {part.gain_bound for part in parts}, {part.scale_bound for part in parts}
 
 
 @pytest.mark.parametrize(("pairs", "bound"), [(1, 0.95), (2, 0.5), (8, 0.125)])

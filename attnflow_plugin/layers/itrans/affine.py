@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, bounded_sum, soft_bound
+from attnflow_plugin.layers.bounds import (
+    GAIN_BOUND,
+    LOG_SCALE_BOUND,
+    bounded_sum,
+    log_scale_bound,
+    soft_bound,
+)
 from attnflow_plugin.layers.itrans.low_rank import SlotWeights
 
 __all__ = ["AttentionAffine", "EntrywiseAffine"]
@@ -38,9 +44,10 @@ class AttentionAffine(nn.Module):
         (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta)
 
     with the bound :math:`\beta` of log-scales. The rows of O that give t have absolute values that
-    sum to less than :math:`\beta`, so that not only the scale but also the shear is bounded,
-    whatever is learnt. A context joins the inputs. O and o start at zero, which makes it the
-    identity. A is applied to the passing half, so nothing needs to be inverted here.
+    sum to less than :math:`2 b / 0.95`, with the bound b of gains, so that not only the scale but
+    also the shear is bounded, whatever is learnt. A context joins the inputs. O and o start at
+    zero, which makes it the identity. A is applied to the passing half, so nothing needs to be
+    inverted here.
 
     Args:
         channels: C, the coordinates of a vector.
@@ -50,7 +57,7 @@ class AttentionAffine(nn.Module):
 
     def __init__(self, channels: int, heads: int, context_channels: int) -> None:
         super().__init__()
-        self.scale_bound = LOG_SCALE_BOUND
+        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
         shape = (channels, (1 + heads) * channels + context_channels)
         self.scale = nn.Parameter(torch.zeros(shape))
         self.scale_offset = nn.Parameter(torch.zeros(channels))
@@ -74,7 +81,8 @@ class AttentionAffine(nn.Module):
         # Two products and not the halves of one: where the gradients of the halves are put together
         # again, the default compiler of torch 2.13 gets them wrong on a CPU.
         raw = F.linear(inputs, self.scale.to(dtype), self.scale_offset.to(dtype))
-        shift = bounded_sum(self.shift.to(dtype), self.scale_bound, -1, LOG_SCALE_BOUND)
+        slopes = log_scale_bound(self.gain_bound)
+        shift = bounded_sum(self.shift.to(dtype), slopes, -1, LOG_SCALE_BOUND)
         shifts = F.linear(inputs, shift, self.shift_offset.to(dtype))
         log_scale = soft_bound(raw.reshape(x1.shape), self.scale_bound)
         return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)

@@ -68,7 +68,7 @@ class ITrans(MaskedAttention):
     :math:`L \ge 3` layers with :math:`b = 2 / L` it stays below 1820 for 3 layers, 571 for 16, 514
     for 64, whatever is learnt. V, D and t below have bounds in proportion to b, too.
     :meth:`share_bounds` chooses :math:`2 / L` for all scales, whose products grow fastest, and
-    :math:`16 / L` for the gains.
+    :math:`16 / L` for the gains and the slope of shifts.
 
     **Beyond the paper**, each off by default and zero at the start: ``position_bias`` adds a
     learned number for every head and offset between patches to the scores; ``patches=None`` makes
@@ -194,10 +194,8 @@ class ITrans(MaskedAttention):
 
     def _set_bounds(self, gain_bound: float, scale_bound: float) -> None:
         for part in (self.mixing, self.value_mixing, self.affine):
-            if isinstance(part, (BoundedMixing, ValueMixing)):
-                part.gain_bound = gain_bound
             if isinstance(part, (BoundedMixing, ValueMixing, AttentionAffine)):
-                part.scale_bound = scale_bound
+                part.gain_bound, part.scale_bound = gain_bound, scale_bound
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
