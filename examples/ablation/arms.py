@@ -1,5 +1,6 @@
 """The arms: what is put into a plain Glow, or done to it, in groups that are compared."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +18,7 @@ from ablation.control_layers import (
 )
 from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
 from attnflow_plugin.backbones.multiscale import StepPosition
+from attnflow_plugin.layers.masked_attention import attention_layers
 from attnflow_plugin.normflows import AttentionCoupling, ITrans, insert_attention
 
 PLAIN = "plain"
@@ -25,7 +27,7 @@ POSITIONS = get_args(StepPosition)  # The paper counts them from 1.
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "imap": StudiedIMap,
     "itrans": ITrans,
-    "coupling": AttentionCoupling,
+    "coupling": partial(AttentionCoupling, shift_bound=math.inf),
     "scales": ConstantScales,
     "conv": ConvCoupling,
     "pointwise": PointwiseCoupling,
@@ -86,6 +88,8 @@ class Arm:
             example=example,
             position=[POSITIONS[number - 1] for number in self.at],
         )
+        for layer in attention_layers([flow]):
+            layer.share_bounds(1)  # As when the published arms were run.
 
     def fits(self, size: int) -> bool:
         """Whether there are as many patches as asked for in the first level of such images."""
@@ -178,7 +182,6 @@ def _stronger() -> dict[str, Arm]:
         "values": {"value_mixing": True},
         "affine": {"affine": True},
         "affine-values": {"affine": True, "value_mixing": True},
-        "small-gains": {"gain_bound": 0.1},
         "low-rank": {"patches": None, "rank": 8},
         "together": {
             **{"patches": None, "position_bias": True, "heads": 4},
