@@ -27,7 +27,6 @@ AGAINST = {
     "itrans-bias": ("itrans",),
     "itrans-positions": ("itrans", "itrans-auto-patches"),
     "itrans-positions-bias": ("itrans-positions", "itrans-bias-auto-patches"),
-    "itrans-small-gains": ("itrans",),
     "itrans-low-rank": ("itrans", "itrans-positions"),
     "itrans-values": ("itrans",),
     "itrans-affine-values": ("itrans-affine",),
