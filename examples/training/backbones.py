@@ -29,10 +29,17 @@ _CONTEXTS = {
     "srflow": ("source",),
     "full-glow": ("source",),
 }
-_OF_ATTENTION = {
-    *("activation", "heads", "patches", "affine", "position", "both_masks"),
-    *("context_in_attention", "source_attention"),
+ATTENTIONS: dict[str, set[str]] = {
+    "imap": {"activation", "axis", "mask", "init", "gain_bound"},
+    "itrans": {
+        *("activation", "mask", "init", "gain_bound", "heads", "patches", "affine", "head_mode"),
+        *("position_bias", "value_mixing", "rank"),
+    },
+    "coupling": {"mask", "heads", "patches", "width", "kernel", "window", "scale_bound"},
 }
+"""The attentions of the package and the options of their layers."""
+_OF_ANY = {"position", "both_masks", "context_in_attention", "source_attention"}
+_FEW_GREY_LEVELS = {"digits", "mnist", "mnist-3x32x32"}
 
 
 def check_options(options: Options) -> None:
@@ -41,10 +48,9 @@ def check_options(options: Options) -> None:
     _refuse(options, useless, f"--backbone {options.backbone}")
     if options.backbone == "glow" and options.coupling_net != "attention":
         _refuse(options, _OF_ATTENTION_NETS, "--coupling-net conv")
-    if options.attention == "none":
-        _refuse(options, _OF_ATTENTION, "--attention none")
-    if options.attention == "imap":
-        _refuse(options, {"heads", "patches", "affine"}, "--attention imap")
+    kinds, used = attention(options)
+    useless = set().union(*ATTENTIONS.values()) - used.keys() | (set() if kinds else _OF_ANY)
+    _refuse(options, useless, f"--attention {options.attention}")
     if options.context != "source":
         _refuse(options, {"scale"}, f"--context {options.context}")
     if options.context not in _CONTEXTS[options.backbone]:
@@ -52,8 +58,11 @@ def check_options(options: Options) -> None:
         raise UsageError(
             f"--backbone {options.backbone}: expected --context {expected}, found {options.context}"
         )
-    if options.backbone == "srflow" and options.scale is None:
-        raise UsageError("--backbone srflow: expected --scale, how much to enlarge")
+    # A power of two has one bit.
+    if options.backbone == "srflow" and (options.scale or 0).bit_count() != 1:
+        raise UsageError(
+            f"--scale: --backbone srflow enlarges by a power of two, found {options.scale}"
+        )
 
 
 def architecture(options: Options) -> dict[str, Any]:
@@ -66,6 +75,27 @@ def architecture(options: Options) -> dict[str, Any]:
     if options.backbone == "srflow":
         found |= {"scale": options.scale, "image_head": options.pretrain_steps > 0}
     return found
+
+
+def attention(options: Options) -> tuple[list[str], dict[str, Any]]:
+    """The kinds of attention in a step, and the options of their layers that were given."""
+    found: dict[str, Any] = {}
+    if options.attention != "auto":
+        kinds = [] if options.attention == "none" else options.attention.split(",")
+    # What gained most in the project's own comparison, docs/choosing.md.
+    elif options.data in _FEW_GREY_LEVELS:
+        kinds = ["coupling"]
+    else:
+        kinds, found = ["itrans"], {"affine": True}
+    if unknown := [kind for kind in kinds if kind not in ATTENTIONS]:
+        raise UsageError(
+            f"--attention: expected auto, none, or some of {', '.join(ATTENTIONS)} with commas "
+            f"between, found {unknown[0]!r}"
+        )
+    names = set().union(*(ATTENTIONS[kind] for kind in kinds))
+    found |= {name: value for name, value in options.given.items() if name in names}
+    # What is meant by it in Python.
+    return kinds, {name: None if value == "none" else value for name, value in found.items()}
 
 
 def _used(backbone: str) -> set[str]:

@@ -1,26 +1,54 @@
-"""Ctrl-C and SIGTERM ask the run to stop after the step in hand."""
+"""Signals that ask the run to stop: at once, or after the step in hand."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+]
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop. Not an Exception, so that nobody takes it for a fault."""
+
 
 class Interruption:
-    """While active, remembers the first signal; a second one of Ctrl-C kills as usual.
+    """While active, the first signal raises ``Interrupted``; a second Ctrl-C kills as usual.
 
     Truth value: whether a signal has come.
+
+    Args:
+        together: this is one of several processes, which must agree before they stop: nothing is
+            raised but in :meth:`alone`.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
+    def __init__(self, together: bool = False) -> None:
         self.received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._together, self._held = together, False
+        self._of_children: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        for number in self.SIGNALS:
-            self._previous[number] = signal.signal(number, self._remember)
+        if threading.current_thread() is threading.main_thread():
+            # What is ignored, as SIGHUP under nohup, stays so.
+            self._previous = {
+                number: handler
+                for number in SIGNALS
+                if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+            }
+            self.install()
         return self
+
+    def install(self) -> None:
+        """Take the signals, from others too who took them in the meantime, as Lightning does."""
+        for number in self._previous:
+            signal.signal(number, self._remember)
 
     def __exit__(
         self,
@@ -34,12 +62,45 @@ class Interruption:
     def __bool__(self) -> bool:
         return self.received is not None
 
+    def hold(self) -> None:
+        """Raise nothing from here on: what follows must not be torn apart."""
+        if self._held or not self._previous:
+            return
+        self._held = True
+        # A reader that died must not raise here either; fetching the next batch finds out.
+        if hasattr(signal, "SIGCHLD"):
+            self._of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def release(self) -> None:
+        """The end of what :meth:`hold` began."""
+        if self._held:
+            self._held = False
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, self._of_children)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raise in this process, though the others do not: they wait for it anyway."""
+        before, self._together = self._together, False
+        try:
+            if self:
+                raise Interrupted
+            yield
+        finally:
+            self._together = before
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        first, self.received = self.received is None, signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if first and not self._held and not self._together:
+            raise Interrupted
 
 
 def ignore_interruptions(worker: int) -> None:
-    """For processes that read data: Ctrl-C reaches them too, and they must finish the batch."""
-    for number in Interruption.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """For processes that read data: signals to the whole group reach them too.
+
+    They finish the batch in hand, and end with the process that trains. SIGTERM ends them at once:
+    it is how a loader ends one that hangs.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)

@@ -1,20 +1,55 @@
 """The flow of either host behind one set of names."""
 
 import warnings
+from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from training.backbones import architecture, check_options
-from training.data import DataSet
+from training.backbones import architecture, attention, check_options
 from training.evaluation import evaluation_mode
-from training.feed import COARSE
-from training.options import Options
+from training.options import Options, UsageError
 
 # Both hosts call these two inside their 1x1 convolutions; their users can do nothing about it.
 warnings.filterwarnings("ignore", message="torch.(lu|triangular_solve) is deprecated")
+
+COARSE = 4
+"""How much smaller the image is on which ``--context coarse`` conditions."""
+Shape = tuple[int, int, int]
+
+
+class Described(Protocol):
+    """What a model has to know of a data set."""
+
+    @property
+    def image_shape(self) -> Shape: ...
+    @property
+    def source_shape(self) -> Shape | None: ...
+    @property
+    def levels(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def dims(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """The same, without the data."""
+
+    image_shape: Shape
+    source_shape: Shape | None
+    levels: int
+    classes: int
+    dims: int
+
+    @classmethod
+    def of(cls, data: Described) -> "DataInfo":
+        return cls(data.image_shape, data.source_shape, data.levels, data.classes, data.dims)
+
+    as_dict = asdict
 
 
 class Model:
@@ -24,8 +59,9 @@ class Model:
         flow: the model, of the host's own class.
     """
 
-    def __init__(self, options: Options, data: DataSet) -> None:
+    def __init__(self, options: Options, data: Described) -> None:
         check_options(options)
+        check_context(options, data)
         self.host = import_module(f"attnflow_plugin.{options.host}")
         self.samples_have_an_axis = options.host == "nflows" and options.context != "none"
         self.is_joint = options.backbone == "full-glow"
@@ -69,23 +105,20 @@ class Model:
 
 
 def _attention(options: Options) -> dict[str, Any]:
-    kinds = {"imap": ["imap"], "itrans": ["itrans"], "both": ["imap", "itrans"]}
-    if options.attention == "none":
+    kinds, own = attention(options)
+    if not kinds:
         return {}
+    further = ("context_in_attention", "source_attention")
     return {
-        "attention": kinds[options.attention],
-        "attention_options": _given(options, "activation", "heads", "patches", "affine"),
+        "attention": kinds,
+        "attention_options": own,
         "position": options.position,
         "both_masks": options.both_masks,
-        **_given(options, "context_in_attention", "source_attention"),
+        **{name: value for name, value in options.given.items() if name in further},
     }
 
 
-def _given(options: Options, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in options.given.items() if name in names}
-
-
-def _conditioning(options: Options, data: DataSet) -> dict[str, Any]:
+def _conditioning(options: Options, data: Described) -> dict[str, Any]:
     channels, height, width = data.image_shape
     if options.context == "label":
         return {"num_classes": data.classes, "context_shape": ()}
@@ -94,3 +127,24 @@ def _conditioning(options: Options, data: DataSet) -> dict[str, Any]:
     if options.context == "source":
         return {"context_shape": data.source_shape}
     return {}
+
+
+def check_context(options: Options, data: Described) -> None:
+    """Raise if the data set has not what the model shall be conditioned on."""
+    context, (_, height, width) = options.context, data.image_shape
+    if context == "source" and data.source_shape is None:
+        raise UsageError(
+            f"--context source: {options.data} has no sources; --scale makes them, of its images "
+            "at a lower resolution"
+        )
+    if options.backbone == "full-glow" and data.source_shape != data.image_shape:
+        raise UsageError(
+            f"--backbone full-glow: expected sources of the shape of the images, "
+            f"{data.image_shape}, found {data.source_shape}"
+        )
+    if context == "label" and not data.classes:
+        raise UsageError("--context label: this data set has no labels")
+    if context == "coarse" and (height % COARSE or width % COARSE):
+        raise UsageError(
+            f"--context coarse: expected a size divisible by {COARSE}, found {height}x{width}"
+        )

@@ -1,18 +1,26 @@
 """The options of a run: one frozen record, from which the command line is made."""
 
-import argparse
+import math
+import re
+import shlex
+import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import jsonargparse
 
 from training.presets import PRESETS
 
 # What may differ between a run and its continuation. Everything else makes the model or the data.
 FREE = {
     *("out", "data_dir", "device", "workers", "steps", "lr", "warmup", "schedule", "clip"),
-    *("bf16", "compile", "log_every", "evaluate_every", "checkpoint_every", "temperature"),
+    *("bf16", "compile", "recompute", "log_every", "evaluate_every", "checkpoint_every"),
+    "temperature",
 }
 
 DataName = Literal[
@@ -21,9 +29,10 @@ DataName = Literal[
 ]
 Host = Literal["normflows", "nflows"]
 Backbone = Literal["glow", "marflow", "srflow", "full-glow"]
-Attention = Literal["imap", "itrans", "both", "none"]
 Activation = Literal["sigmoid", "softmax", "exp"]
+Mask = Literal["spatial-channel", "spatial", "channel", "random"]
 Position = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
+Patches = int | Literal["auto", "none"]
 Context = Literal["none", "label", "coarse", "source"]
 CouplingNet = Literal["conv", "attention"]
 ScaleMap = Literal["bounded", "sigmoid", "sigmoid_floor", "sigmoid_inv", "exp"]
@@ -41,85 +50,168 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
-class Options:
-    """All of a run; the same options give the same numbers on a CPU."""
+class From:
+    """Numbers from ``low`` on, or above it, to below ``end``."""
 
-    out: Annotated[Path, "folder of the checkpoint, the metrics and the picture"] = Path(
+    low: float
+    above: bool = False
+    end: float = math.inf
+
+    def check(self, name: str, value: float) -> None:
+        if not (self.low < value if self.above else self.low <= value) or not value < self.end:
+            start = f"above {self.low:g}" if self.above else f"from {self.low:g} on"
+            end = "" if self.end == math.inf else f" and below {self.end:g}"
+            raise UsageError(f"{flag(name)}: expected a number {start}{end}, found {value}")
+
+
+POSITIVE, COUNT, NATURAL = From(0, above=True), From(1), From(0)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What to learn from, and where everything goes"""
+
+    out: Annotated[Path, "folder of the checkpoints, the metrics and the picture"] = Path(
         "outputs/train"
     )
-
     data: Annotated[DataName, "data set"] = "digits"
     data_dir: Annotated[Path, "where the files of the data set are"] = Path("data")
-    size: Annotated[int | None, "height of patches, or to which files are resized"] = None
-    scale: Annotated[int | None, "make sources, of images at 1/scale of their size"] = None
+    size: Annotated[int | None, "height of patches, or to which files are resized", COUNT] = None
+    scale: Annotated[int | None, "make sources, of images at 1/scale of their size", From(2)] = None
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """The flow"""
 
     host: Annotated[Host, "library of the flow"] = "normflows"
     backbone: Annotated[Backbone, "kind of flow"] = "glow"
-    attention: Annotated[Attention, "attention in every step of the flow"] = "imap"
-    heads: Annotated[int | None, "heads of iTrans"] = None
-    patches: Annotated[int | None, "patches of iTrans along each axis, else its own choice"] = None
-    affine: Annotated[bool, "iTrans also scales and shifts"] = False
-    activation: Annotated[Activation | None, "activation of the attention, else its own"] = None
-    position: Annotated[Position, "where in a step of the flow"] = "after_coupling"
-    both_masks: Annotated[bool, "a second attention with the complementary mask"] = True
-    levels: Annotated[int, "levels of the flow, each at half the resolution"] = 2
-    depth: Annotated[int, "steps of the flow in a level"] = 4
-    hidden: Annotated[int, "hidden channels of the couplings"] = 64
+    levels: Annotated[int, "levels of the flow, each at half the resolution", COUNT] = 2
+    depth: Annotated[int, "steps of the flow in a level", COUNT] = 4
+    hidden: Annotated[int, "hidden channels of the couplings", COUNT] = 64
     context: Annotated[
         Context, "condition on the class, on the image at 1/4 of its size, or on its source"
     ] = "none"
-    context_in_attention: Annotated[bool, "the attention sees the condition as well"] = False
 
-    # Of some backbones only; without them each has its own.
+
+@dataclass(frozen=True)
+class _Attention:
+    """Attention in every step of the flow"""
+
+    attention: Annotated[
+        str,
+        "none, imap, itrans, coupling, or several with commas between; auto: coupling for digits "
+        "and MNIST, itrans with --affine for other images",
+    ] = "auto"
+    position: Annotated[Position, "where in a step of the flow"] = "after_coupling"
+    both_masks: Annotated[bool, "a second attention with the complementary mask"] = True
+    context_in_attention: Annotated[bool, "the attention sees the condition as well"] = False
+    mask: Annotated[Mask | None, "what passes as it is"] = None
+    init: Annotated[Literal["identity", "paper"] | None, "imap, itrans: first values"] = None
+    activation: Annotated[Activation | None, "imap, itrans: activation"] = None
+    gain_bound: Annotated[float | None, "imap, itrans: bound of the gains", POSITIVE] = None
+    axis: Annotated[Literal["spatial", "channel"] | None, "imap: what gets a scale"] = None
+    heads: Annotated[int | None, "itrans, coupling: heads", COUNT] = None
+    patches: Annotated[
+        Patches | None,
+        "itrans, coupling: patches along each axis, auto, or none: single positions",
+        COUNT,
+    ] = None
+    affine: Annotated[bool, "itrans: also scales and shifts"] = False
+    head_mode: Annotated[Literal["sum", "concat"] | None, "itrans: what heads do together"] = None
+    position_bias: Annotated[bool, "itrans: weights depend on the places as well"] = False
+    value_mixing: Annotated[bool, "itrans: channels are mixed as well"] = False
+    rank: Annotated[int | None, "itrans: weights of low rank", COUNT] = None
+    width: Annotated[int | None, "coupling: channels of its attention", COUNT] = None
+    kernel: Annotated[int | None, "coupling: size of its convolutions", COUNT] = None
+    window: Annotated[int | None, "coupling: edge of what is attended to", COUNT] = None
+    scale_bound: Annotated[float | None, "coupling: bound of its log-scales", POSITIVE] = None
+
+
+@dataclass(frozen=True)
+class _Backbones:
+    """Of some backbones only; without them each has its own"""
+
     scale_map: Annotated[ScaleMap | None, "scale of affine couplings"] = None
     learned_priors: Annotated[bool, "glow: levels predict what they split off"] = False
     coupling_net: Annotated[CouplingNet | None, "glow: nets of the couplings"] = None
     prior: Annotated[Prior | None, "marflow: what predicts what a level splits off"] = None
-    components: Annotated[int | None, "marflow: components of the mixtures"] = None
-    blocks: Annotated[int | None, "marflow, --coupling-net attention: blocks of the nets"] = None
-    dropout: Annotated[float | None, "the same: dropout of the nets, in training only"] = None
-    rrdb_blocks: Annotated[int | None, "srflow: blocks of the encoder"] = None
-    rrdb_channels: Annotated[int | None, "srflow: channels of the encoder"] = None
-    rrdb_growth_channels: Annotated[int | None, "srflow: channels its dense blocks add"] = None
+    components: Annotated[int | None, "marflow: components of the mixtures", COUNT] = None
+    blocks: Annotated[
+        int | None, "marflow, --coupling-net attention: blocks of the nets", COUNT
+    ] = None
+    dropout: Annotated[
+        float | None, "the same: dropout of the nets, in training only", From(0, end=1)
+    ] = None
+    rrdb_blocks: Annotated[int | None, "srflow: blocks of the encoder", COUNT] = None
+    rrdb_channels: Annotated[int | None, "srflow: channels of the encoder", COUNT] = None
+    rrdb_growth_channels: Annotated[int | None, "srflow: channels its dense blocks add", COUNT] = (
+        None
+    )
     splits: Annotated[Splits | None, "srflow: which levels split something off"] = None
-    pretrain_steps: Annotated[int, "srflow: steps that train the encoder alone, before all"] = 0
-    pretrain_lr: Annotated[float | None, "srflow: learning rate of these, else --lr"] = None
-    freeze_encoder_until: Annotated[int, "srflow: steps without the encoder, after that"] = 0
+    pretrain_steps: Annotated[
+        int, "srflow: steps that train the encoder alone, before all", NATURAL
+    ] = 0
+    pretrain_lr: Annotated[float | None, "srflow: learning rate of these, else --lr", POSITIVE] = (
+        None
+    )
+    freeze_encoder_until: Annotated[
+        int, "srflow: steps without the encoder, after that", NATURAL
+    ] = 0
     conditioning: Annotated[Conditioning | None, "full-glow: what sees the source"] = None
     trunk: Annotated[Trunk | None, "full-glow: nets between source and target"] = None
     source_attention: Annotated[bool, "full-glow: attention in the flow of the source"] = True
 
-    steps: Annotated[int, "training steps of the flow"] = 2000
-    batch: Annotated[int, "images in a step, over all processes"] = 64
+
+@dataclass(frozen=True)
+class _Training:
+    """Training"""
+
+    steps: Annotated[int, "training steps of the flow", COUNT] = 2000
+    batch: Annotated[int, "images in a step, over all processes", COUNT] = 64
     optimizer: Annotated[Optimizer, "optimiser"] = "adam"
-    lr: Annotated[float, "learning rate at its highest"] = 1e-3
-    warmup: Annotated[int, "steps over which the learning rate grows to it"] = 100
+    lr: Annotated[float, "learning rate at its highest", POSITIVE] = 1e-3
+    warmup: Annotated[int, "steps over which the learning rate grows to it", NATURAL] = 100
     schedule: Annotated[Schedule, "learning rate after that"] = "cosine"
-    clip: Annotated[float, "largest norm of the gradient of bits/dim; 0 for any"] = 10.0
-    ema: Annotated[float, "decay of the average of the weights; 0 for none"] = 0.999
-    seed: Annotated[int, "seed of everything random"] = 0
+    clip: Annotated[float, "largest norm of the gradient of bits/dim; 0 for any", NATURAL] = 10.0
+    ema: Annotated[float, "decay of the average of the weights; 0 for none", From(0, end=1)] = 0.999
+    seed: Annotated[int, "seed of everything random", NATURAL] = 0
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """The machine"""
 
     device: Annotated[Device, "where to train"] = "auto"
     bf16: Annotated[bool, "train under bfloat16 autocast (GPU only)"] = False
     compile: Annotated[bool, "compile the model"] = False
-    workers: Annotated[int, "processes that read image files, for each training process"] = 0
-    log_every: Annotated[int, "steps between lines in metrics.jsonl"] = 10
-    evaluate_every: Annotated[int, "steps between evaluations and pictures"] = 500
-    checkpoint_every: Annotated[int, "steps between checkpoints"] = 500
-    temperature: Annotated[float, "temperature of the samples in the picture"] = 1.0
+    recompute: Annotated[bool, "compute layers twice instead of keeping what they found"] = False
+    workers: Annotated[
+        int, "processes that read image files, for each training process", NATURAL
+    ] = 0
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """What is written, and when"""
+
+    log_every: Annotated[int, "steps between lines in metrics.jsonl", COUNT] = 10
+    evaluate_every: Annotated[int, "steps between evaluations and pictures", COUNT] = 500
+    checkpoint_every: Annotated[int, "steps between checkpoints", COUNT] = 500
+    temperature: Annotated[float, "temperature of the samples in the picture", POSITIVE] = 1.0
+
+
+# The first of the bases comes last in the record.
+@dataclass(frozen=True)
+class Options(_Reports, _Machine, _Training, _Backbones, _Attention, _Flow, _Files):
+    """All of a run; the same options give the same numbers on a CPU."""
 
     def __post_init__(self) -> None:
-        periods = ("log_every", "evaluate_every", "checkpoint_every")
-        for name in ("levels", "depth", "hidden", "steps", "batch", *periods):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{flag(name)}: expected at least 1, found {getattr(self, name)}")
-        for name in ("pretrain_steps", "freeze_encoder_until"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{flag(name)}: expected at least 0, found {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"--ema: expected a number from 0 to below 1, found {self.ema}")
-        if min(self.lr, self.highest_pretrain_lr) <= 0 or self.clip < 0:
-            raise UsageError("--lr and --clip: expected a positive rate, and a norm of 0 or more")
+        for name, (_, _, *limits) in _hints().items():
+            value = getattr(self, name)
+            # patches may be a word, coupling_net of the ablation a function.
+            if limits and isinstance(value, int | float):
+                limits[0].check(name, value)
 
     @property
     def all_steps(self) -> int:
@@ -144,11 +236,32 @@ class Options:
         """Plain values only, so that a checkpoint holds no code."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
+    def command(self) -> str:
+        """What to type for the same run."""
+        words = ["python", "examples/train.py"]
+        for name, value in self.given.items():
+            if isinstance(value, bool):
+                words.append(flag(name) if value else flag(f"no_{name}"))
+            else:
+                words += [flag(name), str(value)]
+        return shlex.join(words)
+
+
+@cache
+def _hints() -> dict[str, tuple[Any, ...]]:
+    """Type, help and limits of each option."""
+    hints = get_type_hints(Options, include_extras=True)
+    return {each.name: get_args(hints[each.name]) for each in fields(Options)}
+
 
 def from_dict(stored: dict[str, Any]) -> Options:
     """The reverse of :meth:`Options.as_dict`; what is missing takes its default."""
-    paths = {each.name for each in fields(Options) if isinstance(each.default, Path)}
-    return Options(**{k: Path(v) if k in paths else v for k, v in stored.items()})
+    known = {each.name: each for each in fields(Options)}
+    if unknown := stored.keys() - known.keys():
+        raise UsageError(f"expected options of this version, found {', '.join(sorted(unknown))}")
+    return Options(
+        **{k: Path(v) if isinstance(known[k].default, Path) else v for k, v in stored.items()}
+    )
 
 
 def resumed(stored: dict[str, Any], given: dict[str, Any]) -> Options:
@@ -164,33 +277,66 @@ def resumed(stored: dict[str, Any], given: dict[str, Any]) -> Options:
     return replace(options, **given)
 
 
-def parse(arguments: Sequence[str] | None, description: str) -> tuple[dict[str, Any], bool]:
-    """The options that were given, by themselves or by a preset, and whether to resume."""
-    parser = argparse.ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
-    hints = get_type_hints(Options, include_extras=True)
-    for each in fields(Options):
-        assert each.default is not MISSING
-        parser.add_argument(flag(each.name), **_settings(hints[each.name], each.default))
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default=None,
-        metavar="NAME",
-        help=f"options of a row of the paper's tables; others change them: {', '.join(PRESETS)}",
+class _Parser(jsonargparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(message.split())
+        text = re.sub(r'Parser key "(\w+)":', lambda match: f"{flag(match[1])}:", text)
+        text = re.sub(r"^argument (--[\w-]+)", r"\1", text)
+        text = text.replace(
+            "Expected a <class 'int'>. Got value:", "expected a whole number, found"
+        )
+        text = text.replace("Expected a <class 'float'>. Got value:", "expected a number, found")
+        print(f"{self.prog}: {text} (--help lists all options)", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(
+    arguments: Sequence[str] | None, description: str = "", examples: str = ""
+) -> tuple[dict[str, Any], bool]:
+    """The options that were given, by themselves, a file or a preset, and whether to resume."""
+    parser = _Parser(
+        prog="train.py",
+        description=description,
+        epilog=examples,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("--config", action="config", help="a YAML file of options, as data_dir: x")
+    parser.add_argument("--preset", metavar="NAME", help="options of a row of the paper's tables")
+    parser.add_argument("--list-presets", action="store_true", help="list these and exit")
     parser.add_argument(
-        "--resume",
-        action="store_true",
-        default=False,
-        help="go on from the checkpoint in --out, if there is one, with its options",
+        "--resume", action="store_true", help="go on from the checkpoint in --out, as it was set"
     )
-    given = vars(parser.parse_args(arguments))
-    resume, preset = given.pop("resume"), given.pop("preset")
+    for base in reversed(Options.__mro__[1:-1]):
+        group = parser.add_argument_group((base.__doc__ or "").lower())
+        for each in fields(base):
+            group.add_argument(flag(each.name), **_settings(each))
+    given = parser.parse_args(arguments, defaults=False).as_dict()
+    given.pop("config", None)
+    if given.pop("list_presets", False):
+        print("\n".join(f"{name:24} {_described(PRESETS[name])}" for name in PRESETS))
+        sys.exit(0)
+    resume, preset = given.pop("resume", False), given.pop("preset", None)
     return _preset(preset, given) | given, resume
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Leaves the examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def _described(options: dict[str, Any]) -> str:
+    return " ".join(f"{flag(name)} {value}" for name, value in options.items())
 
 
 def _preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """Its options; the size of the images belongs to its own data."""
+    if name is not None and name not in PRESETS:
+        raise UsageError(f"--preset: expected a name from --list-presets, found {name}")
     options = PRESETS[name] if name else {}
     return {k: v for k, v in options.items() if k != "size" or "data" not in given}
 
@@ -200,15 +346,26 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _settings(hint: Any, default: Any) -> dict[str, Any]:
-    """What argparse is told: the type and the help from the annotation, choices from a Literal."""
-    kind, text = get_args(hint)
+def _patches(value: object) -> int | str:
+    """A number, or one of the two words."""
+    text = str(value)
+    if not text.isdigit() and text not in ("auto", "none"):
+        raise ValueError(f"expected a number, auto or none, found {text}")
+    return int(text) if text.isdigit() else text
+
+
+def _settings(each: "Field[Any]") -> dict[str, Any]:
+    """What the parser is told: the type and the help from the annotation, choices of a Literal."""
+    assert each.default is not MISSING
+    kind, text, *_ = _hints()[each.name]
     if kind is bool:
-        return {"action": argparse.BooleanOptionalAction, "help": text}
-    if default is None:
-        kind = next(each for each in get_args(kind) if each is not NoneType)
+        return {"action": BooleanOptionalAction, "help": text}
+    if each.name == "patches":
+        return {"type": _patches, "metavar": "INT", "help": text}
+    if each.default is None:
+        kind = next(kind for kind in get_args(kind) if kind is not NoneType)
     else:
-        text += f" (default: {default})"
+        text += f" (default: {each.default})"
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind), "help": text}
-    return {"type": kind, "help": text}
+    return {"type": kind, "metavar": kind.__name__.upper(), "help": text}

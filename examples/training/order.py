@@ -6,7 +6,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from training.distributed import World
 from training.options import UsageError
 from training.randomness import ORDER, generator
 
@@ -21,19 +20,25 @@ class TrainingOrder:
         count: number of images.
         batch: images in a step, over all processes.
         seed: seed of the run.
-        world: the processes.
+        rank: number of the process.
+        size: how many processes there are.
         start: first step.
         stop: step behind the last.
     """
 
     def __init__(
-        self, count: int, batch: int, seed: int, world: World, start: int = 0, stop: int = 0
+        self,
+        count: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        size: int = 1,
+        start: int = 0,
+        stop: int = 0,
     ) -> None:
-        if batch % world.size:
-            raise UsageError(
-                f"--batch: expected a multiple of the {world.size} processes, found {batch}"
-            )
-        self.count, self.batch, self.world = count, batch, world
+        if batch % size:
+            raise UsageError(f"--batch: expected a multiple of the {size} processes, found {batch}")
+        self.count, self.batch, self.rank, self.size = count, batch, rank, size
         self.start, self.stop = start, stop
         self._shuffled = lru_cache(2)(lambda epoch: _shuffled(count, seed, epoch))
 
@@ -45,8 +50,8 @@ class TrainingOrder:
 
     def indices(self, step: int) -> list[int]:
         """The images of one step for this process."""
-        first = step * self.batch + self.world.rank
-        positions = range(first, (step + 1) * self.batch, self.world.size)
+        first = step * self.batch + self.rank
+        positions = range(first, (step + 1) * self.batch, self.size)
         return [int(self._shuffled(p // self.count)[p % self.count]) for p in positions]
 
 
@@ -64,11 +69,13 @@ class EvenOrder:
         numbers: numbers of the batches of this process.
     """
 
-    def __init__(self, count: int, batch: int, world: World, limit: int | None = None) -> None:
+    def __init__(
+        self, count: int, batch: int, rank: int = 0, size: int = 1, limit: int | None = None
+    ) -> None:
         chosen = spread(count, limit or count)
         parts = chosen.split(batch)
         self.images = len(chosen)
-        self.numbers = range(world.rank, len(parts), world.size)
+        self.numbers = range(rank, len(parts), size)
         self._parts = [parts[number].tolist() for number in self.numbers]
 
     def __len__(self) -> int:

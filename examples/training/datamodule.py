@@ -1,0 +1,143 @@
+"""A data set as a LightningDataModule: batches in an order that follows from seed and step."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from training.data import DataSet, batches, load_data
+from training.model import DataInfo
+from training.module import Batch
+from training.options import Options, UsageError
+from training.order import EvenOrder, TrainingOrder, spread
+
+ENOUGH_IMAGES = 2048
+"""Test images for an evaluation on the way; the last one takes all."""
+
+
+class Numbered:
+    """Batches with their numbers.
+
+    Args:
+        loader: the batches.
+        numbers: their numbers.
+        start: how many came before, which a run has done already; they count in the length.
+    """
+
+    def __init__(self, loader: DataLoader[Any], numbers: range, start: int = 0) -> None:
+        self.loader, self.numbers, self.start = loader, numbers, start
+
+    def __len__(self) -> int:
+        return self.start + len(self.numbers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, (values, given) in zip(self.numbers, self.loader, strict=True):
+            yield values, given, number
+
+    # Lightning asks whether one can go on in the middle: the order knows the step.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class ImageData(pl.LightningDataModule):
+    """Images to train and to test on.
+
+    Args:
+        options: names the data, the batch size, the seed.
+        data: the images, if they are loaded already.
+    """
+
+    def __init__(self, options: Options, data: DataSet | None = None) -> None:
+        super().__init__()
+        self.options = options
+        self.data = load_data(options) if data is None else data
+        self.info = DataInfo.of(self.data)
+
+    def train_dataloader(self) -> Numbered:
+        """This process's part of the batches from the step in hand to the last."""
+        trainer = self.trainer
+        start, stop = (
+            steps * trainer.accumulate_grad_batches
+            for steps in (trainer.global_step, self.options.all_steps)
+        )
+        order = self._order(trainer.global_rank, trainer.world_size, start, stop)
+        pin = trainer.strategy.root_device.type == "cuda"
+        loader = batches(self.data.train, order, workers=self.options.workers, pin=pin)
+        return Numbered(loader, range(start, stop), start)
+
+    def val_dataloader(self) -> Numbered:
+        return self.testing(ENOUGH_IMAGES, self.trainer.global_rank, self.trainer.world_size)[1]
+
+    def test_dataloader(self) -> Numbered:
+        return self.testing(None, self.trainer.global_rank, self.trainer.world_size)[1]
+
+    def first(self) -> tuple[Tensor, Tensor]:
+        """The whole first batch, the same in all processes, to initialise from."""
+        return self.data.train.__getitems__(self._order().indices(0))
+
+    def testing(self, limit: int | None, rank: int = 0, size: int = 1) -> tuple[int, Numbered]:
+        """A process's part of the test images, and how many images all parts have."""
+        order = EvenOrder(len(self.data.test), self.options.batch, rank, size, limit)
+        loader = batches(self.data.test, order, workers=self.options.workers)
+        return order.images, Numbered(loader, order.numbers)
+
+    def shown(self, count: int) -> tuple[Tensor, Tensor]:
+        """Some test images."""
+        return self.data.test.__getitems__(spread(len(self.data.test), count).tolist())
+
+    def _order(self, rank: int = 0, size: int = 1, start: int = 0, stop: int = 1) -> TrainingOrder:
+        options = self.options
+        return TrainingOrder(
+            len(self.data.train), options.batch, options.seed, rank, size, start, stop
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.data)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["fingerprint"] != self.fingerprint:
+            raise UsageError(
+                f"--data-dir: the checkpoint was made with other images than those of "
+                f"{self.options.data} in {self.options.data_dir} (other files, sizes or split); "
+                "a run cannot change them on the way"
+            )
+
+
+def fingerprint(data: DataSet) -> str:
+    """Tells data sets apart: by names and sizes of files, or by what is in memory."""
+    digest = hashlib.sha256(repr((data.levels, data.image_shape, data.source_shape)).encode())
+    for images in (data.train, data.test):
+        for line in _contents(images):
+            digest.update(line)
+    return digest.hexdigest()
+
+
+def _contents(images: Any) -> Iterator[bytes]:
+    """What the images come from; sets that change others have those in ``images``."""
+    found = next(
+        getattr(images, name) for name in ("paths", "pairs", "images") if hasattr(images, name)
+    )
+    if isinstance(found, Tensor):
+        yield found.contiguous().numpy().tobytes()
+        yield images.labels.contiguous().numpy().tobytes()
+    elif isinstance(found, list | tuple):
+        paths = [path for each in found for path in (each if isinstance(each, tuple) else [each])]
+        # A folder may have moved as a whole.
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+        for path in paths:
+            yield f"{path.relative_to(root)} {path.stat().st_size}\n".encode()
+    else:
+        yield from _contents(found)
