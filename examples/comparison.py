@@ -21,13 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 from training import checkpoint
 from training.data import DataSet, load_data
-from training.distributed import World
+from training.datamodule import ImageData
 from training.evaluation import evaluation_mode
-from training.feed import Feed
-from training.interruption import Interruption
-from training.loop import NotFiniteError, Trainer
-from training.metrics_file import NAME, read
+from training.folder import METRICS, locked, read
+from training.interruption import Interrupted, Interruption
+from training.module import SOURCE_LEVELS, NotFiniteError
 from training.options import Options, UsageError, resumed
+from training.run import TrainingRun
 
 from attnflow_plugin import AttnFlowError
 
@@ -63,7 +63,7 @@ class Run:
     measured: Measured
 
 
-Measure = Callable[[Trainer], Measured]
+Measure = Callable[[TrainingRun], Measured]
 
 
 def compare(
@@ -117,27 +117,29 @@ class _Worker:
 
 
 def _run(arm: str, options: Options, measure: Measure) -> Run:
-    trainer = trained(options, load_data(options), f"{arm}, seed {options.seed}")
-    flow = trainer.state.model.flow
-    with evaluation_mode(trainer.state.best_flow), torch.no_grad():
-        measured = measure(trainer)
-    parameters = sum(parameter.numel() for parameter in flow.parameters())
+    training = trained(options, load_data(options), f"{arm}, seed {options.seed}")
+    with evaluation_mode(training.module.best_flow), torch.no_grad():
+        measured = measure(training)
+    parameters = sum(parameter.numel() for parameter in training.module.flow.parameters())
     return Run(arm, options.seed, parameters, measured)
 
 
-def trained(options: Options, data: DataSet, title: str) -> Trainer:
+def trained(options: Options, data: DataSet, title: str) -> TrainingRun:
     """A run to its end, from its checkpoint if there is one."""
-    stored = checkpoint.load(options.out / checkpoint.NAME)
-    if stored is not None:
+    found = checkpoint.load_newest(options.out)
+    stored = None
+    if found is not None:
+        _, stored, _ = found
         options = resumed(stored["options"], vars(options))
-    trainer = Trainer(options, data, World(), stored)
     # One line of bars for each worker.
     line = int(current_process().name.rpartition("-")[2]) - 1 if _in_worker() else 0
-    with Interruption() as interruption:
-        trainer.run(interruption, desc=title, position=line, leave=False)
-    if not trainer.finished:
-        raise KeyboardInterrupt
-    return trainer
+    training = TrainingRun(options, data, stored=stored, desc=title, position=line, leave=False)
+    try:
+        with Interruption() as interruption:
+            training.train(interruption)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    return training
 
 
 def _in_worker() -> bool:
@@ -171,16 +173,14 @@ def table(
 
 def shown_images(options: Options, count: int) -> tuple[Tensor, Tensor]:
     """Test images without noise, and what they are generated from."""
-    feed = Feed(options, load_data(options), World(), torch.device("cpu"))
-    targets, sources = feed.shown(count)
-    assert sources is not None
-    return targets, sources
+    data = ImageData(options)
+    targets, sources = data.shown(count)
+    return targets / (data.info.levels - 1), sources / (SOURCE_LEVELS - 1)
 
 
-def draw_samples(trainer: Trainer, sources: Tensor, temperature: float) -> Tensor:
+def draw_samples(training: TrainingRun, sources: Tensor, temperature: float) -> Tensor:
     """An image in [0, 1] for each source; what is not finite counts as black."""
-    state = trainer.state
-    drawn = state.model.sample(state.best_flow, len(sources), sources, temperature)
+    drawn = training.sample(sources, len(sources), temperature)
     return drawn.nan_to_num(0).clamp(0, 1)
 
 
@@ -231,7 +231,8 @@ def script(
     """
     out = given.out
     try:
-        runs = run(options, given.arms, given.seeds, given.workers)
+        with locked(out):
+            runs = run(options, given.arms, given.seeds, given.workers)
         print(f"\n{report(options, runs)}\n\npictures and numbers in {out}")
     except (UsageError, NotFiniteError, AttnFlowError) as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -255,7 +256,7 @@ def add_options(parser: argparse.ArgumentParser, out: str, steps: int) -> None:
 
 def test_bits(out: Path) -> float:
     """Bits/dim of all test images at the end of the run in a folder."""
-    return read(out / NAME)[-1]["test"]
+    return read(out / METRICS)[-1]["test"]
 
 
 def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -33,9 +33,9 @@ from comparison import (
     titles_for,
 )
 from sample_pictures import draw_columns
-from training.loop import Trainer
 from training.options import Options
 from training.randomness import SAMPLES, seed_of
+from training.run import TrainingRun
 
 from attnflow_plugin.metrics import bits_per_dim, pixel_diversity
 
@@ -60,29 +60,30 @@ def run(options: Options, arms: Sequence[str], seeds: int, workers: int) -> list
     return runs
 
 
-def measure(trainer: Trainer) -> Measured:
+def measure(training: TrainingRun) -> Measured:
     """All numbers of one model, on test images."""
-    options = trainer.options
-    _, maps = trainer.feed.shown(IMAGES)
+    options = training.options
+    _, maps = training.shown(IMAGES)
     torch.manual_seed(seed_of(options.seed, SAMPLES))  # The same latent noise for every arm.
-    drawn = torch.stack([draw_samples(trainer, maps, TEMPERATURES[-1]) for _ in range(DRAWS)])
+    drawn = torch.stack([draw_samples(training, maps, TEMPERATURES[-1]) for _ in range(DRAWS)])
     values = {
         "bits/dim": test_bits(options.out),
-        "with another map": bits_with_another_map(trainer),
+        "with another map": bits_with_another_map(training),
         "diversity": float(pixel_diversity(drawn).mean()),
     }
-    _, maps = trainer.feed.shown(SHOWN)
-    shown = {str(t): draw_samples(trainer, maps, t).numpy() for t in TEMPERATURES}
+    _, maps = training.shown(SHOWN)
+    shown = {str(t): draw_samples(training, maps, t).numpy() for t in TEMPERATURES}
     return Measured(values, shown)
 
 
-def bits_with_another_map(trainer: Trainer) -> float:
+def bits_with_another_map(training: TrainingRun) -> float:
     """Bits/dim of test images given the map of another; not higher, if maps are not used."""
-    feed = trainer.feed
-    likelihood = trainer.state.model.likelihood(trainer.state.best_flow)
-    images, examples = feed.testing(IMAGES)
+    module, info = training.module, training.data.info
+    likelihood = module.model.likelihood(module.best_flow)
+    images, batches = training.data.testing(IMAGES)
+    examples = map(module.test_example, batches)
     nats = sum(float(likelihood(x, maps.roll(1, 0)).sum()) for x, maps in examples)
-    return float(bits_per_dim(torch.tensor(-nats / images), feed.data.dims, feed.data.levels))
+    return float(bits_per_dim(torch.tensor(-nats / images), info.dims, info.levels))
 
 
 def report(options: Options, runs: Sequence[Run]) -> str:

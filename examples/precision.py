@@ -15,10 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from training import checkpoint
-from training.data import load_data
-from training.distributed import World
-from training.loop import Trainer
-from training.options import from_dict
+from training.datamodule import ImageData
 
 from attnflow_plugin import InvertibleLayer
 from attnflow_plugin.metrics import bits_per_dim
@@ -34,26 +31,21 @@ def main() -> None:
 
 
 def measure(run: Path) -> dict[str, float]:
-    stored = checkpoint.load(run / checkpoint.NAME)
-    if stored is None:
-        sys.exit(f"{run}: expected {checkpoint.NAME} of train.py, found none")
-    options = from_dict(stored["options"] | {"device": "cpu"})
+    try:
+        module, _ = checkpoint.load_model(run)
+    except checkpoint.DamagedError as error:
+        sys.exit(str(error))
+    options = module.options
     if options.backbone not in ("glow", "marflow") or options.context != "none":
         sys.exit(f"{run}: expected a Glow or mARFlow without condition")
-    trainer = Trainer(options, load_data(options), World(), stored)
-    flow = trainer.state.best_flow.eval()
-    x = next(trainer.feed.testing(None)[1])[0][:IMAGES]
-    norms = gradient_norms(flow, trainer.state.model.likelihood(flow), x)
+    _, batches = ImageData(options).testing(None)
+    flow, likelihood = module.best_flow, module.model.likelihood(module.best_flow)
+    x = module.test_example(next(iter(batches)))[0][:IMAGES]
+    flow.requires_grad_(True)
+    norms = gradient_norms(flow, likelihood, x)
     with torch.no_grad():
-        found = precision(flow, x) | {
-            "bits/dim": bits_per_dim(
-                -trainer.state.model.likelihood(flow)(x, None),
-                x[0].numel(),
-                trainer.feed.data.levels,
-            )
-            .mean()
-            .item()
-        }
+        bits = bits_per_dim(-likelihood(x, None), module.info.dims, module.info.levels)
+        found = precision(flow, x) | {"bits/dim": bits.mean().item()}
     return (
         found
         | brute_force(flow, x[:1])

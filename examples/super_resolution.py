@@ -33,9 +33,9 @@ from comparison import (
 )
 from sample_pictures import draw_columns
 from torch import Tensor
-from training.loop import Trainer
 from training.options import Options
 from training.randomness import SAMPLES, seed_of
+from training.run import TrainingRun
 
 from attnflow_plugin.metrics import (
     lr_psnr,
@@ -71,13 +71,13 @@ def run(options: Options, arms: Sequence[str], seeds: int, workers: int) -> list
     return runs
 
 
-def measure(trainer: Trainer) -> Measured:
+def measure(training: TrainingRun) -> Measured:
     """All numbers of one model, on test images."""
-    options = trainer.options
-    targets, low = trainer.feed.shown(IMAGES)
+    options = training.options
+    targets, low = training.shown(IMAGES)
 
     def sample(low: Tensor, temperature: float) -> Tensor:
-        return draw_samples(trainer, low, temperature)
+        return draw_samples(training, low, temperature)
 
     def diversity(temperature: float) -> float:
         drawn = torch.stack([sample(low, temperature) for _ in range(DRAWS)])
@@ -86,7 +86,7 @@ def measure(trainer: Trainer) -> Measured:
     torch.manual_seed(seed_of(options.seed, SAMPLES))  # The same latent noise for every arm.
     found = over_temperatures(sample, [(targets, low)], metrics(options.scale), TEMPERATURES).rows
     every = TemperatureTable({t: {**row, "diversity": diversity(t)} for t, row in found.items()})
-    _, low = trainer.feed.shown(SHOWN)
+    _, low = training.shown(SHOWN)
     shown = {str(t): sample(low, t).numpy() for t in SHOWN_TEMPERATURES}
     return Measured({"bits/dim": test_bits(options.out), **every.average}, shown, str(every))
 

@@ -1,37 +1,23 @@
-"""The training of train.py for a Glow with something in it."""
+"""The training of train.py, step by step and without files, for a Glow with something in it."""
 
+from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from training.data import DataSet, load_data
-from training.distributed import World
-from training.feed import Feed
-from training.loop import Trainer
+from training.datamodule import ImageData
+from training.evaluation import evaluate
+from training.module import Example, FlowModule
 from training.options import Options
-from training.state import State
+from training.randomness import START, seed_everything
 
-from ablation.arms import ARMS, Arm
-
-
-class ArmState(State):
-    """A state whose Glow gets its layers before it sees data.
-
-    The plain Glow is drawn from the seed before; so all arms that insert something share it.
-    """
-
-    def __init__(self, options: Options, feed: Feed, arm: Arm) -> None:
-        self._arm = arm
-        super().__init__(options, feed)
-
-    def _prepare(self) -> None:
-        x, _ = self._feed.first()
-        self._arm.insert(self.model.flow, x)
-        super()._prepare()
+from ablation.arms import ARMS
 
 
-class ArmTrainer(Trainer):
+class ArmTrainer:
     """Steps and evaluations of an arm; batches and noise depend on data and seed alone.
+
+    The plain Glow is drawn from the seed before it gets its layers; so all arms that insert
+    something share it.
 
     Args:
         arm: name of the arm.
@@ -41,16 +27,46 @@ class ArmTrainer(Trainer):
     """
 
     def __init__(self, arm: str, data: str, seed: int, steps: int) -> None:
-        with TemporaryDirectory() as nowhere:  # Of files there is but the outcome.
-            options = Options(
-                **{"data": data, "seed": seed, "steps": steps, "warmup": min(100, steps // 4)},
-                **{"device": "cpu", "out": Path(nowhere)},
-                **ARMS[arm].glow_options(),
-            )
-            super().__init__(options, _load(data), World())
-        self.report = None
-        self.state = ArmState(options, self.feed, ARMS[arm])
-        self.objective = self.state.model.objective(self.state.model.flow)
+        self.options = Options(
+            **{"data": data, "seed": seed, "steps": steps, "warmup": min(100, steps // 4)},
+            **{"device": "cpu"},
+            **ARMS[arm].glow_options(),
+        )
+        self.data = ImageData(self.options, _load(data))
+        self.module = FlowModule(self.options, self.data.info)
+        seed_everything(seed, START)
+        x, context = self.first = self.module.first_example(*self.data.first())
+        ARMS[arm].insert(self.module.flow, x)
+        self.module.model.prepare(x, context)
+        self.module.make_average()
+        self.optimizer = self.module.configure_optimizers()
+        self.steps_done = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.steps_done >= self.options.steps
+
+    def examples(self) -> Iterator[Example]:
+        """The batches of all steps."""
+        return map(self.module.training_example, self.data.training(0, self.options.steps))
+
+    def step(self, example: Example) -> dict[str, float]:
+        """Forward, backward, update; without the update where something is not finite."""
+        self.module.begin_step(self.steps_done, self.optimizer)
+        self.optimizer.zero_grad()
+        loss = self.module.loss(*example)
+        if loss is not None:
+            loss.backward()
+        self.module.check_step(self.optimizer, float("nan") if loss is None else loss.item())
+        self.optimizer.step()
+        self.steps_done += 1
+        self.module.end_step(self.steps_done)
+        return self.module.values
+
+    def evaluate(self) -> float:
+        """Bits per dimension of all test images, by the average of the weights."""
+        likelihood = self.module.model.likelihood(self.module.best_flow)
+        return evaluate(likelihood, self.module, self.data)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import write_atomically
+from training.folder import write_atomically
 
 from ablation.arms import ARMS, PLAIN
 

@@ -16,7 +16,7 @@ import torch
 from cpuinfo import get_cpu_info
 from tqdm import tqdm
 from training.evaluation import NOT_FINITE
-from training.loop import NotFiniteError
+from training.module import NotFiniteError
 
 from ablation.arm_trainer import ArmTrainer
 from ablation.control_layers import count_parameters
@@ -69,18 +69,18 @@ def train(trainer: ArmTrainer) -> dict[str, Any]:
     period = max(AT_LEAST, trainer.options.steps // EVALUATIONS)
     curve: list[tuple[int, float | None]] = []
     try:
-        for x, context in trainer.feed.training(0):
-            trainer.step(x, context)
-            if trainer.state.step % period == 0 or trainer.finished:
+        for example in trainer.examples():
+            trainer.step(example)
+            if trainer.steps_done % period == 0 or trainer.finished:
                 bits = trainer.evaluate()
-                curve.append((trainer.state.step, round(bits, 6) if math.isfinite(bits) else None))
+                curve.append((trainer.steps_done, round(bits, 6) if math.isfinite(bits) else None))
     except (NotFiniteError, *NOT_FINITE):
-        curve.append((trainer.state.step, None))
+        curve.append((trainer.steps_done, None))
     return {
         "final": curve[-1][1],
         "curve": curve,
-        "skipped": trainer.state.skipped,
-        "parameters": count_parameters(trainer.state.model.flow),
+        "skipped": trainer.module.skipped,
+        "parameters": count_parameters(trainer.module.flow),
     }
 
 

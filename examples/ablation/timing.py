@@ -47,13 +47,13 @@ def _path(folder: Path, data: str) -> Path:
 def _measure(arms: Sequence[str], data: str, rounds: int) -> dict[str, float]:
     torch.set_num_threads(1)
     trainers = {arm: ArmTrainer(arm, data, 0, rounds + WARM_UP) for arm in arms}
-    x, context = trainers[PLAIN].feed.first()
+    example = trainers[PLAIN].first
     ratios: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(rounds + WARM_UP):
         seconds = {}
         for arm, trainer in trainers.items():
             started = time.process_time()
-            trainer.step(x, context)
+            trainer.step(example)
             seconds[arm] = time.process_time() - started
         if turn >= WARM_UP:
             for arm in arms:

@@ -65,12 +65,16 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> Numbered:
         """This process's part of the batches from the step in hand to the last."""
         trainer = self.trainer
-        start, stop = (
-            steps * trainer.accumulate_grad_batches
-            for steps in (trainer.global_step, self.options.all_steps)
-        )
-        order = self._order(trainer.global_rank, trainer.world_size, start, stop)
+        start = trainer.global_step * trainer.accumulate_grad_batches
+        stop = self.options.all_steps * trainer.accumulate_grad_batches
         pin = trainer.strategy.root_device.type == "cuda"
+        return self.training(start, stop, trainer.global_rank, trainer.world_size, pin)
+
+    def training(
+        self, start: int, stop: int, rank: int = 0, size: int = 1, pin: bool = False
+    ) -> Numbered:
+        """A process's part of the batches from ``start`` to ``stop``."""
+        order = self._order(rank, size, start, stop)
         loader = batches(self.data.train, order, workers=self.options.workers, pin=pin)
         return Numbered(loader, range(start, stop), start)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -141,6 +142,15 @@ class FlowModule(pl.LightningModule):
         x = values / (self.info.levels - 1) if noise is None else self._noisy(values, noise)
         return x, self._context(x, given, noise)
 
+    def first_example(self, values: Tensor, given: Tensor) -> Example:
+        """What the flow is initialised from."""
+        return self.example(values, given, self.options.seed, FIRST_NOISE)
+
+    def training_example(self, batch: Batch, rank: int = 0) -> Example:
+        """Noise that follows from the seed, the step and the process."""
+        values, given, number = batch
+        return self.example(values, given, self.options.seed, NOISE, number, rank)
+
     def test_example(self, batch: Batch) -> Example:
         """The same noise always, for any model, any seed and any number of processes."""
         values, given, number = batch
@@ -173,9 +183,11 @@ class FlowModule(pl.LightningModule):
 
     def prepare(self) -> None:
         """Initialise from the first batch, the same one in all processes."""
-        self.model.prepare(
-            *self.example(*self.trainer.datamodule.first(), self.options.seed, FIRST_NOISE)
-        )
+        self.model.prepare(*self.first_example(*self.trainer.datamodule.first()))
+        if self.trainer.world_size > 1:
+            # GPUs of different kinds differ in the last bits.
+            for parameter in self.flow.parameters():
+                dist.broadcast(parameter.data, src=0)
 
     def make_average(self) -> None:
         """Begin to average the weights, with those of now."""
@@ -183,45 +195,33 @@ class FlowModule(pl.LightningModule):
             average = _average(self.flow, self.options.ema)
             self.average = average.requires_grad_(False)
 
-    # One step.
+    # One step, in a Trainer or by hand: begin, loss, backward, check, optimizer.step, end.
 
-    def configure_optimizers(self) -> Optimizer:
-        return OPTIMIZERS[self.options.optimizer](self.flow.parameters(), self.options.lr)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        step = self.trainer.global_step
+    def begin_step(self, step: int, optimizer: Optimizer, rank: int = 0) -> None:
+        """Set all that is a function of the step."""
         phase = phase_of(step, self.options)
         if phase is not self._phase:
-            self._enter(phase, step)
-        for group in self.trainer.optimizers[0].param_groups:
+            self._enter(phase, step, optimizer)
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, self.options)
         # Dropout draws from the global generators.
-        seed_everything(self.options.seed, STEP, step, self.global_rank)
+        seed_everything(self.options.seed, STEP, step, rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        values, given, number = batch
-        example = self.example(values, given, self.options.seed, NOISE, number, self.global_rank)
-        loss = self._loss(*example)
-        # Before the backward pass, in which the processes would wait for each other.
-        self._refused = self.trainer.strategy.reduce_boolean_decision(loss is None, all=False)
-        if loss is None or self._refused:
-            return torch.zeros((), device=self.device, requires_grad=True)
-        self._value = loss.detach()
-        return loss
+    def loss(self, x: Tensor, context: Tensor | None) -> Tensor | None:
+        """Mean bits per dimension, or error of the encoder alone; None if it is not finite."""
+        try:
+            if self._phase is Phase.ENCODER:
+                return pretraining_loss(encoder_of(self.flow), context, x)
+            nats = self._objective[0](x, context)
+        except NOT_FINITE:
+            return None
+        return bits_per_dim(-nats, self.info.dims, self.info.levels).mean()
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def check_step(self, optimizer: Optimizer, loss: float) -> None:
         """Clip, and let the step do nothing where something is not finite."""
+        bound = self.options.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.flow.parameters(), bound).item()
         rate = optimizer.param_groups[0]["lr"]
-        loss = norm = math.nan
-        if not self._refused:
-            bound = self.options.clip or math.inf
-            norm = nn.utils.clip_grad_norm_(self.flow.parameters(), bound).item()
-            loss = float(self.trainer.strategy.reduce(self._value, reduce_op="mean"))
         if math.isfinite(loss) and math.isfinite(norm):
             self.skipped_in_a_row = 0
             name = "encoder" if self._phase is Phase.ENCODER else "train"
@@ -233,32 +233,52 @@ class FlowModule(pl.LightningModule):
             self.values = {"rate": rate, "skipped": self.skipped}
         self.whole = False
 
-    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        super().optimizer_step(*arguments, **named)
+    def end_step(self, step: int) -> None:
+        """Average the weights.
+
+        Raises:
+            NotFiniteError: too many steps did nothing.
+        """
         if self.average is not None and not self.skipped_in_a_row:
             self.average.update_parameters(self.flow)
         self.whole = True
         if self.skipped_in_a_row >= PATIENCE:
             raise NotFiniteError(
                 f"loss or gradient were not finite in {PATIENCE} steps in a row, up to step "
-                f"{self.trainer.global_step + 1}; the last checkpoint is from before. A lower "
-                "--lr, a smaller --clip or a longer --warmup may help"
+                f"{step}; the last checkpoint is from before. A lower --lr, a smaller --clip or a "
+                "longer --warmup may help"
             )
+
+    # The same in a Trainer.
+
+    def configure_optimizers(self) -> Optimizer:
+        return OPTIMIZERS[self.options.optimizer](self.flow.parameters(), self.options.lr)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        (optimizer,) = self.trainer.optimizers
+        self.begin_step(self.trainer.global_step, optimizer, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(*self.training_example(batch, self.global_rank))
+        # Before the backward pass, in which the processes would wait for each other.
+        refused = self.trainer.strategy.reduce_boolean_decision(loss is None, all=False)
+        if loss is None or refused:
+            loss = torch.full((), torch.nan, device=self.device, requires_grad=True)
+        self._value = loss.detach()
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
+        loss = self.trainer.strategy.reduce(self._value, reduce_op="mean")
+        self.check_step(optimizer, float(loss))
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.end_step(self.trainer.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.log_dict(self.values, prog_bar=True)  # For loggers of a Trainer of your own.
 
-    def _loss(self, x: Tensor, context: Tensor | None) -> Tensor | None:
-        """Mean bits per dimension, or error of the encoder alone; None if it is not finite."""
-        try:
-            if self._phase is Phase.ENCODER:
-                return pretraining_loss(encoder_of(self.flow), context, x)
-            nats = self._objective[0](x, context)
-        except NOT_FINITE:
-            return None
-        return bits_per_dim(-nats, self.info.dims, self.info.levels).mean()
-
-    def _enter(self, phase: Phase, step: int) -> None:
+    def _enter(self, phase: Phase, step: int, optimizer: Optimizer) -> None:
         """Let the parameters of a phase learn and no others; one that gets no gradient stays."""
         if step == self.options.pretrain_steps > 0:
             # Initialise the flow from what the encoder finds now.
@@ -266,7 +286,7 @@ class FlowModule(pl.LightningModule):
             if self.average is not None:
                 self.average.module.load_state_dict(self.flow.state_dict())
                 self.average.n_averaged.zero_()
-            self.trainer.optimizers[0].state.clear()  # It has seen the gradients of another loss.
+            optimizer.state.clear()  # It has seen the gradients of another loss.
         if self.options.backbone == "srflow":
             encoder = encoder_of(self.flow)
             self.flow.requires_grad_(phase is not Phase.ENCODER)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -42,11 +43,12 @@ PICTURE_IMAGES = 36
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 # Images are read in this process unless --workers asks for others.
 warnings.filterwarnings("ignore", message=".*does not have many workers")
-# In Lightning, about torch.
-warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+# In Lightning, about torch; the new names are not known to older versions of torch.
+for _name in (r"isinstance\(treespec, LeafSpec\)", "broadcast_buffers"):
+    warnings.filterwarnings("ignore", message=f"`{_name}` is deprecated")
 
 
-class Run:
+class TrainingRun:
     """One run on one data set.
 
     Args:
@@ -152,7 +154,7 @@ class Keeper(pl.Callback):
     Before anything that can fail or take long, what was trained is saved.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.run, self.options = run, run.options
         self.leads = run.world.leads
         self.saved = 0 if run.stored is None else run.stored["step"]
@@ -269,9 +271,10 @@ class Keeper(pl.Callback):
         if self.run.world.size == 1:
             return
         values = self.run.module.flow.state_dict().values()
-        sums = torch.stack([value.double().sum().cpu() for value in values])
-        gathered = self.run.module.all_gather(sums)
-        if not bool((gathered == gathered[:1]).all()):
+        sums = [float(value.cpu().double().sum()) for value in values]
+        gathered: list[Any] = [None] * self.run.world.size
+        dist.all_gather_object(gathered, sums)
+        if any(other != sums for other in gathered):
             raise RuntimeError("the processes no longer have the same parameters")
 
 
@@ -291,7 +294,7 @@ class _Loaded(TorchCheckpointIO):
 class _Bar(pl.Callback):
     """The steps of the whole run, those done before as well."""
 
-    def __init__(self, run: Run, options: dict[str, Any]) -> None:
+    def __init__(self, run: TrainingRun, options: dict[str, Any]) -> None:
         self.run, self.options = run, options
         self.bar: tqdm[Any] | None = None
 

@@ -11,7 +11,7 @@ from training.distributed import World, joined_world
 from training.interruption import Interrupted, Interruption
 from training.module import NotFiniteError
 from training.options import Options, UsageError, from_dict, resumed
-from training.run import Run
+from training.run import TrainingRun
 
 LOADER = "DataLoader worker"
 
@@ -27,7 +27,7 @@ def train(given: dict[str, Any], resume: bool) -> int:
         try:
             options, stored = world.ask_leader(lambda: _options(given, resume))
             check_options(options)
-            run = Run(options, load_data(options), world, stored)
+            run = TrainingRun(options, load_data(options), world, stored)
             _say(world, describe(run))
             bits = run.train(interruption)
             _say(world, outcome(run, bits))
@@ -48,7 +48,9 @@ def _options(given: dict[str, Any], resume: bool) -> tuple[Options, dict[str, An
     return resumed(stored["options"], given), stored
 
 
-def _ended(error: BaseException, run: Run | None, world: World, interruption: Interruption) -> int:
+def _ended(
+    error: BaseException, run: TrainingRun | None, world: World, interruption: Interruption
+) -> int:
     """What the end means to the user; faults of the program itself are raised again."""
     saved = run.keeper.saved if run is not None and run.keeper is not None else 0
     kept = (
@@ -77,7 +79,7 @@ def _of_loader(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and LOADER in str(error)
 
 
-def describe(run: Run) -> str:
+def describe(run: TrainingRun) -> str:
     """What is trained on what, and how to do it again."""
     options, data = run.options, run.data.data
     parameters = sum(parameter.numel() for parameter in run.module.flow.parameters())
@@ -94,7 +96,7 @@ def describe(run: Run) -> str:
     return "\n".join([*lines, f"again: {options.command()}"])
 
 
-def outcome(run: Run, bits: float | None) -> str:
+def outcome(run: TrainingRun, bits: float | None) -> str:
     """Where the run ended."""
     done = f"step {run.step} of {run.options.all_steps}, saved in {run.options.out}"
     return done if bits is None else f"{done}; test images: {bits:.4f} bits/dim"

@@ -2,16 +2,17 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from ablation import arm_trainer, jobs, running
+from ablation import jobs, running
 from ablation.arm_trainer import ArmTrainer
 from ablation.arms import ARMS, Arm
 from ablation.jobs import Job, all_jobs
 from ablation.running import run, run_all, train
 from ablation.timing import step_times
-from training.loop import NotFiniteError
+from training.module import NotFiniteError
 
 from attnflow_plugin.layers import IMap
 from tests.ablation.support import three_steps, write_result
@@ -27,12 +28,13 @@ def seen(monkeypatch):
     batches = []
     step, evaluate = ArmTrainer.step, ArmTrainer.evaluate
 
-    def recorded_step(self, x, context):
-        batches.append(x.clone())
-        return step(self, x, context)
+    def recorded_step(self, example):
+        batches.append(example[0].clone())
+        return step(self, example)
 
     def recorded_evaluation(self):
-        batches.extend(x for x, _ in self.feed.testing(None)[1])
+        _, testing = self.data.testing(None)
+        batches.extend(self.module.test_example(batch)[0] for batch in testing)
         return evaluate(self)
 
     monkeypatch.setattr(ArmTrainer, "step", recorded_step)
@@ -57,7 +59,7 @@ def test_arms_of_a_seed_see_the_same_batches_and_noise(seen):
 
 
 def test_arms_of_a_seed_have_the_same_backbone():
-    plain, imap = (ArmTrainer(arm, "digits", 3, 1).state.model.flow for arm in ("plain", "imap"))
+    plain, imap = (ArmTrainer(arm, "digits", 3, 1).module.flow for arm in ("plain", "imap"))
     inserted = tuple(n for n, module in imap.named_modules() if isinstance(module, IMap))
     shared = [v for k, v in imap.state_dict().items() if not k.startswith(inserted)]
     assert inserted
@@ -67,14 +69,14 @@ def test_arms_of_a_seed_have_the_same_backbone():
 
 def test_all_parameters_learn_and_are_averaged():
     trainer = ArmTrainer("imap", "digits", 0, 2)
-    flow = trainer.state.model.flow
+    flow = trainer.module.flow
     before = [parameter.detach().clone() for parameter in flow.parameters()]
-    for x, context in trainer.feed.training(0):
-        trainer.step(x, context)
+    for example in trainer.examples():
+        trainer.step(example)
     pairs = zip(before, flow.parameters(), strict=True)
     changed = sum(not torch.equal(old, new) for old, new in pairs)
     assert changed > 0.9 * len(before)
-    assert len(list(trainer.state.best_flow.parameters())) == len(before)
+    assert len(list(trainer.module.best_flow.parameters())) == len(before)
 
 
 @pytest.mark.usefixtures("three_steps")
@@ -128,7 +130,7 @@ def test_what_is_not_finite_is_recorded(tmp_path, monkeypatch):
     assert found["final"] is None
     assert found["curve"] == [[3, None]]
 
-    def give_up(self, x, context):
+    def give_up(self, example):
         raise NotFiniteError("too often")
 
     monkeypatch.setattr(ArmTrainer, "step", give_up)
@@ -148,7 +150,7 @@ def test_jobs_are_complete_seeds_with_the_plain_model():
         (0, "photographs", "imap"),
     ]
     assert len(found) == 10
-    assert len({job.path(arm_trainer.Path()) for job in found}) == 10
+    assert len({job.path(Path()) for job in found}) == 10
 
 
 def test_times_are_relative_and_measured_once(tmp_path):
