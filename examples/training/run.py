@@ -41,8 +41,6 @@ from training.randomness import SAMPLES, seed_of
 PICTURE_IMAGES = 36
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-# Images are read in this process unless --workers asks for others.
-warnings.filterwarnings("ignore", message=".*does not have many workers")
 # In Lightning, about torch; the new names are not known to older versions of torch.
 for _name in (r"isinstance\(treespec, LeafSpec\)", "broadcast_buffers"):
     warnings.filterwarnings("ignore", message=f"`{_name}` is deprecated")

@@ -1,134 +1,221 @@
 """A run that was stopped, whichever way, goes on to the numbers of one that was not."""
 
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
-import torch
 import train
-from training.loop import Trainer
+from training import run
+from training.folder import CHECKPOINT, PREVIOUS
+from training.module import FlowModule
 
 from tests.examples.support import (
+    EXAMPLES,
+    Child,
     arguments,
+    assert_equal_runs,
     assert_same,
     metrics,
-    start,
     stored,
-    tiny_trainer,
-    wait_for_step,
     write_images,
 )
 
-STEPS = 100
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = write_images(tmp_path_factory.mktemp("images"))
-    return {"data": "folder", "data_dir": folder, "size": 8, "steps": STEPS}
+    data = {"data": "folder", "data_dir": folder, "size": 8}
+    return data | {"steps": STEPS, "evaluate_every": 25}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Checkpoint and metrics of whole runs, by options; made once."""
+    """Folders of whole runs, by options; made once."""
     made = {}
 
-    def run(**changes):
+    def make(**changes):
         key = tuple(sorted(changes.items()))
         if key not in made:
-            out = tmp_path_factory.mktemp("whole")
-            assert train.main(arguments(out, **changes)) == 0
-            made[key] = stored(out), metrics(out)
+            made[key] = tmp_path_factory.mktemp("whole")
+            assert train.main(arguments(made[key], **changes)) == 0
         return made[key]
 
-    return run
+    return make
 
 
-def assert_equal_to_whole_run(out, whole):
-    state, lines = whole
-    # Where it was written is the only difference.
-    here = {"options": state["options"] | {"out": str(out)}}
-    assert_same(stored(out), state | here)
-    assert metrics(out) == lines
+def resume(out, *further):
+    return train.main(["--out", str(out), "--resume", *further])
 
 
-def test_ctrl_c(tmp_path, images, uninterrupted):
-    process = start(tmp_path, workers=1, **images)
-    wait_for_step(process, tmp_path, 5)
+def test_ctrl_c_as_a_user_types_it(tmp_path, images, uninterrupted):
+    command = [sys.executable, EXAMPLES / "train.py", *arguments(tmp_path, workers=1, **images)]
+    process = subprocess.Popen(
+        command,
+        # As many threads as here: another number adds in another order.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not metrics(tmp_path)[5:]:
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # A terminal sends it to the whole group.
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "--resume goes on" in output
     assert 5 <= stored(tmp_path)["step"] < STEPS
 
-    assert train.main(["--out", str(tmp_path), "--workers", "0", "--resume"]) == 0
-    assert_equal_to_whole_run(tmp_path, uninterrupted(**images))
+    assert resume(tmp_path, "--workers=0") == 0
+    assert_equal_runs(tmp_path, uninterrupted(**images))
 
 
-def test_sigterm(tmp_path, images, uninterrupted, monkeypatch):
-    step = Trainer.step
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_finishes_the_step_in_hand(tmp_path, images, uninterrupted, monkeypatch, name):
+    number = getattr(signal, name)
+    begin = FlowModule.begin_step
 
-    def step_with_signal(self, x, context):
-        if self.state.step == 22:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, x, context)
+    def begin_with_signal(self, step, *further):
+        if step == 22:
+            signal.raise_signal(number)
+        return begin(self, step, *further)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "step", step_with_signal)
+        patched.setattr(FlowModule, "begin_step", begin_with_signal)
         assert train.main(arguments(tmp_path, **images)) == 0
-    assert stored(tmp_path)["step"] == 23  # The step in hand was finished.
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert stored(tmp_path)["step"] == 23
+    assert signal.getsignal(number) == before
 
-    assert train.main(["--out", str(tmp_path), "--resume"]) == 0
-    assert_equal_to_whole_run(tmp_path, uninterrupted(**images))
+    assert resume(tmp_path) == 0
+    assert_equal_runs(tmp_path, uninterrupted(**images))
 
 
-def test_kill(tmp_path, images, uninterrupted):
+@pytest.mark.parametrize("where", ["evaluate", "TrainingRun.sample"])
+def test_a_signal_in_an_evaluation(tmp_path, images, uninterrupted, monkeypatch, capsys, where):
+    """The last checkpoint would be that of step 21, and the evaluation is made up for."""
+    owner, _, name = where.rpartition(".")
+    owner = getattr(run, owner) if owner else run
+
+    def long_one(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("not stopped at once")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, long_one)
+        assert train.main(arguments(tmp_path, **images)) == 0
+    assert stored(tmp_path)["step"] == 25
+    assert "stopped: step 25 is saved" in capsys.readouterr().out
+    assert resume(tmp_path) == 0
+    assert_equal_runs(tmp_path, uninterrupted(**images))
+
+
+def test_the_last_evaluation_is_made_up_for(tmp_path, images, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "ENOUGH_IMAGES", None)
+        patched.setattr(run.Keeper, "evaluate", lambda self, limit: signal.raise_signal(15))
+        assert train.main(arguments(tmp_path, **images | {"evaluate_every": 100})) == 0
+    assert stored(tmp_path)["step"] == STEPS
+    assert resume(tmp_path) == 0
+    assert metrics(tmp_path)[-1] == metrics(uninterrupted(**images))[-1]
+
+
+def test_an_exception_in_a_step_saves_the_steps_before(
+    tmp_path, images, uninterrupted, monkeypatch
+):
+    def fail(self, *_):
+        raise ZeroDivisionError if self.trainer.global_step == 17 else AssertionError
+
+    loss = FlowModule.loss
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            FlowModule,
+            "loss",
+            lambda self, *x: fail(self) if self.trainer.global_step == 17 else loss(self, *x),
+        )
+        with pytest.raises(ZeroDivisionError):
+            train.main(arguments(tmp_path, **images))
+    assert stored(tmp_path)["step"] == 17
+    assert resume(tmp_path) == 0
+    assert_equal_runs(tmp_path, uninterrupted(**images))
+
+
+def test_an_exception_in_an_update_saves_nothing(tmp_path, images, monkeypatch):
+    def fail(self, step):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(FlowModule, "end_step", fail)
+    with pytest.raises(ZeroDivisionError):
+        train.main(arguments(tmp_path, **images))
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+# What happens to a run, by how it ends.
+ENDS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT, "full": None}
+
+
+def strike(out, options, how, moment):
+    """Start or go on, and let something happen after some seconds; False if it was too late."""
+    further = ["--resume"] if (out / CHECKPOINT).exists() or (out / PREVIOUS).exists() else []
+    child = Child([*arguments(out, **options), *further], out.with_suffix(".log"))
+    time.sleep(moment)
+    if not child.ended():
+        os.killpg(child.id, ENDS[how])
+    status = child.wait()
+    assert status in (0, -9), child.log.read_text()
+
+
+@pytest.mark.parametrize("how", ["kill", "term", "ctrl-c"])
+def test_random_moments(tmp_path, images, uninterrupted, how):
+    """With readers, in steps, evaluations and files being written."""
     options = {"host": "nflows", "context": "coarse", "optimizer": "adamax", **images}
-    process = start(tmp_path, **options)
-    wait_for_step(process, tmp_path, 16)
-    process.kill()
-    process.communicate()
-    # Checkpoints come every 7 steps; the last lines of the metrics are from behind it.
-    assert stored(tmp_path)["step"] >= 14
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "tra')
-
-    assert train.main([*arguments(tmp_path, **options), "--resume"]) == 0
-    assert_equal_to_whole_run(tmp_path, uninterrupted(**options))
-
-
-def test_random_states_are_restored(tmp_path):
-    trainer = tiny_trainer(tmp_path)
-    trainer.save()
-    drawn = torch.rand(3)
-    torch.manual_seed(123)
-    trainer.state.restore(stored(tmp_path), trainer.world)
-    assert torch.equal(torch.rand(3), drawn)
+    moments = random.Random(how)
+    for _ in range(3):
+        strike(tmp_path / "out", options | {"workers": 1}, how, moments.uniform(0.2, 1.0))
+        if (tmp_path / "out" / CHECKPOINT).exists():
+            lines = metrics(tmp_path / "out")
+            assert stored(tmp_path / "out")["step"] >= len(lines) - 10
+    if not (tmp_path / "out" / CHECKPOINT).exists():
+        assert train.main(arguments(tmp_path / "out", **options)) == 0
+    else:
+        assert resume(tmp_path / "out", "--workers=0") == 0
+    assert_equal_runs(tmp_path / "out", uninterrupted(**options))
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path):
     assert train.main(arguments(tmp_path, steps=3)) == 0
     before = stored(tmp_path), metrics(tmp_path)
-    assert train.main(["--out", str(tmp_path), "--resume"]) == 0
+    assert resume(tmp_path) == 0
     assert_same((stored(tmp_path), metrics(tmp_path)), before)
 
 
 def test_more_steps(tmp_path):
     assert train.main(arguments(tmp_path, steps=3)) == 0
-    assert train.main(["--out", str(tmp_path), "--resume", "--steps", "5"]) == 0
+    assert resume(tmp_path, "--steps=5") == 0
     assert stored(tmp_path)["step"] == 5
 
 
-def test_resume_without_a_checkpoint_starts(tmp_path):
-    assert train.main([*arguments(tmp_path, steps=2), "--resume"]) == 0
-    assert stored(tmp_path)["step"] == 2
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(tmp_path, capsys):
+    assert train.main(arguments(tmp_path, steps=9)) == 0
+    whole = stored(tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(b"half")
+    assert resume(tmp_path) == 0
+    assert f"going on from {PREVIOUS}" in capsys.readouterr().err
+    assert_same(stored(tmp_path), whole)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [([], "exists: --resume goes on"), (["--resume", "--hidden", "5"], "--hidden: the checkpoint")],
+    [
+        ([], "has a checkpoint: --resume goes on"),
+        (["--resume", "--hidden", "5"], "--hidden: the checkpoint"),
+    ],
 )
 def test_a_run_is_never_lost_by_mistake(tmp_path, capsys, changes, message):
     assert train.main(arguments(tmp_path, steps=2)) == 0
@@ -136,3 +223,21 @@ def test_a_run_is_never_lost_by_mistake(tmp_path, capsys, changes, message):
     assert train.main(["--out", str(tmp_path), *changes]) == 1
     assert message in capsys.readouterr().err
     assert_same(stored(tmp_path), before)
+
+
+def test_nothing_to_resume(tmp_path, capsys):
+    out = tmp_path / "mistyped"
+    assert resume(out) == 1
+    assert "--resume: expected a checkpoint to go on from in" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_other_images(tmp_path, images, capsys):
+    options = images | {"steps": 2, "data_dir": write_images(tmp_path / "mine", 20)}
+    assert train.main(arguments(tmp_path / "out", **options)) == 0
+    moved = (tmp_path / "mine").rename(tmp_path / "moved")
+    again = ["--data-dir", str(moved), "--steps=3"]
+    assert resume(tmp_path / "out", *again) == 0
+    write_images(moved, 21)
+    assert resume(tmp_path / "out", *again) == 1
+    assert "--data-dir: the checkpoint was made with other images" in capsys.readouterr().err
