@@ -237,6 +237,10 @@ class Keeper(pl.Callback):
                 self._draw(bits)
         return bits
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What is in metrics.jsonl."""
+        return read(self.metrics.path)
+
     def _draw(self, bits: float) -> None:
         run, options = self.run, self.options
         real, context = run.shown(PICTURE_IMAGES)
@@ -245,7 +249,7 @@ class Keeper(pl.Callback):
             panels["condition"] = context
         value = bits if math.isfinite(bits) else None
         line = {"step": run.step, "test": value, "data": options.data, "dims": run.data.info.dims}
-        lines = [*read(self.metrics.path), line]
+        lines = [*self.lines(), line]
         write_atomically(options.out / picture.NAME, lambda file: picture.draw(lines, panels, file))
         # Last: a run that goes on evaluates again if there is no line.
         self.metrics.write(**line)

@@ -4,27 +4,28 @@ import copy
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import train
 from training import backbones
 from training.data import load_data
-from training.distributed import World
 from training.evaluation import evaluate
-from training.loop import Trainer
+from training.module import FlowModule, Phase, phase_of
 from training.options import Options, UsageError, parse
-from training.phases import Phase, phase_of
 from training.presets import PRESETS
+from training.run import TrainingRun
 
 from attnflow_plugin.backbones import encoder_of
 from attnflow_plugin.errors import NonFiniteError
 from tests.examples.support import (
+    StopAfter,
     arguments,
-    assert_same,
-    metrics,
+    assert_equal_runs,
+    prepared,
     stored,
     tiny_options,
-    tiny_trainer,
+    tiny_run,
 )
 
 MARFLOW = {"backbone": "marflow", "blocks": 1, "components": 2, "hidden": 4}
@@ -50,24 +51,20 @@ MODELS = {
 @pytest.mark.parametrize("host", ["normflows", "nflows"])
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_trains_evaluates_and_draws(tmp_path, host, changes):
-    trainer = tiny_trainer(tmp_path, host=host, warmup=0, **changes)
-    batches = trainer.feed.training(0)
-    for _ in range(trainer.options.pretrain_steps + 2):
-        values = trainer.step(*next(batches))
-    assert 0 < values["train"] < 10
+    steps = {"steps": 2, "evaluate_every": 1, "batch": 8}
+    training = tiny_run(tmp_path, host=host, warmup=0, **changes | steps)
+    assert 0 < training.train() < 10
+    assert 0 < training.module.values["train"] < 10
     # What learns has a gradient: DistributedDataParallel waits for all of them.
-    parameters = trainer.state.model.flow.named_parameters()
+    parameters = training.module.flow.named_parameters()
     assert [n for n, p in parameters if p.requires_grad and p.grad is None] == []
-    assert 0 < trainer.evaluate() < 10
-    real, context = trainer.feed.shown(4)
-    samples = trainer.state.model.sample(trainer.state.best_flow, 4, context, 0.5)
-    assert samples.shape == real.shape
+    real, context = training.shown(4)
+    assert training.sample(context, 4, 0.5).shape == real.shape
     assert (tmp_path / "progress.png").stat().st_size > 0
 
 
-def bits_of_some(trainer):
-    model = trainer.state.model
-    return evaluate(model.likelihood(model.flow), trainer.feed, 32)
+def bits_of_some(module, data):
+    return evaluate(module.model.likelihood(module.flow), module, data, 32)
 
 
 @pytest.mark.parametrize("host", ["normflows", "nflows"])
@@ -75,13 +72,13 @@ def bits_of_some(trainer):
 def test_the_backbone_is_the_same_with_any_attention(tmp_path, host, changes):
     changes = {"seed": 3, "host": host} | changes
     arms = {
-        name: tiny_trainer(tmp_path, attention=name, **changes)
-        for name in ("none", "imap", "itrans", "both")
+        name: prepared(tmp_path, attention=name, **changes)
+        for name in ("none", "imap", "itrans", "imap,itrans")
     }
-    bits = {name: bits_of_some(arm) for name, arm in arms.items()}
+    bits = {name: bits_of_some(*arm) for name, arm in arms.items()}
     assert bits == pytest.approx(dict.fromkeys(arms, bits["none"]), rel=1e-5)
-    assert bits_of_some(tiny_trainer(tmp_path, **changes | {"seed": 4})) != bits["imap"]
-    sizes = {len(arm.state.model.flow.state_dict()) for arm in arms.values()}
+    assert bits_of_some(*prepared(tmp_path, **changes | {"seed": 4})) != bits["imap"]
+    sizes = {len(module.flow.state_dict()) for module, _ in arms.values()}
     assert len(sizes) == 4
 
 
@@ -104,29 +101,14 @@ def test_a_continued_run_is_the_same(tmp_path, host, changes):
     assert train.main(arguments(whole, **changes)) == 0
 
     parts = tmp_path / "parts"
-    options = tiny_options(parts, **changes)
-    data = load_data(options)
-    Trainer(options, data, World()).save()
-    for step in range(options.all_steps):
+    for step in range(tiny_options(parts, **changes).all_steps):
         torch.manual_seed(123)  # What the process before has drawn must not matter.
-        trainer = Trainer(options, data, World(), stored(parts))
-        trainer.run(Once())
-        assert trainer.state.step == step + 1
-
-    there = stored(whole)["options"] | {"out": str(parts)}
-    assert_same(stored(parts), stored(whole) | {"options": there})
-    assert metrics(parts) == metrics(whole)
-
-
-class Once:
-    """An interruption after one step."""
-
-    def __init__(self):
-        self.asked = 0
-
-    def __bool__(self):
-        self.asked += 1
-        return self.asked > 1
+        stop = StopAfter(step)
+        stop.run(tiny_run(parts, stop, stored=stored(parts) if step else None, **changes))
+        assert stored(parts)["step"] == step + 1
+    # The last one was stopped before the last evaluation.
+    assert train.main(["--out", str(parts), "--resume"]) == 0
+    assert_equal_runs(parts, whole)
 
 
 class TestPhases:
@@ -139,53 +121,60 @@ class TestPhases:
 
     @pytest.mark.parametrize("optimizer", ["adam", "adamax"])
     def test_what_changes_in_each(self, tmp_path, optimizer):
-        trainer = tiny_trainer(tmp_path, optimizer=optimizer, **self.OPTIONS)
-        flow = trainer.state.model.flow
-        parts = {
-            "head": lambda: set(map(id, encoder_of(flow).head.parameters())),
-            "encoder": lambda: set(map(id, encoder_of(flow).parameters())),
-        }
-        moved = []
-        before = copy.deepcopy(dict(flow.named_parameters()))
-        for example, _ in zip(trainer.feed.training(0), range(6), strict=False):
-            if trainer.state.step == 2:
-                # ActNorms are initialised at the end of the encoder's own training.
-                trainer._enter(Phase.FLOW)
-                before = copy.deepcopy(dict(flow.named_parameters()))
-            trainer.step(*example)
-            head, encoder = parts["head"](), parts["encoder"]() - parts["head"]()
-            changed = {id(p) for n, p in flow.named_parameters() if not torch.equal(p, before[n])}
-            moved.append(
-                (bool(changed & encoder), bool(changed & head), bool(changed - encoder - head))
-            )
-            before = copy.deepcopy(dict(flow.named_parameters()))
-        assert moved == 2 * [(True, True, False)] + 3 * [(False, False, True)] + [
-            (True, False, True)
+        watch = Watch()
+        training = tiny_run(tmp_path, watch, optimizer=optimizer, **self.OPTIONS | {"steps": 4})
+        training.train()
+        assert watch.moved == [
+            *2 * [(True, True, False)],
+            *3 * [(False, False, True)],
+            (True, False, True),
         ]
 
     def test_the_encoder_learns_to_enlarge(self, tmp_path):
-        trainer = tiny_trainer(tmp_path, **self.OPTIONS | {"pretrain_steps": 40})
-        batches = trainer.feed.training(0)
-        errors = [trainer.step(*next(batches))["encoder"] for _ in range(40)]
+        options = self.OPTIONS | {"pretrain_steps": 40, "steps": 1}
+        training = tiny_run(tmp_path, **options)
+        training.train()
+        errors = [line["encoder"] for line in training.keeper.lines() if "encoder" in line]
+        assert len(errors) == 40
         assert errors[-1] < errors[0] / 2
 
-    def test_the_flow_is_initialised_from_the_trained_encoder(self, tmp_path):
-        trainer = tiny_trainer(tmp_path, **self.OPTIONS)
-        prepared = []
-        trainer.state.model.prepare = lambda *example: prepared.append(trainer.state.step)
-        batches = trainer.feed.training(0)
-        for _ in range(4):
-            trainer.step(*next(batches))
-        assert prepared == [2]
+    def test_the_flow_is_initialised_from_the_trained_encoder(self, tmp_path, monkeypatch):
+        steps = []
+        monkeypatch.setattr(
+            FlowModule, "prepare", lambda self: steps.append(self.trainer.global_step)
+        )
+        tiny_run(tmp_path, **self.OPTIONS | {"steps": 2}).train()
+        assert steps == [2]
+
+
+class Watch(pl.Callback):
+    """Which parameters of the encoder, its head, and the flow are changed by each step."""
+
+    def __init__(self):
+        self.moved = []
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        # After the initialisation of the flow, which changes it too.
+        self.before = copy.deepcopy(dict(module.flow.named_parameters()))
+
+    def on_train_batch_end(self, trainer, module, *_):
+        head = set(map(id, encoder_of(module.flow).head.parameters()))
+        encoder = set(map(id, encoder_of(module.flow).parameters())) - head
+        named = module.flow.named_parameters()
+        changed = {id(p) for name, p in named if not torch.equal(p, self.before[name])}
+        self.moved.append(
+            (bool(changed & encoder), bool(changed & head), bool(changed - encoder - head))
+        )
 
 
 def test_likelihood_without_dropout(tmp_path):
-    trainer = tiny_trainer(tmp_path, **MARFLOW, dropout=0.9)
-    trainer.step(*next(trainer.feed.training(0)))
-    trainer.step(*next(trainer.feed.training(1)))
-    assert trainer.evaluate() == trainer.evaluate()
-    x, context = next(trainer.feed.training(0))
-    model, flow = trainer.state.model, trainer.state.model.flow
+    training = tiny_run(tmp_path, **MARFLOW, dropout=0.9, steps=2)
+    training.train()
+    assert training.evaluate() == training.evaluate()
+    module, model, flow = training.module, training.module.model, training.module.flow
+    flow.train()
+    (batch,) = training.data.training(0, 1)
+    x, context = module.training_example(batch)
     objective = model.likelihood(flow)
     assert not torch.equal(objective(x, context), objective(x, context))
     # Nor are samples, and training goes on with it, even where nothing could be drawn.
@@ -194,35 +183,39 @@ def test_likelihood_without_dropout(tmp_path):
     model.host = SimpleNamespace(sample=Mock(side_effect=NonFiniteError("no")))
     with pytest.raises(NonFiniteError):
         model.sample(flow, 2, None, 1.0)
-    assert all(module.training for module in flow.modules())
+    assert all(each.training for each in flow.modules())
 
 
 def test_joint_loss_in_training_and_bits_of_the_target_in_evaluation(tmp_path):
-    trainer = tiny_trainer(tmp_path, **FULL_GLOW, ema=0)
-    x, source = next(trainer.feed.training(0))
-    model = trainer.state.model
-    joint, of_target = model.objective(model.flow), model.likelihood(model.flow)
-    log_prob, of_source = model.host.joint_log_prob(model.flow, x, source)
+    module, data = prepared(tmp_path, **FULL_GLOW, ema=0)
+    (batch,) = data.training(0, 1)
+    x, source = module.training_example(batch)
+    model = module.model
+    joint, of_target = model.objective(module.flow), model.likelihood(module.flow)
+    log_prob, of_source = model.host.joint_log_prob(module.flow, x, source)
     torch.testing.assert_close(of_target(x, source), -log_prob)
     torch.testing.assert_close(joint(x, source), -log_prob - 1e-4 * of_source)
-    assert trainer.objective(x, source).mean() != of_target(x, source).mean()
+    module.begin_step(0, module.configure_optimizers())
+    bits = joint(x, source).mean() / module.info.dims / torch.log(torch.tensor(2.0)) + 8
+    torch.testing.assert_close(module.loss(x, source), bits)
 
 
 class TestSources:
     def test_full_glow_gets_them_with_noise_except_to_draw(self, tmp_path):
-        feed = tiny_trainer(tmp_path, **FULL_GLOW).feed
-        _, source = next(feed.training(0))
+        module, data = prepared(tmp_path, **FULL_GLOW)
+        (batch,) = data.training(0, 1)
+        _, source = module.training_example(batch)
         assert float(source.min()) >= 0
         assert float(source.max()) < 1
         assert not torch.equal(source * 255, (source * 255).round())
-        _, shown = feed.shown(4)
+        _, shown = module.example(*data.shown(4))
         torch.testing.assert_close(shown * 255, (shown * 255).round())
 
     def test_others_get_them_as_they_are(self, tmp_path):
-        feed = tiny_trainer(tmp_path, **SRFLOW).feed
-        x, source = next(feed.training(0))
-        indices = feed._order(World(), 0).indices(0)
-        values, low = feed.data.train.__getitems__(indices)
+        module, data = prepared(tmp_path, **SRFLOW)
+        (batch,) = data.training(0, 1)
+        x, source = module.training_example(batch)
+        values, low, _ = batch
         assert torch.equal(source, low / 255)
         assert torch.equal((x * 256).floor(), values.float())
 
@@ -230,10 +223,11 @@ class TestSources:
 WRONG = [
     ({"dropout": 0.1}, "--dropout: --coupling-net conv has no use for it"),
     ({"pretrain_steps": 5}, "--pretrain-steps: --backbone glow has no use"),
-    ({"pretrain_steps": -1}, "--pretrain-steps: expected at least 0"),
+    ({"pretrain_steps": -1}, "--pretrain-steps: expected a number from 0 on"),
     (MARFLOW | {"learned_priors": True}, "--learned-priors: --backbone marflow has no use"),
     (MARFLOW | {"context": "label"}, "--backbone marflow: expected --context none, found label"),
-    (SRFLOW | {"scale": None}, "--backbone srflow: expected --scale"),
+    (SRFLOW | {"scale": None}, "--scale: --backbone srflow enlarges by a power of two, found N"),
+    (SRFLOW | {"scale": 3}, "--scale: --backbone srflow enlarges by a power of two, found 3"),
     (SRFLOW | {"context": "coarse", "scale": None}, "expected --context source, found coarse"),
     (SRFLOW | {"components": 4}, "--components: --backbone srflow has no use"),
     (FULL_GLOW | {"splits": "all"}, "--splits: --backbone full-glow has no use"),
@@ -273,14 +267,14 @@ class TestPresets:
     def test_every_row_of_the_tables(self):
         assert len(PRESETS) == 27
         for name in PRESETS:
-            options = Options(**parse([f"--preset={name}"], "")[0])
+            options = Options(**parse([f"--preset={name}"])[0])
             backbones.check_options(options)
             levels, depth = f"l{options.levels}", f"k{options.depth}"
             assert levels + depth in name
             assert (options.attention == "none") == (not name.endswith(("imap", "itrans")))
 
     def test_settings(self):
-        given, _ = parse(["--preset=cifar10-l3k4c256-itrans"], "")
+        given, _ = parse(["--preset=cifar10-l3k4c256-itrans"])
         options = Options(**given)
         assert (options.data, options.backbone, options.hidden) == ("cifar10", "marflow", 256)
         assert (options.attention, options.heads, options.patches) == ("itrans", 5, 2)
@@ -288,14 +282,14 @@ class TestPresets:
         assert (options.steps, options.clip, options.ema) == (90_000, 0, 0)
 
     def test_given_options_come_first(self):
-        given, _ = parse(["--hidden=16", "--preset=mnist-l3k2c48-imap", "--data=digits"], "")
+        given, _ = parse(["--hidden=16", "--preset=mnist-l3k2c48-imap", "--data=digits"])
         assert (given["hidden"], given["data"], given["depth"]) == (16, "digits", 2)
 
     def test_the_size_belongs_to_the_data(self):
         preset = "--preset=celeba-sr8-l1k1"
-        assert parse([preset], "")[0]["size"] == 160
-        assert "size" not in parse([preset, "--data=faces"], "")[0]
-        assert parse([preset, "--data=folder", "--size=80"], "")[0]["size"] == 80
+        assert parse([preset])[0]["size"] == 160
+        assert "size" not in parse([preset, "--data=faces"])[0]
+        assert parse([preset, "--data=folder", "--size=80"])[0]["size"] == 80
 
     @pytest.mark.parametrize(
         ("preset", "changes", "kind"),
@@ -312,10 +306,9 @@ class TestPresets:
     def test_train_small(self, tmp_path, preset, changes, kind):
         changes = {"hidden": 4, "depth": 1, "batch": 16, "steps": 1} | changes
         given = [f"--{k.replace('_', '-')}={v}" for k, v in changes.items()]
-        options = Options(**parse([f"--preset={preset}", f"--out={tmp_path}", *given], "")[0])
-        trainer = Trainer(options, load_data(options), World())
-        kinds = {type(module).__name__ for module in trainer.state.model.flow.modules()}
+        options = Options(**parse([f"--preset={preset}", f"--out={tmp_path}", *given])[0])
+        training = TrainingRun(options, load_data(options))
+        kinds = {type(module).__name__ for module in training.module.flow.modules()}
         assert kind in kinds
-        for example in trainer.feed.training(0):
-            trainer.step(*example)
-        assert trainer.finished
+        training.train()
+        assert training.finished

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import super_resolution
 from comparison import Measured, Run, compare, table
-from training.evaluation import evaluate
-from training.loop import Trainer
+from training.module import FlowModule
 from training.options import Options
 
 TITLES = {"plain": "Flow", "imap": "Flow + iMap"}
@@ -24,9 +23,8 @@ def tiny(out, **changes):
     return Options(out=out, **{"depth": 1, "hidden": 4, "steps": 2, "batch": 16} | changes)
 
 
-def bits(trainer):
-    model = trainer.state.model
-    return Measured({"bits": evaluate(model.likelihood(model.flow), trainer.feed, 32)})
+def bits(training):
+    return Measured({"bits": training.evaluate(training.module.flow, 32)})
 
 
 def run_of(arm, seed, value):
@@ -62,8 +60,7 @@ class TestTable:
 
 class TestCompare:
     def test_pairs_differ_between_seeds_not_within(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(Trainer, "run", lambda self, *_, **__: None)
-        monkeypatch.setattr(Trainer, "finished", True)
+        monkeypatch.setattr(FlowModule, "optimizer_step", lambda self, *_: None)
         runs = compare(tiny(tmp_path), ["plain", "imap", "itrans"], 2, bits, workers=1)
         assert [(run.arm, run.seed) for run in runs] == [
             *[("plain", 0), ("imap", 0), ("itrans", 0)],
@@ -77,15 +74,14 @@ class TestCompare:
 
     def test_an_interrupted_one_goes_on(self, tmp_path, monkeypatch):
         whole = compare(tiny(tmp_path / "whole"), ["plain"], 1, bits, workers=1)
-        step = Trainer.step
+        end = FlowModule.end_step
 
-        def step_with_interruption(self, x, context):
-            values = step(self, x, context)
+        def end_with_interruption(self, step):
+            end(self, step)
             signal.raise_signal(signal.SIGINT)
-            return values
 
         with monkeypatch.context() as patched:
-            patched.setattr(Trainer, "step", step_with_interruption)
+            patched.setattr(FlowModule, "end_step", end_with_interruption)
             with pytest.raises(KeyboardInterrupt):
                 compare(tiny(tmp_path / "parts"), ["plain"], 1, bits, workers=1)
         parts = compare(tiny(tmp_path / "parts"), ["plain"], 1, bits, workers=1)
@@ -113,7 +109,7 @@ class TestScripts:
         assert (tmp_path / "samples.png").stat().st_size > 0
 
         # The same command has nothing left to train.
-        monkeypatch.setattr(Trainer, "step", None)
+        monkeypatch.setattr(FlowModule, "loss", None)
         assert module.main([*command, "--steps=2"]) == 0
         assert json.loads((tmp_path / "results.json").read_text()) == [plain, itrans]
 

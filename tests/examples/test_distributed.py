@@ -9,31 +9,36 @@ import pytest
 import torch
 import train
 from training.distributed import World
-from training.metrics_file import read
+from training.folder import METRICS, read
 
 from tests.examples.support import EXAMPLES, assert_same, stored, write_images
 
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder of a run of two_processes.py under torchrun, on this machine alone."""
-    out = tmp_path_factory.mktemp("two")
+def launch(out, further):
+    """two_processes.py under torchrun, on this machine alone."""
     images = write_images(out / "images", 12 * 16 * 10 // 9 + 1)  # A tenth is to test on.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     # Without the address torchrun asks for the name of the machine, which need not resolve.
-    launch += ["--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    command += ["--local-addr=127.0.0.1", "--nproc-per-node=2"]
     path = os.pathsep.join([str(EXAMPLES), str(HERE.parents[1])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    finished = subprocess.run(
-        [*launch, HERE / "two_processes.py", out, images],
+    return subprocess.run(
+        [*command, HERE / "two_processes.py", out, images, further],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run that stopped after step 10, because one process got a signal."""
+    out = tmp_path_factory.mktemp("two")
+    finished = launch(out, "signal")
     assert finished.returncode == 0, finished.stderr
     return out
 
@@ -53,32 +58,43 @@ def test_a_step_that_one_refuses_is_skipped_by_both(processes):
     assert [process["skipped"] for process in processes] == [2, 2]
 
 
+def test_a_signal_to_one_stops_both_after_the_same_step(run, processes):
+    assert [process["stopped"] for process in processes] == [True, True]
+    assert [process["step"] for process in processes] == [10, 10]
+    assert stored(run)["step"] == 10
+
+
 def test_they_see_different_images(processes):
     first, second = (torch.cat(process["seen"]).flatten(1) for process in processes)
-    assert len(first) == len(second) == 12 * 8
-    assert len(torch.cat([first, second]).unique(dim=0)) == 2 * 12 * 8
+    assert len(first) == len(second) == 10 * 8
+    assert len(torch.cat([first, second]).unique(dim=0)) == 2 * 10 * 8
     # Not the noise alone: no image comes twice.
-    assert len(torch.cat([first, second]).mul(256).floor().unique(dim=0)) == 2 * 12 * 8
-
-
-def test_one_writes(run, processes):
-    assert [process["writes"] for process in processes] == [True, False]
-    assert len(stored(run)["random"]) == 2
-    tests = [line for line in read(run / "metrics.jsonl") if "test" in line]
-    assert [line["step"] for line in tests] == [12]
+    assert len(torch.cat([first, second]).mul(256).floor().unique(dim=0)) == 2 * 10 * 8
 
 
 def test_one_process_can_go_on(run, processes):
-    assert_same(stored(run)["model"], processes[0]["model"])
-    assert train.main(["--out", str(run), "--resume", "--steps", "14"]) == 0
-    assert stored(run)["step"] == 14
+    flow = {
+        key.removeprefix("flow."): value
+        for key, value in stored(run)["state_dict"].items()
+        if key.startswith("flow.")
+    }
+    assert_same(flow, processes[0]["model"])
+    assert train.main(["--out", str(run), "--resume"]) == 0
+    assert stored(run)["step"] == 12
+    tests = [line for line in read(run / METRICS) if "test" in line]
+    assert [line["step"] for line in tests] == [12]
+
+
+def test_one_that_dies_ends_all_and_the_steps_before_are_saved(tmp_path):
+    finished = launch(tmp_path, "kill")
+    assert finished.returncode != 0
+    # Not the last checkpoint, which is of step 8.
+    assert stored(tmp_path)["step"] == 10
 
 
 def test_alone():
     world = World()
     assert world.leads
-    assert world.any(True, False) == [True, False]
-    assert world.gather("mine") == ["mine"]
     assert world.ask_leader(lambda: 3) == 3
     with pytest.raises(ValueError, match="no"):
         world.ask_leader(lambda: int("no"))

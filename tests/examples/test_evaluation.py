@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch import nn
 from training.data import DataSet
-from training.distributed import World
+from training.datamodule import ImageData
 from training.evaluation import evaluate
-from training.feed import Feed
 from training.images import InMemory
+from training.module import FlowModule
 
 from attnflow_plugin.errors import NonFiniteError
-from tests.examples.support import tiny_options, tiny_trainer
-
-CPU = torch.device("cpu")
+from tests.examples.support import tiny_options, tiny_run
 
 
 class Uniform(nn.Module):
@@ -33,42 +31,44 @@ class Sum(nn.Module):
         return x.flatten(1).sum(1)
 
 
-def random_data(images=37):
+def random_data(folder, images=37, **changes):
     values = torch.randint(256, (images, 3, 4, 4), dtype=torch.uint8)
-    return DataSet(InMemory(values), InMemory(values))
+    options = tiny_options(folder, levels=1, **changes)
+    data = ImageData(options, DataSet(InMemory(values), InMemory(values)))
+    return FlowModule(options, data.info), data
 
 
 def test_a_uniform_model_has_8_bits(tmp_path):
-    feed = Feed(tiny_options(tmp_path), random_data(), World(), CPU)
-    assert evaluate(Uniform(), feed) == 8.0
+    assert evaluate(Uniform(), *random_data(tmp_path)) == 8.0
 
 
 def test_a_uniform_model_has_8_bits_in_the_metrics(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, data="photographs", size=8)
-    monkeypatch.setattr(trainer.state.model, "likelihood", lambda flow: Uniform())
-    assert trainer.evaluate() == 8.0
-    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"step": 0, "test": 8.0, "data": "photographs", "dims": 192}
+    training = tiny_run(tmp_path, data="photographs", size=8, steps=1, log_every=5)
+    training.train()
+    monkeypatch.setattr(training.module.model, "likelihood", lambda flow: Uniform())
+    assert training.keeper.evaluate(None) == 8.0
+    _, line = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 1, "test": 8.0, "data": "photographs", "dims": 192}
     assert (tmp_path / "progress.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("limit", [None, 20])
 def test_the_parts_of_all_processes_make_the_whole(tmp_path, limit):
-    data, options = random_data(), tiny_options(tmp_path)
-    whole = Feed(options, data, World(), CPU).testing(limit)
-    parts = [Feed(options, data, World(rank, 2), CPU).testing(limit) for rank in range(2)]
+    module, data = random_data(tmp_path)
+    whole = data.testing(limit)
+    parts = [data.testing(limit, rank, 2) for rank in range(2)]
     assert whole[0] == parts[0][0] == parts[1][0] == (limit or 37)
-    batches = [x for x, _ in whole[1]]
-    first, second = ([x for x, _ in part] for _, part in parts)
+    batches = [module.test_example(batch)[0] for batch in whole[1]]
+    first, second = ([module.test_example(batch)[0] for batch in part] for _, part in parts)
     for index, batch in enumerate(batches):
         assert torch.equal((first, second)[index % 2][index // 2], batch)
     assert len(first) + len(second) == len(batches)
 
 
 def test_the_noise_is_always_the_same(tmp_path):
-    data = random_data()
-    feeds = [Feed(tiny_options(tmp_path, seed=seed), data, World(), CPU) for seed in (0, 0, 1)]
-    assert len({evaluate(Sum(), feed) for feed in feeds}) == 1
+    _, data = random_data(tmp_path)
+    found = {evaluate(Sum(), random_data(tmp_path, seed=seed)[0], data) for seed in (0, 0, 1)}
+    assert len(found) == 1
 
 
 def test_a_model_that_is_not_finite_has_no_bits(tmp_path):
@@ -76,5 +76,4 @@ def test_a_model_that_is_not_finite_has_no_bits(tmp_path):
         def forward(self, x, context=None):
             raise NonFiniteError("no")
 
-    feed = Feed(tiny_options(tmp_path), random_data(), World(), CPU)
-    assert math.isnan(evaluate(Refuses(), feed))
+    assert math.isnan(evaluate(Refuses(), *random_data(tmp_path)))

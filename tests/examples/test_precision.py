@@ -3,13 +3,12 @@
 import precision
 import pytest
 
-from tests.examples.support import tiny_trainer
+from tests.examples.support import tiny_run
 
 
 @pytest.mark.parametrize("host", ["normflows", "nflows"])
 def test_of_a_run(tmp_path, host):
-    trainer = tiny_trainer(tmp_path, host=host, levels=1, depth=2)
-    trainer.save()
+    tiny_run(tmp_path, host=host, levels=1, depth=2, steps=1).train()
     found = precision.measure(tmp_path)
     assert found["round trip, float32"] < 1e-4
     assert found["log-det, float32, nats per dimension"] < 1e-5

@@ -6,11 +6,18 @@ import pytest
 import torch
 import train
 from torch import nn
-from training.loop import PATIENCE, NotFiniteError, Trainer
-from training.schedule import LOWEST, learning_rate
+from training.module import LOWEST, PATIENCE, FlowModule, NotFiniteError, learning_rate
 
 from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
-from tests.examples.support import arguments, assert_same, stored, tiny_options, tiny_trainer
+from tests.examples.support import (
+    arguments,
+    assert_same,
+    prepared,
+    stored,
+    take_step,
+    tiny_options,
+    tiny_run,
+)
 
 
 class Spoiled(nn.Module):
@@ -46,93 +53,108 @@ FAULTS = {
 }
 
 
+@pytest.fixture
+def spoil(monkeypatch):
+    """Let the objective have a fault in some steps."""
+
+    def in_steps(steps, fault):
+        begin = FlowModule.begin_step
+
+        def begin_step(self, step, *further):
+            begin(self, step, *further)
+            sound = self.model.objective(self.flow)
+            self._objective[0] = Spoiled(sound, fault) if step in steps else sound
+
+        monkeypatch.setattr(FlowModule, "begin_step", begin_step)
+
+    return in_steps
+
+
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_bad_step_is_skipped_and_counted(tmp_path, fault):
-    trainer = tiny_trainer(tmp_path)
-    batches = trainer.feed.training(0)
-    trainer.step(*next(batches))
-    before = copy.deepcopy(trainer.state.as_dict(trainer.world))
-    sound, trainer.objective = trainer.objective, Spoiled(trainer.objective, fault)
+def test_a_bad_step_is_skipped_and_counted(tmp_path, spoil, fault):
+    spoil({1, 3}, fault)
+    module, data = prepared(tmp_path)
+    optimizer = module.configure_optimizers()
+    take_step(module, data, optimizer, 0)
+    before = copy.deepcopy((module.state_dict(), optimizer.state_dict()["state"]))
 
-    values = trainer.step(*next(batches))
+    assert "train" not in take_step(module, data, optimizer, 1)
+    assert (module.skipped, module.skipped_in_a_row) == (1, 1)
+    assert_same((module.state_dict(), optimizer.state_dict()["state"]), before)
 
-    assert "train" not in values
-    after = trainer.state.as_dict(trainer.world)
-    assert (after["step"], after["skipped"], after["skipped_in_a_row"]) == (2, 1, 1)
-    for part in ("model", "optimizer", "average"):
-        assert_same(after[part], before[part], part)
-
-    trainer.objective = sound
-    assert trainer.step(*next(batches))["skipped"] == 1
-    assert trainer.state.skipped_in_a_row == 0
+    assert take_step(module, data, optimizer, 2)["skipped"] == 1
+    assert module.skipped_in_a_row == 0
 
 
-def test_a_run_that_stays_bad_stops(tmp_path, capsys, monkeypatch):
-    built = Trainer.__init__
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_the_same_in_a_trainer(tmp_path, spoil, fault):
+    spoil({1, 3}, fault)
+    module, data = prepared(tmp_path, steps=5)
+    optimizer = module.configure_optimizers()
+    for step in range(5):
+        take_step(module, data, optimizer, step)
+    training = tiny_run(tmp_path, steps=5)
+    training.train()
+    assert training.module.skipped == 2
+    assert training.step == 5
+    assert_same(training.module.state_dict(), module.state_dict())
+    (trained,) = training.trainer.optimizers
+    assert_same(trained.state_dict()["state"], optimizer.state_dict()["state"])
 
-    def build_spoiled(self, *arguments):
-        built(self, *arguments)
-        sound = self.objective
-        spoiled = Spoiled(sound, lambda module, nats: nats * torch.nan)
-        step = self.step
 
-        def spoiled_step(x, context):
-            self.objective = sound if self.state.step < 8 else spoiled
-            return step(x, context)
-
-        self.step = spoiled_step
-
-    monkeypatch.setattr(Trainer, "__init__", build_spoiled)
+def test_a_run_that_stays_bad_stops(tmp_path, capsys, spoil):
+    spoil(range(8, 100), FAULTS["nan loss"])
     assert train.main(arguments(tmp_path)) == 1
-    assert "not finite in 10 steps in a row, up to step 18" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "not finite in 10 steps in a row, up to step 18" in errors
+    assert "step 14 is saved" in errors
     assert stored(tmp_path)["step"] == 14  # Checkpoints come every 7 steps.
     assert stored(tmp_path)["skipped"] == 6
 
 
-def test_patience(tmp_path):
-    trainer = tiny_trainer(tmp_path)
-    trainer.objective = Spoiled(trainer.objective, FAULTS["nan loss"])
-    batches = trainer.feed.training(0)
-    for _ in range(PATIENCE - 1):
-        trainer.step(*next(batches))
+def test_patience(tmp_path, spoil):
+    spoil(range(100), FAULTS["nan loss"])
+    module, data = prepared(tmp_path)
+    optimizer = module.configure_optimizers()
+    for step in range(PATIENCE - 1):
+        take_step(module, data, optimizer, step)
     with pytest.raises(NotFiniteError, match="lower --lr"):
-        trainer.step(*next(batches))
+        take_step(module, data, optimizer, PATIENCE - 1)
 
 
 def test_training_lowers_the_bits(tmp_path):
-    trainer = tiny_trainer(tmp_path, steps=30, lr=0.01)
-    before = trainer.evaluate()
-    for example in trainer.feed.training(0):
-        trainer.step(*example)
-    assert trainer.evaluate() < before - 0.1
+    training = tiny_run(tmp_path, steps=30, lr=0.01, evaluate_every=10)
+    training.train()
+    bits = [line["test"] for line in training.keeper.lines() if "test" in line]
+    assert len(bits) == 3
+    assert bits[-1] < bits[0] - 0.1
 
 
 @pytest.mark.parametrize("clip", [0, 1e-3])
 def test_clipping(tmp_path, clip):
-    trainer = tiny_trainer(tmp_path, clip=clip)
-    trainer.step(*next(trainer.feed.training(0)))
-    gradients = [p.grad for p in trainer.state.model.flow.parameters()]
-    norm = float(nn.utils.get_total_norm(gradients))
+    module, data = prepared(tmp_path, clip=clip)
+    take_step(module, data, module.configure_optimizers(), 0)
+    norm = float(nn.utils.get_total_norm([p.grad for p in module.flow.parameters()]))
     assert (norm <= 1.001e-3) == (clip > 0)
 
 
 def test_the_average_lags_behind(tmp_path):
-    trainer = tiny_trainer(tmp_path, ema=0.5)
-    batches = trainer.feed.training(0)
-    trainer.step(*next(batches))
-    assert_same(trainer.state.average.module.state_dict(), trainer.state.model.flow.state_dict())
-    before = copy.deepcopy(trainer.state.model.flow.state_dict())
-    trainer.step(*next(batches))
-    after = trainer.state.model.flow.state_dict()
+    module, data = prepared(tmp_path, ema=0.5)
+    optimizer = module.configure_optimizers()
+    take_step(module, data, optimizer, 0)
+    assert_same(module.best_flow.state_dict(), module.flow.state_dict())
+    before = copy.deepcopy(module.flow.state_dict())
+    take_step(module, data, optimizer, 1)
+    after = module.flow.state_dict()
     # Early on the decay is (1 + 1) / (10 + 1), one image having been averaged.
-    for key, value in trainer.state.average.module.state_dict().items():
+    for key, value in module.best_flow.state_dict().items():
         expected = after[key] + (before[key].double() - after[key]) * 2 / 11
         torch.testing.assert_close(value.double(), expected.double())
 
 
 def test_without_average(tmp_path):
-    trainer = tiny_trainer(tmp_path, ema=0)
-    assert trainer.state.best_flow is trainer.state.model.flow
+    module, _ = prepared(tmp_path, ema=0)
+    assert module.best_flow is module.flow
 
 
 @pytest.mark.parametrize(
@@ -157,16 +179,18 @@ def test_schedule_without_warmup(tmp_path):
     "changes",
     [
         {"attention": "none", "learned_priors": True},
-        {"attention": "both", "activation": "sigmoid", "position": "before_actnorm"},
+        {"attention": "imap,itrans", "activation": "sigmoid", "position": "before_actnorm"},
         {"attention": "itrans", "both_masks": False, "context": "coarse"},
         {"attention": "imap", "context": "label"},
+        {"attention": "coupling", "heads": 2, "width": 4, "patches": 2},
+        {"attention": "itrans", "patches": "none", "rank": 2, "value_mixing": True, "affine": True},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_every_kind_of_model_trains_and_draws(tmp_path, host, changes):
-    trainer = tiny_trainer(tmp_path, host=host, **changes)
-    values = trainer.step(*next(trainer.feed.training(0)))
+    module, data = prepared(tmp_path, host=host, **changes)
+    values = take_step(module, data, module.configure_optimizers(), 0)
     assert 0 < values["train"] < 10
-    real, context = trainer.feed.shown(4)
-    samples = trainer.state.model.sample(trainer.state.best_flow, 4, context, 0.7)
+    real, context = module.example(*data.shown(4))
+    samples = module.model.sample(module.best_flow, 4, context, 0.7)
     assert samples.shape == real.shape

@@ -1,54 +1,80 @@
 """What each process of test_distributed.py runs: a short training with a fault in one process."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import torch
-from torch import nn
 from training.data import load_data
+from training.datamodule import ImageData
 from training.distributed import joined_world
-from training.interruption import Interruption
-from training.loop import Trainer
+from training.interruption import Interrupted, Interruption
+from training.module import FlowModule
 from training.options import Options
+from training.run import TrainingRun
 
-from attnflow_plugin.errors import NonFiniteError
-
-FAULTS = {(0, 3), (1, 5)}
+FAULTS = {(0, 2), (1, 4)}
 """Process and step in which a layer refuses, while the other process sees nothing wrong."""
+STOP = 9
+"""Step in which one process gets a signal."""
 
 
-class Watched(nn.Module):
-    def __init__(self, objective: nn.Module, rank: int) -> None:
-        super().__init__()
-        self.objective, self.rank, self.calls = objective, rank, 0
-        self.seen: list[torch.Tensor] = []
+class Watched(FlowModule):
+    rank = 0
 
-    def forward(self, x, context=None):
-        self.calls += 1
+    def loss(self, x, context):
         self.seen.append(x.detach().clone())
-        if (self.rank, self.calls) in FAULTS:
-            raise NonFiniteError("on purpose")
-        return self.objective(x, context)
+        if (self.rank, self.trainer.global_step) in FAULTS:
+            return None
+        return super().loss(x, context)
 
 
-def main(out: str, images: str) -> None:
+class Signal(pl.Callback):
+    """To one process, as if by hand."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_rank == 1 and trainer.global_step == STOP:
+            signal.raise_signal(signal.SIGTERM)
+
+
+class Death(pl.Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_rank == 1 and trainer.global_step == 10:
+            os._exit(5)
+
+
+def main(out: str, images: str, kill: str) -> None:
     torch.set_num_threads(1)
-    data = {"data": "folder", "data_dir": Path(images), "size": 8}
-    options = Options(out=Path(out), depth=1, hidden=4, batch=16, steps=12, warmup=2, **data)
-    with joined_world() as world, Interruption() as interruption:
+    data = {"data": "folder", "data_dir": Path(images), "size": 8, "attention": "imap"}
+    options = Options(
+        out=Path(out),
+        **{"depth": 1, "hidden": 4, "batch": 16, "steps": 12, "warmup": 2},
+        **{"checkpoint_every": 8},
+        **data,
+    )
+    with joined_world() as world, Interruption(together=True) as interruption:
         # A process that starts elsewhere must not matter.
         torch.manual_seed(world.rank)
-        trainer = Trainer(options, load_data(options), world)
-        watched = Watched(trainer.objective, world.rank)
-        trainer.objective = watched
-        trainer.run(interruption)
+        loaded = load_data(options)
+        module = Watched(options, ImageData(options, loaded).info)
+        module.rank, module.seen = world.rank, []
+        callback = Death() if kill == "kill" else Signal()
+        run = TrainingRun(options, loaded, world, module=module, callbacks=[callback])
+        stopped = False
+        try:
+            run.train(interruption)
+        except Interrupted:
+            stopped = True
         torch.save(
             {
-                "model": trainer.state.model.flow.state_dict(),
-                "average": trainer.state.average.state_dict(),
-                "skipped": trainer.state.skipped,
-                "seen": watched.seen,
-                "writes": trainer.report is not None,
+                "model": module.flow.state_dict(),
+                "average": module.average.state_dict(),
+                "skipped": module.skipped,
+                "seen": module.seen,
+                "stopped": stopped,
+                "step": run.step,
             },
             Path(out) / f"process{world.rank}.pt",
         )
