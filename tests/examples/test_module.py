@@ -38,13 +38,14 @@ def test_it_trains_as_in_train_py(tmp_path):
 def test_its_checkpoints_go_on(tmp_path):
     options = tiny_options(tmp_path, steps=6)
     whole = FlowModule(options, ImageData(options).info)
-    checkpoints = pl.callbacks.ModelCheckpoint(
-        tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1
+    first, again = (
+        pl.callbacks.ModelCheckpoint(tmp_path / name, every_n_train_steps=3, save_top_k=-1)
+        for name in ("first", "again")
     )
-    own_trainer(tmp_path, callbacks=[checkpoints]).fit(whole, ImageData(options))
+    own_trainer(tmp_path, callbacks=[first]).fit(whole, ImageData(options))
     part = FlowModule(options, ImageData(options).info)
-    again = own_trainer(tmp_path, callbacks=[checkpoints])
-    again.fit(part, ImageData(options), ckpt_path=tmp_path / "step=3.ckpt")
+    (path,) = (tmp_path / "first").glob("*step=3.ckpt")
+    own_trainer(tmp_path, callbacks=[again]).fit(part, ImageData(options), ckpt_path=path)
     assert_same(part.state_dict(), whole.state_dict())
 
 
