@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from training import checkpoint
-from training.data import DataSet, load_data
+from training.data import load_data
 from training.datamodule import ImageData
 from training.evaluation import evaluation_mode
 from training.folder import METRICS, locked, read
+from training.images import DataSet
 from training.interruption import Interrupted, Interruption
 from training.module import SOURCE_LEVELS, NotFiniteError
 from training.options import Options, UsageError, resumed

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from functools import cache
 
-from training.data import DataSet, load_data
+from training.data import load_data
 from training.datamodule import ImageData
 from training.evaluation import evaluate
+from training.images import DataSet
 from training.module import Example, FlowModule
 from training.options import Options
 from training.randomness import START, seed_everything

@@ -1,8 +1,6 @@
 """A data set as a LightningDataModule: batches in an order that follows from seed and step."""
 
-import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,16 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.data import DataSet, batches, load_data
+from training.checking import check_files
+from training.data import batches, load_data
+from training.distributed import World
+from training.image_files import Reading, parse_size
+from training.images import DataSet
 from training.model import DataInfo
 from training.module import Batch
 from training.options import Options, UsageError
 from training.order import EvenOrder, TrainingOrder, spread
+from training.pixels import Facts
 
 ENOUGH_IMAGES = 2048
 """Test images for an evaluation on the way; the last one takes all."""
@@ -59,7 +62,7 @@ class ImageData(pl.LightningDataModule):
     def __init__(self, options: Options, data: DataSet | None = None) -> None:
         super().__init__()
         self.options = options
-        self.data = load_data(options) if data is None else data
+        self.data = read_data(options) if data is None else data
         self.info = DataInfo.of(self.data)
 
     def train_dataloader(self) -> Numbered:
@@ -121,28 +124,26 @@ class ImageData(pl.LightningDataModule):
 
 
 def fingerprint(data: DataSet) -> str:
-    """Tells data sets apart: by names and sizes of files, or by what is in memory."""
-    digest = hashlib.sha256(repr((data.levels, data.image_shape, data.source_shape)).encode())
-    for images in (data.train, data.test):
-        digest.update(f"{len(images)}\n".encode())
-        for line in _contents(images):
-            digest.update(line)
-    return digest.hexdigest()
+    """Tells data sets apart: by their images and by what is made of them."""
+    sizes = len(data.train), len(data.test)
+    made = data.levels, data.image_shape, data.source_shape, data.classes
+    return f"{data.fingerprint} {sizes} {made}"
 
 
-def _contents(images: Any) -> Iterator[bytes]:
-    """What the images come from; sets that change others have those in ``images``."""
-    found = next(
-        getattr(images, name) for name in ("paths", "pairs", "images") if hasattr(images, name)
+def read_data(options: Options, world: World | None = None) -> DataSet:
+    """The images that the options name; one process looks at all files for the others."""
+    world = world or World()
+
+    def check(paths: Sequence[Path], are_maps: bool) -> list[Facts]:
+        return world.ask_leader(lambda: check_files(paths, are_maps))
+
+    reading = Reading(
+        size=None if options.size is None else parse_size(str(options.size)),
+        channels=options.channels,
+        bits=options.bits,
+        background=options.background,
+        maps=options.maps,
+        broken=options.broken,
+        check=check,
     )
-    if isinstance(found, Tensor):
-        yield found.contiguous().numpy().tobytes()
-        yield images.labels.contiguous().numpy().tobytes()
-    elif isinstance(found, list | tuple):
-        paths = [path for each in found for path in (each if isinstance(each, tuple) else [each])]
-        # A folder may have moved as a whole.
-        root = Path(os.path.commonpath([path.parent for path in paths]))
-        for path in paths:
-            yield f"{path.relative_to(root)} {path.stat().st_size}\n".encode()
-    else:
-        yield from _contents(found)
+    return load_data(options, reading)

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from argparse import BooleanOptionalAction
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from training.presets import PRESETS
 FREE = {
     *("out", "data_dir", "device", "workers", "steps", "lr", "warmup", "schedule", "clip"),
     *("bf16", "compile", "recompute", "log_every", "evaluate_every", "checkpoint_every"),
-    "temperature",
+    *("temperature", "broken"),
 }
 
 DataName = Literal[
@@ -32,6 +32,8 @@ Backbone = Literal["glow", "marflow", "srflow", "full-glow"]
 Activation = Literal["sigmoid", "softmax", "exp"]
 Mask = Literal["spatial-channel", "spatial", "channel", "random"]
 Position = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
+Size = int | str
+Maps = Literal["auto", "pictures", "colours", "classes"]
 Patches = int | Literal["auto", "none"]
 Context = Literal["none", "label", "coarse", "source"]
 CouplingNet = Literal["conv", "attention"]
@@ -76,7 +78,14 @@ class _Files:
     )
     data: Annotated[DataName, "data set"] = "digits"
     data_dir: Annotated[Path, "where the files of the data set are"] = Path("data")
-    size: Annotated[int | None, "height of patches, or to which files are resized", COUNT] = None
+    size: Annotated[
+        Size | None, "height of images, or as in 64x128 height and width of files", COUNT
+    ] = None
+    channels: Annotated[Literal[1, 3], "of image files: 3 for colours, 1 for grey"] = 3
+    bits: Annotated[int, "bits of each value that are kept, as Glow keeps 5", From(1, end=9)] = 8
+    background: Annotated[str, "colour behind what is transparent in files"] = "white"
+    maps: Annotated[Maps, "what sources in pairs of files are; auto looks at them"] = "auto"
+    broken: Annotated[Literal["refuse", "skip"], "files that cannot be read"] = "refuse"
     scale: Annotated[int | None, "make sources, of images at 1/scale of their size", From(2)] = None
 
 
@@ -209,7 +218,7 @@ class Options(_Reports, _Machine, _Training, _Backbones, _Attention, _Flow, _Fil
     def __post_init__(self) -> None:
         for name, (_, _, *limits) in _hints().items():
             value = getattr(self, name)
-            # patches may be a word, coupling_net of the ablation a function.
+            # Some may be words.
             if limits and isinstance(value, int | float):
                 limits[0].check(name, value)
 
@@ -346,12 +355,24 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _patches(value: object) -> int | str:
-    """A number, or one of the two words."""
-    text = str(value)
-    if not text.isdigit() and text not in ("auto", "none"):
-        raise ValueError(f"expected a number, auto or none, found {text}")
-    return int(text) if text.isdigit() else text
+def _number_or(pattern: str, expected: str) -> Callable[[object], int | str]:
+    """A type of option: a number, or words that match."""
+
+    def parsed(value: object) -> int | str:
+        text = str(value)
+        if re.fullmatch(r"-?\d+", text):
+            return int(text)
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {expected}, found {text}")
+        return text
+
+    return parsed
+
+
+_WITH_WORDS = {
+    "patches": _number_or("auto|none", "a number, auto or none"),
+    "size": _number_or(r"\d+x\d+", "a height, or height and width as in 64x128"),
+}
 
 
 def _settings(each: "Field[Any]") -> dict[str, Any]:
@@ -360,8 +381,8 @@ def _settings(each: "Field[Any]") -> dict[str, Any]:
     kind, text, *_ = _hints()[each.name]
     if kind is bool:
         return {"action": BooleanOptionalAction, "help": text}
-    if each.name == "patches":
-        return {"type": _patches, "metavar": "INT", "help": text}
+    if each.name in _WITH_WORDS:
+        return {"type": _WITH_WORDS[each.name], "metavar": "INT", "help": text}
     if each.default is None:
         kind = next(kind for kind in get_args(kind) if kind is not NoneType)
     else:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training import checkpoint, picture
-from training.data import DataSet
 from training.datamodule import ENOUGH_IMAGES, ImageData
 from training.distributed import TIMEOUT, World
 from training.evaluation import NOT_FINITE, evaluate
@@ -33,6 +32,7 @@ from training.folder import (
     remove_leftovers,
     write_atomically,
 )
+from training.images import DataSet
 from training.interruption import Interrupted, Interruption
 from training.module import FlowModule, NotFiniteError, Phase, phase_of
 from training.options import Options, UsageError
@@ -249,6 +249,8 @@ class Keeper(pl.Callback):
             panels["condition"] = context
         value = bits if math.isfinite(bits) else None
         line = {"step": run.step, "test": value, "data": options.data, "dims": run.data.info.dims}
+        if run.data.data.skipped:
+            line["broken_files"] = run.data.data.skipped
         lines = [*self.lines(), line]
         write_atomically(options.out / picture.NAME, lambda file: picture.draw(lines, panels, file))
         # Last: a run that goes on evaluates again if there is no line.

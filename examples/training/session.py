@@ -6,7 +6,7 @@ from typing import Any
 from attnflow_plugin import AttnFlowError
 from training import checkpoint
 from training.backbones import check_options
-from training.data import load_data
+from training.datamodule import read_data
 from training.distributed import World, joined_world
 from training.interruption import Interrupted, Interruption
 from training.module import NotFiniteError
@@ -27,7 +27,7 @@ def train(given: dict[str, Any], resume: bool) -> int:
         try:
             options, stored = world.ask_leader(lambda: _options(given, resume))
             check_options(options)
-            run = TrainingRun(options, load_data(options), world, stored)
+            run = TrainingRun(options, read_data(options, world), world, stored)
             _say(world, describe(run))
             bits = run.train(interruption)
             _say(world, outcome(run, bits))

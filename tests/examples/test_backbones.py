@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import train
-from training import backbones
+from training import backbones, run
 from training.data import load_data
 from training.evaluation import evaluate
 from training.module import FlowModule, Phase, phase_of
@@ -46,6 +46,19 @@ MODELS = {
     "glow-patches": {"attention": "itrans", "patches": 2, "affine": True},
     "glow-of-pairs": {"context": "source", "data": "disparity", "size": 8},
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_test_images(monkeypatch):
+    evaluate_all = run.evaluate
+    monkeypatch.setattr(
+        run,
+        "evaluate",
+        lambda likelihood, module, data, limit, **how: evaluate_all(
+            likelihood, module, data, 32, **how
+        ),
+    )
+    monkeypatch.setattr(run, "PICTURE_IMAGES", 4)
 
 
 @pytest.mark.parametrize("host", ["normflows", "nflows"])

@@ -6,10 +6,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from training.data import DataSet
 from training.datamodule import ImageData
 from training.evaluation import evaluate
-from training.images import InMemory
+from training.images import DataSet, InMemory
 from training.module import FlowModule
 
 from attnflow_plugin.errors import NonFiniteError

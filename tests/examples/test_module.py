@@ -2,14 +2,9 @@
 
 import lightning.pytorch as pl
 import pytest
-import torch
-from training.data import DataSet, load_data
-from training.datamodule import ImageData, fingerprint
-from training.files import Files
-from training.images import InMemory
+from training.datamodule import ImageData, fingerprint, read_data
 from training.module import FlowModule
 from training.options import UsageError
-from training.pairs import LowResolution
 
 from tests.examples.support import assert_same, tiny_options, tiny_run, write_images
 
@@ -35,6 +30,7 @@ def test_it_trains_as_in_train_py(tmp_path):
     assert found["bits/dim"] == pytest.approx(bits, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_its_checkpoints_go_on(tmp_path):
     options = tiny_options(tmp_path, steps=6)
     whole = FlowModule(options, ImageData(options).info)
@@ -58,41 +54,20 @@ def test_accumulated_gradients(tmp_path):
     assert int(module.average.n_averaged) == 3
 
 
-class TestFingerprint:
-    def test_of_files(self, tmp_path):
-        paths = sorted(write_images(tmp_path / "a").iterdir())
-        data = DataSet(Files(paths[:30], 8, 8), Files(paths[30:], 8, 8))
-        moved = sorted(write_images(tmp_path / "b").iterdir())
-        assert fingerprint(data) == fingerprint(
-            DataSet(Files(moved[:30], 8, 8), Files(moved[30:], 8, 8))
-        )
-        others = [
-            DataSet(Files(paths[:29], 8, 8), Files(paths[29:], 8, 8)),
-            DataSet(Files(paths[:30], 8, 16), Files(paths[30:], 8, 16)),
-            DataSet(LowResolution(data.train, 256, 2), LowResolution(data.test, 256, 2)),
+class TestOtherData:
+    def test_are_told_apart(self, tmp_path):
+        folder = write_images(tmp_path / "images")
+        given = {"data": "folder", "data_dir": folder, "size": 8}
+        context = {"context": "source", "scale": 2}
+        changes = [{}, {"size": "8x4"}, {"bits": 5}, {"channels": 1}, context]
+        found = [
+            fingerprint(read_data(tiny_options(tmp_path, **given | each)))
+            for each in [*changes, {}]
         ]
-        moved[0].write_bytes(moved[0].read_bytes() + b"more")
-        others.append(DataSet(Files(moved[:30], 8, 8), Files(moved[30:], 8, 8)))
-        assert len({fingerprint(each) for each in [data, *others]}) == 5
+        assert len(set(found)) == len(changes)
+        assert found[0] == found[-1]
 
-    def test_of_what_is_in_memory(self):
-        first, second = torch.zeros(2, 6, 1, 4, 4, dtype=torch.uint8)
-        second[3, 0, 1, 1] = 1
-        found = {
-            fingerprint(DataSet(InMemory(train), InMemory(test), levels=levels))
-            for train, test, levels in (
-                *((first, first, 256), (second, first, 256)),
-                *((first, second, 256), (first, first, 17)),
-            )
-        }
-        assert len(found) == 4
-
-    @pytest.mark.parametrize("data", ["photographs", "faces", "disparity"])
-    def test_is_the_same_again(self, tmp_path, data):
-        options = tiny_options(tmp_path, data=data, size=8 if data != "faces" else None)
-        assert fingerprint(load_data(options)) == fingerprint(load_data(options))
-
-    def test_other_data_are_refused(self, tmp_path):
+    def test_are_refused(self, tmp_path):
         digits = ImageData(tiny_options(tmp_path))
         digits.load_state_dict(digits.state_dict())
         with pytest.raises(UsageError, match="--data-dir: the checkpoint was made with other"):

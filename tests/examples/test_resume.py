@@ -238,6 +238,6 @@ def test_other_images(tmp_path, images, capsys):
     moved = (tmp_path / "mine").rename(tmp_path / "moved")
     again = ["--data-dir", str(moved), "--steps=3"]
     assert resume(tmp_path / "out", *again) == 0
-    write_images(moved, 21)
+    write_images(moved, 21)  # One more.
     assert resume(tmp_path / "out", *again) == 1
     assert "--data-dir: the checkpoint was made with other images" in capsys.readouterr().err
