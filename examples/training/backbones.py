@@ -51,6 +51,8 @@ def check_options(options: Options) -> None:
     kinds, used = attention(options)
     useless = set().union(*ATTENTIONS.values()) - used.keys() | (set() if kinds else _OF_ANY)
     _refuse(options, useless, f"--attention {options.attention}")
+    if options.compile and options.recompute:
+        raise UsageError("--recompute: --compile decides itself what is kept")
     if options.context != "source":
         _refuse(options, {"scale"}, f"--context {options.context}")
     if options.context not in _CONTEXTS[options.backbone]:

@@ -1,12 +1,16 @@
 """The flow of either host behind one set of names."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
 import torch
+from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.backbones import architecture, attention, check_options
 from training.evaluation import evaluation_mode
@@ -92,6 +96,20 @@ class Model:
         """Negative log-likelihood of the data given the context, in nats for each image."""
         return self.host.NegativeLogLikelihood(flow)
 
+    def recompute(self) -> None:
+        """Let the backward pass compute the layers of the flow again.
+
+        Of each step in normflows, and of each layer in nflows, only what goes in is kept. Copies
+        of the flow are to be made before.
+        """
+        for level in getattr(self.flow, "flows", ()):
+            for step in level:
+                step.inverse = _recomputed(step.inverse)
+        for module in self.flow.modules():
+            if isinstance(module, CompositeTransform):
+                for layer in module._transforms:
+                    layer.forward = _recomputed(layer.forward)
+
     @torch.no_grad()
     def sample(
         self, flow: nn.Module, count: int, context: Tensor | None, temperature: float
@@ -102,6 +120,10 @@ class Model:
         with evaluation_mode(flow):
             samples, _ = self.host.sample(flow, number, context=context, temperature=temperature)
         return samples.flatten(0, 1) if self.samples_have_an_axis else samples
+
+
+def _recomputed(method: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(checkpoint, method, use_reentrant=False)
 
 
 def _attention(options: Options) -> dict[str, Any]:

@@ -293,6 +293,8 @@ class FlowModule(pl.LightningModule):
             encoder.requires_grad_(phase is not Phase.FLOW)
             if encoder.head is not None:
                 encoder.head.requires_grad_(phase is Phase.ENCODER)
+        if self.options.recompute and self._phase is None:
+            self.model.recompute()
         objective = self.model.objective(self.flow)
         if self.options.compile:
             objective.compile()

@@ -194,3 +194,33 @@ def test_every_kind_of_model_trains_and_draws(tmp_path, host, changes):
     real, context = module.example(*data.shown(4))
     samples = module.model.sample(module.best_flow, 4, context, 0.7)
     assert samples.shape == real.shape
+
+
+@pytest.mark.parametrize("host", ["normflows", "nflows"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention": "itrans"},
+        {"backbone": "marflow", "blocks": 2, "components": 2, "dropout": 0.5},
+        {"backbone": "full-glow", "context": "source", "data": "disparity", "size": 8},
+    ],
+    ids=["glow", "marflow", "full-glow"],
+)
+def test_recomputing_saves_memory_and_changes_nothing(tmp_path, host, changes):
+    kept, states = [], []
+    for recompute in (False, True):
+        module, data = prepared(tmp_path, host=host, depth=3, recompute=recompute, **changes)
+        optimizer = module.configure_optimizers()
+        for step in range(2):
+            sizes = []
+
+            def keep(tensor, sizes=sizes):
+                sizes.append(tensor.untyped_storage().nbytes())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                take_step(module, data, optimizer, step)
+        kept.append(sum(sizes))
+        states.append(module.state_dict())
+    assert_same(*states)
+    assert kept[1] < 0.7 * kept[0]
