@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -119,16 +120,19 @@ class Child:
     It leads a group of its own, which a Ctrl-C can be sent to, and writes what it says to a file.
     """
 
-    def __init__(self, given: list[str], log: Path) -> None:
+    def __init__(
+        self, given: list[str], log: Path, before: Callable[[], object] = lambda: None
+    ) -> None:
         self.log = log
         self.id = os.fork()
         if self.id == 0:
-            self._run(given)
+            self._run(given, before)
 
-    def _run(self, given: list[str]) -> None:
+    def _run(self, given: list[str], before: Callable[[], object]) -> None:
         status = 99
         try:
             os.setsid()
+            before()
             with self.log.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
@@ -173,9 +177,10 @@ def stored(out: Path) -> dict:
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
-    """Equal in all but the folder that they were written to."""
+    """Equal in all but the folder that they were written to, and who read the images."""
     one, other = stored(first), stored(second)
-    assert_same(one, other | {"options": other["options"] | {"out": str(first)}})
+    free = {name: one["options"][name] for name in ("out", "workers")}
+    assert_same(one, other | {"options": other["options"] | free})
     assert metrics(first) == metrics(second)
 
 

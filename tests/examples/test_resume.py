@@ -1,7 +1,6 @@
 """A run that was stopped, whichever way, goes on to the numbers of one that was not."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,9 +12,9 @@ from training import run
 from training.folder import CHECKPOINT, PREVIOUS
 from training.module import FlowModule
 
+from tests.examples.stress import KINDS, Stress
 from tests.examples.support import (
     EXAMPLES,
-    Child,
     arguments,
     assert_equal_runs,
     assert_same,
@@ -156,36 +155,13 @@ def test_an_exception_in_an_update_saves_nothing(tmp_path, images, monkeypatch):
     assert not (tmp_path / CHECKPOINT).exists()
 
 
-# What happens to a run, by how it ends.
-ENDS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT, "full": None}
-
-
-def strike(out, options, how, moment):
-    """Start or go on, and let something happen after some seconds; False if it was too late."""
-    further = ["--resume"] if (out / CHECKPOINT).exists() or (out / PREVIOUS).exists() else []
-    child = Child([*arguments(out, **options), *further], out.with_suffix(".log"))
-    time.sleep(moment)
-    if not child.ended():
-        os.killpg(child.id, ENDS[how])
-    status = child.wait()
-    assert status in (0, -9), child.log.read_text()
-
-
-@pytest.mark.parametrize("how", ["kill", "term", "ctrl-c"])
-def test_random_moments(tmp_path, images, uninterrupted, how):
-    """With readers, in steps, evaluations and files being written."""
-    options = {"host": "nflows", "context": "coarse", "optimizer": "adamax", **images}
-    moments = random.Random(how)
-    for _ in range(3):
-        strike(tmp_path / "out", options | {"workers": 1}, how, moments.uniform(0.2, 1.0))
-        if (tmp_path / "out" / CHECKPOINT).exists():
-            lines = metrics(tmp_path / "out")
-            assert stored(tmp_path / "out")["step"] >= len(lines) - 10
-    if not (tmp_path / "out" / CHECKPOINT).exists():
-        assert train.main(arguments(tmp_path / "out", **options)) == 0
-    else:
-        assert resume(tmp_path / "out", "--workers=0") == 0
-    assert_equal_runs(tmp_path / "out", uninterrupted(**options))
+def test_random_moments(tmp_path):
+    """See stress.py for more of them."""
+    stress = Stress(tmp_path, seed=1)
+    happened = stress.happen(iter(KINDS))
+    assert happened.total() == len(KINDS)
+    assert stress.equal >= 1
+    assert max(stress.answers) < 20
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path):
