@@ -1,5 +1,6 @@
 """Train a flow with attention, in either host, on one core or many GPUs.
 
+examples:
     python examples/train.py                                      # 8x8 digits, a few minutes
     python examples/train.py --data photographs --attention none --out outputs/plain
     python examples/train.py --data folder --data-dir ~/pictures --size 64 --levels 3 --bf16

@@ -76,8 +76,10 @@ def write_atomically(
         if keep is not None and path.exists():
             path.replace(keep)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # Else no one knows what could not be written.
         raise
     _sync_folder(path.parent)
 
@@ -114,9 +116,10 @@ class Metrics:
             before = file.tell()
             try:
                 if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            except OSError:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
                 os.truncate(self.path, before)
+                error.filename = str(self.path)
                 raise
         if "test" in values:
             self.tested = values["step"]

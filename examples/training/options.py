@@ -1,10 +1,10 @@
 """The options of a run: one frozen record, from which the command line is made."""
 
+import argparse
 import math
 import re
 import shlex
 import sys
-from argparse import BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from functools import cache
@@ -194,7 +194,7 @@ class _Machine:
     device: Annotated[Device, "where to train"] = "auto"
     bf16: Annotated[bool, "train under bfloat16 autocast (GPU only)"] = False
     compile: Annotated[bool, "compile the model"] = False
-    recompute: Annotated[bool, "compute layers twice instead of keeping what they found"] = False
+    recompute: Annotated[bool, "less memory: the backward pass computes layers again"] = False
     workers: Annotated[
         int, "processes that read image files, for each training process", NATURAL
     ] = 0
@@ -309,7 +309,8 @@ def parse(
         prog="train.py",
         description=description,
         epilog=examples,
-        formatter_class=_HelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python examples/train.py [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file of options, as data_dir: x")
@@ -329,13 +330,6 @@ def parse(
         sys.exit(0)
     resume, preset = given.pop("resume", False), given.pop("preset", None)
     return _preset(preset, given) | given, resume
-
-
-class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Leaves the examples as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
 
 
 def _described(options: dict[str, Any]) -> str:
@@ -380,7 +374,7 @@ def _settings(each: "Field[Any]") -> dict[str, Any]:
     assert each.default is not MISSING
     kind, text, *_ = _hints()[each.name]
     if kind is bool:
-        return {"action": BooleanOptionalAction, "help": text}
+        return {"action": argparse.BooleanOptionalAction, "help": text}
     if each.name in _WITH_WORDS:
         return {"type": _WITH_WORDS[each.name], "metavar": "INT", "help": text}
     if each.default is None:

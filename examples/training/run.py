@@ -73,6 +73,7 @@ class TrainingRun:
         **bar: Any,
     ) -> None:
         self.options, self.world, self.stored = options, world or World(), stored
+        self.interruption = Interruption()
         self.data = ImageData(options, data)
         if stored is not None:
             self.data.load_state_dict(stored[type(self.data).__name__])
@@ -114,7 +115,8 @@ class TrainingRun:
         Raises:
             Interrupted: a signal came; what was done is saved.
         """
-        self.interruption = Interruption() if interruption is None else interruption
+        if interruption is not None:
+            self.interruption = interruption
         # A path that is never opened: the checkpoint is loaded already.
         path = None if self.stored is None else self.options.out / CHECKPOINT
         self.trainer.fit(self.module, self.data, ckpt_path=path)

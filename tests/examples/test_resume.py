@@ -1,10 +1,13 @@
 """A run that was stopped, whichever way, goes on to the numbers of one that was not."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import train
@@ -15,6 +18,7 @@ from training.module import FlowModule
 from tests.examples.stress import KINDS, Stress
 from tests.examples.support import (
     EXAMPLES,
+    Child,
     arguments,
     assert_equal_runs,
     assert_same,
@@ -23,7 +27,7 @@ from tests.examples.support import (
     write_images,
 )
 
-STEPS = 60
+STEPS = 32
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,11 @@ def uninterrupted(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _small_pictures(monkeypatch):
+    monkeypatch.setattr(run, "PICTURE_IMAGES", 4)
 
 
 def resume(out, *further):
@@ -153,6 +162,27 @@ def test_an_exception_in_an_update_saves_nothing(tmp_path, images, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         train.main(arguments(tmp_path, **images))
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_reader_that_dies_ends_the_run_and_the_steps_before_are_saved(tmp_path, images):
+    child = Child(arguments(tmp_path / "out", workers=1, **images), tmp_path / "log")
+    child.wait_for_step(tmp_path / "out", 3)
+    (reader,) = Path(f"/proc/{child.id}/task/{child.id}/children").read_text().split()
+    os.kill(int(reader), signal.SIGKILL)
+    assert child.wait() == 1
+    assert "train.py: DataLoader worker" in child.log.read_text()
+    lines = metrics(tmp_path / "out")
+    assert stored(tmp_path / "out")["step"] == json.loads(lines[-1])["step"]
+
+
+def test_a_full_disk_is_told(tmp_path, images, monkeypatch, capsys):
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert train.main(arguments(tmp_path, **images)) == 1
+    assert f"No space left on device: '{tmp_path}" in capsys.readouterr().err
 
 
 def test_random_moments(tmp_path):
