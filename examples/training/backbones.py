@@ -35,7 +35,9 @@ ATTENTIONS: dict[str, set[str]] = {
         *("activation", "mask", "init", "gain_bound", "heads", "patches", "affine", "head_mode"),
         *("position_bias", "value_mixing", "rank"),
     },
-    "coupling": {"mask", "heads", "patches", "width", "kernel", "window", "scale_bound"},
+    "coupling": {
+        *("mask", "heads", "patches", "width", "kernel", "window", "scale_bound", "shift_bound"),
+    },
 }
 """The attentions of the package and the options of their layers."""
 _OF_ANY = {"position", "both_masks", "context_in_attention", "source_attention"}

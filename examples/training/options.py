@@ -135,6 +135,7 @@ class _Attention:
     kernel: Annotated[int | None, "coupling: size of its convolutions", COUNT] = None
     window: Annotated[int | None, "coupling: edge of what is attended to", COUNT] = None
     scale_bound: Annotated[float | None, "coupling: bound of its log-scales", POSITIVE] = None
+    shift_bound: Annotated[float | None, "coupling: bound of its shifts", POSITIVE] = None
 
 
 @dataclass(frozen=True)

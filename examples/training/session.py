@@ -68,15 +68,21 @@ def _ended(
         raise error
     if world.leads:
         # A reader sends its whole traceback.
-        text = str(error).strip().splitlines()[-1]
-        print(f"\ntrain.py: {text.removeprefix('training.options.UsageError: ')}", file=sys.stderr)
+        text = str(error).strip().splitlines()[-1].removeprefix("training.options.UsageError: ")
+        if _of_loader(error):
+            text = f"a process that reads images died ({text})"
+        bar = "\n" if run is not None else ""
+        print(f"{bar}train.py: {text}", file=sys.stderr)
         if saved:
             print(kept, file=sys.stderr)
     return 1
 
 
 def _of_loader(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and LOADER in str(error)
+    """Whether a process that reads images died, by signal or for want of memory."""
+    if isinstance(error, RuntimeError):
+        return LOADER in str(error)
+    return isinstance(error, ConnectionError | EOFError)
 
 
 def describe(run: TrainingRun) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import train
-from training import formats, included, metrics_file
+from training import folder as run_folder
+from training import formats, included
 from training.data import Reading, batches, load_data
 from training.image_files import parse_size
 from training.images import InMemory, digest
@@ -84,7 +85,7 @@ class TestMnist:
         assert f"bits/dim are over these {dims} dimensions" in said
         assert "note: not comparable with bits/dim of --data mnist" in said
         assert f"which are over {other} dimensions" in said
-        *_, line = metrics_file.read(tmp_path / "out" / "metrics.jsonl")
+        *_, line = run_folder.read(tmp_path / "out" / "metrics.jsonl")
         assert (line["data"], line["dims"]) == (name, dims)
 
     @pytest.mark.parametrize(
