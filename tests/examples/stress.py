@@ -27,7 +27,7 @@ from tests.examples.support import Child, arguments, assert_equal_runs, write_im
 EVERY = 7
 OPTIONS = {
     **{"host": "nflows", "context": "coarse", "optimizer": "adamax", "size": 8},
-    **{"steps": 60, "checkpoint_every": EVERY, "evaluate_every": 10},
+    **{"checkpoint_every": EVERY, "evaluate_every": 10},
 }
 SIGNALS = {
     "kill -9": signal.SIGKILL,
@@ -46,12 +46,13 @@ class Stress:
     Args:
         folder: where to put them.
         seed: of the moments.
+        steps: of a run.
     """
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
+    def __init__(self, folder: Path, seed: int = 0, steps: int = 60) -> None:
         self.folder, self.random = folder, random.Random(seed)
         self.images = write_images(folder / "images")
-        self.options = OPTIONS | {"data": "folder", "data_dir": self.images}
+        self.options = OPTIONS | {"data": "folder", "data_dir": self.images, "steps": steps}
         self.whole = folder / "whole"
         # What is imported on the way takes no time the second time.
         assert train.main(arguments(folder / "first", **self.options | {"steps": 1})) == 0
@@ -104,7 +105,7 @@ class Stress:
         self.answers += [time.monotonic() - struck] if kind in SIGNALS else []
         victim.write_bytes(content)
         said = child.log.read_text()
-        finished = status == 0 and "step 60 of 60" in said
+        finished = status == 0 and f"step {self.options['steps']} of" in said
         if status < 0 and kind in SIGNALS:
             # Before anything was said, signals kill as usual.
             assert status == -SIGNALS[kind], said

@@ -124,6 +124,7 @@ class Child:
         self, given: list[str], log: Path, before: Callable[[], object] = lambda: None
     ) -> None:
         self.log = log
+        log.write_text("")
         self.id = os.fork()
         if self.id == 0:
             self._run(given, before)

@@ -64,7 +64,7 @@ def _few_test_images(monkeypatch):
 @pytest.mark.parametrize("host", ["normflows", "nflows"])
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_trains_evaluates_and_draws(tmp_path, host, changes):
-    steps = {"steps": 2, "evaluate_every": 1, "batch": 8}
+    steps = {"steps": 2, "batch": 8}
     training = tiny_run(tmp_path, host=host, warmup=0, **changes | steps)
     assert 0 < training.train() < 10
     assert 0 < training.module.values["train"] < 10

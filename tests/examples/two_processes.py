@@ -1,8 +1,9 @@
-"""What each process of test_distributed.py runs: a short training with a fault in one process."""
+"""What each process of test_distributed.py runs: two short trainings with faults in one process."""
 
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -40,12 +41,14 @@ class Signal(pl.Callback):
 
 
 class Death(pl.Callback):
+    """Of one process, in the second training."""
+
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_rank == 1 and trainer.global_step == 10:
             os._exit(5)
 
 
-def main(out: str, images: str, kill: str) -> None:
+def main(out: str, images: str) -> None:
     torch.set_num_threads(1)
     data = {"data": "folder", "data_dir": Path(images), "size": 8, "attention": "imap"}
     options = Options(
@@ -60,8 +63,7 @@ def main(out: str, images: str, kill: str) -> None:
         loaded = load_data(options)
         module = Watched(options, ImageData(options, loaded).info)
         module.rank, module.seen = world.rank, []
-        callback = Death() if kill == "kill" else Signal()
-        run = TrainingRun(options, loaded, world, module=module, callbacks=[callback])
+        run = TrainingRun(options, loaded, world, module=module, callbacks=[Signal()])
         stopped = False
         try:
             run.train(interruption)
@@ -78,6 +80,9 @@ def main(out: str, images: str, kill: str) -> None:
             },
             Path(out) / f"process{world.rank}.pt",
         )
+    with joined_world() as world, Interruption(together=True) as interruption:
+        options = replace(options, out=Path(out) / "death")
+        TrainingRun(options, loaded, world, callbacks=[Death()]).train(interruption)
 
 
 if __name__ == "__main__":
