@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from training.backbones import check_options
+from training.command_line import parse
 from training.folder import has_checkpoint, locked
-from training.options import Options, UsageError, from_dict, parse
+from training.options import Options, UsageError, from_dict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

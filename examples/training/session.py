@@ -28,6 +28,7 @@ def train(given: dict[str, Any], resume: bool) -> int:
             options, stored = world.ask_leader(lambda: _options(given, resume))
             check_options(options)
             run = TrainingRun(options, read_data(options, world), world, stored)
+            del stored  # A second copy of the weights.
             _say(world, describe(run))
             bits = run.train(interruption)
             _say(world, outcome(run, bits))

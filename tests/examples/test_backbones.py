@@ -8,13 +8,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import train
-from training import backbones, run
+from training import backbones, keeper, run
+from training.command_line import parse
 from training.data import load_data
 from training.evaluation import evaluate
-from training.module import FlowModule, Phase, phase_of
-from training.options import Options, UsageError, parse
+from training.module import FlowModule
+from training.options import Options, UsageError
 from training.presets import PRESETS
 from training.run import TrainingRun
+from training.schedule import Phase, phase_of
 
 from attnflow_plugin.backbones import encoder_of
 from attnflow_plugin.errors import NonFiniteError
@@ -58,7 +60,7 @@ def _few_test_images(monkeypatch):
             likelihood, module, data, 32, **how
         ),
     )
-    monkeypatch.setattr(run, "PICTURE_IMAGES", 4)
+    monkeypatch.setattr(keeper, "PICTURE_IMAGES", 4)
 
 
 @pytest.mark.parametrize("host", ["normflows", "nflows"])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import train
 from training.backbones import ATTENTIONS, attention, check_options
-from training.options import Options, UsageError, from_dict, parse, resumed
+from training.command_line import parse
+from training.options import Options, UsageError, from_dict, resumed
 
 from attnflow_plugin.normflows.host import NORMFLOWS
 from tests.examples.support import stored

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import train
-from training import run
+from training import keeper, run
 from training.folder import CHECKPOINT, PREVIOUS
 from training.module import FlowModule
 
@@ -54,7 +54,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr(run, "PICTURE_IMAGES", 4)
+    monkeypatch.setattr(keeper, "PICTURE_IMAGES", 4)
 
 
 def resume(out, *further):
@@ -126,8 +126,7 @@ def test_a_signal_in_an_evaluation(tmp_path, images, uninterrupted, monkeypatch,
 
 def test_the_last_evaluation_is_made_up_for(tmp_path, images, uninterrupted, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(run, "ENOUGH_IMAGES", None)
-        patched.setattr(run.Keeper, "evaluate", lambda self, limit: signal.raise_signal(15))
+        patched.setattr(keeper.Keeper, "evaluate", lambda self, limit: signal.raise_signal(15))
         assert train.main(arguments(tmp_path, **images | {"evaluate_every": 100})) == 0
     assert stored(tmp_path)["step"] == STEPS
     assert resume(tmp_path) == 0

@@ -6,7 +6,8 @@ import pytest
 import torch
 import train
 from torch import nn
-from training.module import LOWEST, PATIENCE, FlowModule, NotFiniteError, learning_rate
+from training.module import PATIENCE, FlowModule, NotFiniteError
+from training.schedule import LOWEST, learning_rate
 
 from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
 from tests.examples.support import (
