@@ -168,7 +168,7 @@ def test_a_reader_that_dies_ends_the_run_and_the_steps_before_are_saved(tmp_path
     child.wait_for_step(tmp_path / "out", 3)
     (reader,) = Path(f"/proc/{child.id}/task/{child.id}/children").read_text().split()
     os.kill(int(reader), signal.SIGKILL)
-    assert child.wait() == 1
+    assert child.wait() == 1, child.log.read_text()
     assert "train.py: a process that reads images died" in child.log.read_text()
     lines = metrics(tmp_path / "out")
     assert stored(tmp_path / "out")["step"] == json.loads(lines[-1])["step"]

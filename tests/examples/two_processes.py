@@ -57,7 +57,7 @@ def main(out: str, images: str) -> None:
         **{"checkpoint_every": 8},
         **data,
     )
-    with joined_world() as world, Interruption(together=True) as interruption:
+    with joined_world() as world:
         # A process that starts elsewhere must not matter.
         torch.manual_seed(world.rank)
         loaded = load_data(options)
@@ -66,7 +66,8 @@ def main(out: str, images: str) -> None:
         run = TrainingRun(options, loaded, world, module=module, callbacks=[Signal()])
         stopped = False
         try:
-            run.train(interruption)
+            with Interruption(together=True) as interruption:
+                run.train(interruption)
         except Interrupted:
             stopped = True
         torch.save(
@@ -80,9 +81,9 @@ def main(out: str, images: str) -> None:
             },
             Path(out) / f"process{world.rank}.pt",
         )
-    with joined_world() as world, Interruption(together=True) as interruption:
         options = replace(options, out=Path(out) / "death")
-        TrainingRun(options, loaded, world, callbacks=[Death()]).train(interruption)
+        with Interruption(together=True) as interruption:
+            TrainingRun(options, loaded, world, callbacks=[Death()]).train(interruption)
 
 
 if __name__ == "__main__":
