@@ -69,7 +69,8 @@ def _ended(
         raise error
     if world.leads:
         # A reader sends its whole traceback.
-        text = str(error).strip().splitlines()[-1].removeprefix("training.options.UsageError: ")
+        text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        text = text.removeprefix("training.options.UsageError: ")
         if _of_loader(error):
             text = f"a process that reads images died ({text})"
         bar = "\n" if run is not None else ""
