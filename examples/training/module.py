@@ -69,6 +69,7 @@ class FlowModule(pl.LightningModule):
         skipped_in_a_row: how many of them just now.
         values: numbers of the last step; without a loss if it was skipped.
         whole: false while a step changes the weights.
+        logs: whether to give these numbers to the loggers and callbacks of a Trainer.
     """
 
     average: AveragedModel | None
@@ -83,7 +84,7 @@ class FlowModule(pl.LightningModule):
         self.average = None
         self.skipped = self.skipped_in_a_row = 0
         self.values: dict[str, float] = {}
-        self.whole = True
+        self.whole = self.logs = True
         self._phase: Phase | None = None
         self._objective: list[nn.Module] = []  # A list hides its module, which is no second one.
 
@@ -235,7 +236,8 @@ class FlowModule(pl.LightningModule):
         self.end_step(self.trainer.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.log_dict(self.values, prog_bar=True)  # For loggers of a Trainer of your own.
+        if self.logs:
+            self.log_dict(self.values, prog_bar=True)
 
     def _enter(self, phase: Phase, step: int, optimizer: Optimizer) -> None:
         """Let the parameters of a phase learn and no others; one that gets no gradient stays."""

@@ -28,4 +28,7 @@ def seed_everything(*numbers: int) -> None:
     seed = seed_of(*numbers)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - other people's code may draw from it
-    torch.manual_seed(seed)
+    # torch.manual_seed keeps a list of all calls for GPUs that nobody uses.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)

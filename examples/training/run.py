@@ -66,6 +66,7 @@ class TrainingRun:
             self.data.load_state_dict(stored[type(self.data).__name__])
         gpu = use_gpu(options)
         self.module = module or FlowModule(options, self.data.info)
+        self.module.logs = False  # The keeper does it.
         self.keeper = Keeper(self) if files else None
         further = [self.keeper, _Bar(self, bar)] if self.keeper else []
         self.trainer = pl.Trainer(
