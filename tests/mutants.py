@@ -93,7 +93,7 @@ class ParityForgotten(ITrans):
 
     def __init__(self, channels):
         super().__init__(channels, patches=None, value_mixing=True)
-        self.value_mixing = _HalfThePositions("ITrans", channels, self.mask, self.flip, 0.95)
+        self.value_mixing = _HalfThePositions("ITrans", channels, self.mask, self.flip)
 
 
 class _HalfThePositions(ValueMixing):
@@ -116,7 +116,7 @@ class PassingHalfMoved(ITrans):
 
     def __init__(self, channels):
         super().__init__(channels, affine=True)
-        self.affine = _EverythingAttended(channels, 1, 0, 0.95)
+        self.affine = _EverythingAttended(channels, 1, 0)
 
 
 class _EverythingAttended(AttentionAffine):

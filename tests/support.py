@@ -2,10 +2,12 @@
 
 import copy
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 HOSTS = ("normflows", "nflows")
 POSITIONS = ["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
@@ -22,6 +24,38 @@ def randomise(module: nn.Module, scale: float = 0.5) -> nn.Module:
 def randomised(module: nn.Module, scale: float = 0.5) -> nn.Module:
     """A randomised copy."""
     return randomise(copy.deepcopy(module), scale)
+
+
+def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A builder of models that builds each one once, from the same seed, and returns copies."""
+
+    @cache
+    def first(*args: object, **options: object) -> tuple[nn.Module, Tensor]:
+        torch.manual_seed(0)
+        return build(*args, **options), torch.get_rng_state()
+
+    @wraps(build)
+    def again(*args: object, **options: object) -> nn.Module:
+        model, state = first(*args, **options)
+        # What a test draws is then the same, whether it was the first to ask for the model or not.
+        torch.set_rng_state(state)
+        return copy.deepcopy(model)
+
+    return again
+
+
+class Unfilled(TorchFunctionMode):
+    """Models of hundreds of millions of parameters whose memory is never written, to be counted.
+
+    The meta device would be the way, but for an ActNorm of normflows, which reads its indices.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if function in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def host_module(host: str):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.source_tower import SourceTower, latent_context
-from tests.support import POSITIONS, host_module, randomise
+from tests.support import POSITIONS, built_once, host_module, randomise
 
 
 class Variant(NamedTuple):
@@ -45,6 +45,7 @@ def pairs(name: str, rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, *shape), torch.randn(rows, *shape)
 
 
+@built_once
 def build(host: str, name: str, **options) -> nn.Module:
     """A prepared Full-Glow with noise on its parameters."""
     model = fresh(host, name, **options)

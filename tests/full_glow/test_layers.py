@@ -1,7 +1,6 @@
 """Conditional ActNorm, conditional 1x1 convolution, top prior: exact, bounded, safe to start."""
 
 import copy
-import importlib
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from attnflow_plugin.initialisation import learning_from_data
 from attnflow_plugin.layers.permutations import order_of
 from attnflow_plugin.testing import check_layer
 from tests.full_glow.models import fresh
-from tests.registry import FLAVOURS
 from tests.support import randomised
 
 CONDITIONAL = ("ConditionalActNorm", "ConditionalConv1x1")
@@ -28,7 +26,6 @@ SHAPES = {
     "vector-for-an-image": ((4, 3, 2), (2,)),
     "volume": ((2, 2, 3, 2), (1, 2, 3, 2)),
 }
-each_flavour = pytest.mark.parametrize("flavour", FLAVOURS)
 each_class = pytest.mark.parametrize("class_name", CONDITIONAL)
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
@@ -46,17 +43,15 @@ class MeanNet(nn.Module):
         return self.linear(maps.flatten(2).mean(2) if maps.ndim > 2 else maps)
 
 
-def made(class_name, channels, context_channels, make_net=MeanNet, flavour=None):
-    module = importlib.import_module(FLAVOURS[flavour]) if flavour not in (None, "core") else layers
-    return getattr(module, class_name)(channels, make_net, context_channels=context_channels)
+def made(class_name, channels, context_channels, make_net=MeanNet):
+    return getattr(layers, class_name)(channels, make_net, context_channels=context_channels)
 
 
-@each_flavour
 @each_class
 @each_shape
-def test_conditional_layers_are_exact(flavour, class_name, shape):
+def test_conditional_layers_are_exact(class_name, shape):
     event, context = SHAPES[shape]
-    layer = made(class_name, event[0], context[0], flavour=flavour)
+    layer = made(class_name, event[0], context[0])
     report = check_layer(layer, event, context=torch.randn(3, *context), randomize=0.3)
     assert report.log_det < 1e-10
 
@@ -75,15 +70,12 @@ def test_exact_with_both_trunks(class_name, size):
     )
 
 
-@each_flavour
 @pytest.mark.parametrize("scale_map", ["bounded", "exp"])
-def test_the_top_prior_is_exact(flavour, scale_map):
-    module = importlib.import_module(FLAVOURS[flavour]) if flavour != "core" else layers
-
+def test_the_top_prior_is_exact(scale_map):
     def net(inputs, outputs):
         return ZeroConv(inputs, outputs, border=1.0)
 
-    check_layer(module.TopPrior(3, net, scale_map=scale_map), (3, 4, 2), randomize=0.2)
+    check_layer(layers.TopPrior(3, net, scale_map=scale_map), (3, 4, 2), randomize=0.2)
 
 
 @pytest.mark.parametrize("conditioning", ["full", "prior"])

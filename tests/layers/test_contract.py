@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from attnflow_plugin import AttentionCoupling, IMap, InvertibleLayer, ITrans
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.testing import check_layer
-from tests.registry import CASES, FLAVOURS, NETS, PAPER
+from tests.registry import CASES, NETS, PAPER
 from tests.support import randomised
 
 IMAGES = [name for name, case in CASES.items() if len(case.shape) == 3]
@@ -160,27 +160,16 @@ def test_one_layer_serves_every_resolution():
         assert {key: value.shape for key, value in layer.state_dict().items()} == sizes
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
 @each_case
-def test_copies_and_files_give_equal_outputs(name, flavour, tmp_path):
-    case = CASES[name]
-    layer, x = randomised(case.build(flavour)), torch.randn(2, *case.shape)
+def test_copies_and_files_give_equal_outputs(name, tmp_path):
+    layer, x = layer_and_batch(name, batch=2)
     expected = layer.to_latent(x)
     torch.save(layer.state_dict(), tmp_path / "layer.pt")
-    loaded = case.build(flavour)
+    loaded = CASES[name].build()
     loaded.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
     for other in (loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         for ours, theirs in zip(other.to_latent(x), expected, strict=True):
             assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("name", ["imap-image", "imap-random-mask", "itrans-odd-patch-edge"])
-@each_direction
-def test_compiles_to_one_graph(name, direction):
-    layer, x = layer_and_batch(name)
-    compiled = torch.compile(getattr(layer, direction), fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(compiled(x), getattr(layer, direction)(x), strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["imap-image", "itrans-image", "itrans-paper"])
@@ -201,7 +190,6 @@ def test_first_call_under_inference_mode_does_not_spoil_training():
     layer.to_latent(x)[0].sum().backward()
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", ["imap-image", "itrans-image"])
 @pytest.mark.parametrize(
     ("event", "message"),
@@ -215,8 +203,8 @@ def test_first_call_under_inference_mode_does_not_spoil_training():
         ([[1.0, 2.0, 3.0]], "a tensor, found list"),
     ],
 )
-def test_wrong_events(name, flavour, event, message):
-    layer = CASES[name].build(flavour)
+def test_wrong_events(name, event, message):
+    layer = CASES[name].build()
     for direction in DIRECTIONS:
         with pytest.raises(ShapeError, match=f"{type(layer).__name__}: expected {message}"):
             getattr(layer, direction)(event)

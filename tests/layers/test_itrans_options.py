@@ -209,17 +209,6 @@ def test_exact_on_any_shape_and_option(data, channels, mask, flip):
     check_layer(layer, (channels, *spatial), volume_preserving=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "direction"),
-    [("itrans-all-options", "to_latent"), ("itrans-all-options-vector", "to_data")],
-)
-def test_compiles_to_one_graph(name, direction):
-    layer, x = layer_and_batch(name)
-    compiled = torch.compile(getattr(layer, direction), fullgraph=True, backend="eager")
-    for ours, theirs in zip(compiled(x), getattr(layer, direction)(x), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_vmap_and_per_sample_gradients():
     layer, x = layer_and_batch("itrans-all-options")
     log_dets = torch.func.vmap(lambda event: layer.to_latent(event[None])[1][0])(x)

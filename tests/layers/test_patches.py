@@ -12,7 +12,7 @@ from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.layers.patches import MOST_TOKENS, patches_per_axis
 from attnflow_plugin.masks import make_mask
 from attnflow_plugin.testing import check_layer
-from tests.registry import ALL, FLAVOURS, itrans
+from tests.registry import ALL, itrans
 from tests.support import randomised
 
 
@@ -77,19 +77,19 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
-def test_exact_at_odd_sizes(shape, options, flip):
+def test_exact_at_odd_sizes(shape, options):
+    # Every shape and every option has both flips, with one half of the others each.
+    flip = bool((ODD_SHAPES.index(shape) + list(OPTIONS).index(options)) % 2)
     # A mask of one colour leaves nothing to attend.
-    check_layer(ITrans(shape[0], flip=flip, **options), shape, volume_preserving=True)
+    check_layer(ITrans(shape[0], flip=flip, **OPTIONS[options]), shape, volume_preserving=True)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("shape", [(7,), (2, 5, 5), (2, 7, 7), (1, 3, 2, 3)], ids=str)
-def test_exact_at_odd_sizes_in_every_host(shape, flip, flavour):
-    check_layer(itrans(*shape, flip=flip, affine=True).build(flavour), shape)
+def test_exact_at_odd_sizes_with_every_flip(shape, flip):
+    check_layer(itrans(*shape, flip=flip, affine=True).build(), shape)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 1, 1), (2, 7, 7), (2, 13)], ids=str)

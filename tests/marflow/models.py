@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tests.support import host_module, randomise
+from tests.support import built_once, host_module, randomise
 
 
 class Variant(NamedTuple):
@@ -26,6 +26,7 @@ VARIANTS = {
 }
 
 
+@built_once
 def build(host: str, name: str) -> nn.Module:
     """A prepared mARFlow with noise on its parameters."""
     variant = VARIANTS[name]

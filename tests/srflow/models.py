@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tests.support import POSITIONS, host_module, latents, randomise
+from tests.support import POSITIONS, built_once, host_module, latents, randomise
 
 __all__ = ["VARIANTS", "Variant", "batch", "build", "fresh", "latents"]
 
@@ -65,6 +65,7 @@ def batch(name: str, rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, *variant.shape), torch.rand(rows, *variant.low_shape())
 
 
+@built_once
 def build(host: str, name: str, **options) -> nn.Module:
     """A prepared SRFlow with noise on its parameters.
 

@@ -4,6 +4,7 @@ import pytest
 
 from attnflow_plugin.backbones import RRDBEncoder, encoder_of
 from attnflow_plugin.normflows import build_srflow
+from tests.support import Unfilled
 
 
 def count(module):
@@ -11,7 +12,8 @@ def count(module):
 
 
 def released(levels, steps, **options):
-    return build_srflow((3, 160, 160), scale=8, levels=levels, steps=steps, **options)
+    with Unfilled():
+        return build_srflow((3, 160, 160), scale=8, levels=levels, steps=steps, **options)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ def in_double(*tensors):
 
 
 @each_host
-@each_variant
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("name", "rows"), [("plain", 1), *[(name, 3) for name in VARIANTS]])
 def test_log_det_of_the_whole_model(host, name, rows):
     model = build(host, name).double()
     x, low = in_double(*batch(name, rows))

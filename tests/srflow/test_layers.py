@@ -5,39 +5,35 @@ from functools import partial
 import pytest
 import torch
 
-import attnflow_plugin.layers
+from attnflow_plugin import layers
 from attnflow_plugin.backbones import NormalisedConvNet
 from attnflow_plugin.errors import MissingContextError, OptionError
 from attnflow_plugin.layers.coupling_scales import LOG_SCALES
 from attnflow_plugin.testing import check_layer
-from tests.support import HOSTS, host_module
 
 each_scale = pytest.mark.parametrize("scale_map", LOG_SCALES)
 each_layer = pytest.mark.parametrize("class_name", ["AffineInjector", "AffineCoupling"])
-each_library = pytest.mark.parametrize("library", ["layers", *HOSTS])
 
 make_net = partial(NormalisedConvNet, hidden_channels=4)
 
 
-def layer_of(library, class_name, **options):
-    module = attnflow_plugin.layers if library == "layers" else host_module(library)
-    return getattr(module, class_name)(4, make_net, context_channels=3, **options)
+def layer_of(class_name, **options):
+    return getattr(layers, class_name)(4, make_net, context_channels=3, **options)
 
 
-@each_library
 @each_layer
 @each_scale
-def test_exact(library, class_name, scale_map):
-    layer = layer_of(library, class_name, scale_map=scale_map)
+def test_exact(class_name, scale_map):
+    layer = layer_of(class_name, scale_map=scale_map)
     check_layer(layer, torch.randn(2, 4, 2, 3), context=torch.randn(2, 3, 2, 3), randomize=0.3)
 
 
 @each_layer
 def test_refuses(class_name):
     with pytest.raises(OptionError, match=r"scale_map to be one of .* found 'tanh'"):
-        layer_of("layers", class_name, scale_map="tanh")
+        layer_of(class_name, scale_map="tanh")
     with pytest.raises(MissingContextError, match="3 channels, found none"):
-        layer_of("layers", class_name).to_latent(torch.randn(2, 4, 2, 2))
+        layer_of(class_name).to_latent(torch.randn(2, 4, 2, 2))
 
 
 @each_scale
@@ -54,7 +50,7 @@ def test_log_scales_are_the_logarithms_of_their_definitions(scale_map):
 
 
 def test_the_start_of_the_released_scale():
-    layer = layer_of("layers", "AffineInjector", scale_map="sigmoid_floor")
+    layer = layer_of("AffineInjector", scale_map="sigmoid_floor")
     x, context = torch.randn(2, 4, 2, 2), torch.randn(2, 3, 2, 2)
     torch.testing.assert_close(layer.to_latent(x, context)[0], 0.8809 * x, atol=1e-4, rtol=1e-4)
 
@@ -62,7 +58,7 @@ def test_the_start_of_the_released_scale():
 @each_layer
 def test_the_bounded_layer_starts_as_the_identity(class_name):
     x, context = torch.randn(2, 4, 2, 2), torch.randn(2, 3, 2, 2)
-    z, log_det = layer_of("layers", class_name).to_latent(x, context)
+    z, log_det = layer_of(class_name).to_latent(x, context)
     assert torch.equal(z, x)
     assert torch.equal(log_det, torch.zeros(2))
 
