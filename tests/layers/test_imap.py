@@ -81,6 +81,14 @@ def test_attention_is_a_map_over_positions_or_channels():
     assert IMap(3).attention(x[..., 0, 0]).shape == (2,)
 
 
+def test_scores_of_channels_are_means_over_the_positions():
+    layer = randomised(IMap(3, axis="channel")).double()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    x1 = x * make_mask("spatial-channel", 3, (4, 5))
+    scores = F.linear(x1.mean((2, 3)), layer.weight, layer.bias) + layer.offset
+    torch.testing.assert_close(layer.attention(x), (2 * torch.tanh(scores / 2)).exp())
+
+
 def test_attended_half_is_scaled_by_the_attention():
     layer = randomised(IMap(3))
     x = torch.randn(2, 3, 4, 5)

@@ -11,7 +11,7 @@ from tests.layers.nets import LAYERS
 from tests.marflow import models as marflow
 from tests.registry import CASES
 from tests.srflow import models as srflow
-from tests.support import HOSTS, host_module, randomised
+from tests.support import host_module, randomised
 
 # The hosts compare sizes of their own; in what is ours a trace finds nothing to warn of.
 pytestmark = [
@@ -82,16 +82,17 @@ def inputs_of_marflow(name, rows):
     return (torch.randn(rows, *marflow.VARIANTS[name].shape),)
 
 
-@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize(
-    ("models", "name", "inputs"),
+    ("host", "models", "name", "inputs"),
     [
-        (glow, "both-kinds", inputs_of_glow),
-        (glow, "map", inputs_of_glow),
-        (glow, "label", inputs_of_glow),
-        (marflow, "itrans", inputs_of_marflow),
-        (srflow, "imap", srflow.batch),
-        (full_glow, "itrans-sees-the-source", full_glow.pairs),
+        ("normflows", glow, "both-kinds", inputs_of_glow),
+        ("nflows", glow, "both-kinds", inputs_of_glow),
+        ("normflows", glow, "map", inputs_of_glow),
+        ("nflows", glow, "label", inputs_of_glow),
+        ("normflows", marflow, "itrans", inputs_of_marflow),
+        ("nflows", srflow, "imap", srflow.batch),
+        ("normflows", full_glow, "itrans-sees-the-source", full_glow.pairs),
+        ("nflows", full_glow, "itrans-sees-the-source", full_glow.pairs),
     ],
 )
 def test_models(host, models, name, inputs):
