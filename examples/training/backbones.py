@@ -102,6 +102,16 @@ def attention(options: Options) -> tuple[list[str], dict[str, Any]]:
     return kinds, {name: None if value == "none" else value for name, value in found.items()}
 
 
+def summary(options: Options, parameters: int) -> str:
+    """The model in a line."""
+    kinds, of_layers = attention(options)
+    given = "".join(f", {name} {value}" for name, value in of_layers.items())
+    return (
+        f"{options.backbone} in {options.host}, {parameters} parameters, attention: "
+        f"{' and '.join(kinds) or 'none'}{given}"
+    )
+
+
 def _used(backbone: str) -> set[str]:
     return _ARCHITECTURE[backbone] | _FURTHER.get(backbone, set())
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -90,7 +91,9 @@ def load_model(path: Path) -> tuple["FlowModule", dict[str, Any]]:
     found = load_newest(path) if path.is_dir() else (path, load(path), "")
     if found is None:
         raise DamagedError(f"{path}: expected {CHECKPOINT} of train.py, found none")
-    _, stored, _ = found
+    _, stored, complaint = found
+    if complaint:
+        print(complaint, file=sys.stderr, flush=True)
     module = FlowModule(from_dict(stored["options"]), DataInfo(**stored["info"]))
     module.make_average()
     module.load_state_dict(stored["state_dict"])

@@ -64,6 +64,11 @@ class DataSet:
         return getattr(self.train, "source_shape", None)
 
     @property
+    def map_values(self) -> tuple[int, ...] | None:
+        """Of sources that are maps: the value of each channel, or nothing if these are colours."""
+        return getattr(self.train, "map_values", None)
+
+    @property
     def dims(self) -> int:
         """Number of dimensions that bits per dimension are over."""
         return math.prod(self.image_shape)
@@ -148,6 +153,7 @@ class FewerBits:
         self.images, self.shift = images, 8 - bits
         self.image_shape = images.image_shape
         self.source_shape = getattr(images, "source_shape", None)
+        self.map_values = getattr(images, "map_values", None)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -5,7 +5,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from training.folder import (
 )
 from training.interruption import Interrupted
 from training.module import NotFiniteError
-from training.randomness import SAMPLES, seed_of
+from training.randomness import SAMPLES, seeded
 from training.schedule import Phase, phase_of
 
 if TYPE_CHECKING:
@@ -143,9 +142,7 @@ class Keeper(pl.Callback):
 
     def _samples(self, context: Tensor | None, count: int) -> Tensor | None:
         """Samples from the same noise every time, or None where the model is not finite."""
-        device = self.run.module.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed_of(self.options.seed, SAMPLES))
+        with seeded(self.run.module.device, self.options.seed, SAMPLES):
             try:
                 return self.run.sample(context, count, self.options.temperature)
             except NOT_FINITE:

@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
 import torch
+from nflows.flows import Flow
 from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -37,21 +38,28 @@ class Described(Protocol):
     def classes(self) -> int: ...
     @property
     def dims(self) -> int: ...
+    @property
+    def map_values(self) -> tuple[int, ...] | None: ...
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The same, without the data."""
+    """The same, without the data.
+
+    Attributes:
+        map_values: of sources, see :class:`training.images.DataSet`.
+    """
 
     image_shape: Shape
     source_shape: Shape | None
     levels: int
     classes: int
     dims: int
+    map_values: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, data: Described) -> "DataInfo":
-        return cls(data.image_shape, data.source_shape, data.levels, data.classes, data.dims)
+        return cls(*(getattr(data, each.name) for each in fields(cls)))
 
     as_dict = asdict
 
@@ -120,6 +128,29 @@ class Model:
         with evaluation_mode(flow):
             samples, _ = self.host.sample(flow, number, context=context, temperature=temperature)
         return samples.flatten(0, 1) if self.samples_have_an_axis else samples
+
+    @torch.no_grad()
+    def to_latent(self, flow: nn.Module, x: Tensor, context: Tensor | None) -> list[Tensor]:
+        """Images to latents: a tensor for each level in normflows, one for all in nflows."""
+        with evaluation_mode(flow):
+            if isinstance(flow, Flow):
+                return [flow.transform_to_noise(x, context)]
+            latents, _ = flow.inverse_and_log_det(*_without_none(x, context))  # type: ignore[operator]
+        return latents
+
+    @torch.no_grad()
+    def to_data(self, flow: nn.Module, latents: list[Tensor], context: Tensor | None) -> Tensor:
+        """The reverse of :meth:`to_latent`."""
+        with evaluation_mode(flow):
+            if isinstance(flow, Flow):
+                return flow._transform.inverse(*latents, flow._embedding_net(context))[0]
+            images, _ = flow.forward_and_log_det(*_without_none(latents, context))  # type: ignore[operator]
+        return images
+
+
+def _without_none(*arguments: Any) -> list[Any]:
+    """The flow of normflows without a context has no argument for one."""
+    return [each for each in arguments if each is not None]
 
 
 def _recomputed(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -100,7 +100,7 @@ class FlowModule(pl.LightningModule):
         values, given = values.to(self.device), given.to(self.device)
         noise = generator(self.device, *stream) if stream else None
         x = values / (self.info.levels - 1) if noise is None else self._noisy(values, noise)
-        return x, self._context(x, given, noise)
+        return x, self.context(x, given, noise)
 
     def first_example(self, values: Tensor, given: Tensor) -> Example:
         """What the flow is initialised from."""
@@ -119,7 +119,7 @@ class FlowModule(pl.LightningModule):
     def _noisy(self, values: Tensor, noise: torch.Generator) -> Tensor:
         return dequantize(values, self.info.levels, generator=noise)
 
-    def _context(self, x: Tensor, given: Tensor, noise: torch.Generator | None) -> Tensor | None:
+    def context(self, x: Tensor, given: Tensor, noise: torch.Generator | None) -> Tensor | None:
         if self.options.context == "label":
             return given
         if self.options.context == "coarse":

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from training.files import (
@@ -24,6 +24,7 @@ from training.pixels import (
     SIDEWAYS,
     Facts,
     Mode,
+    fitted,
     orientation_of,
     printable,
     read,
@@ -35,6 +36,7 @@ FilePair = tuple[Path, Path]
 PairSplit = tuple[list[FilePair], list[FilePair]]
 Fit = Literal["resize", "stretch", "crop"]
 Maps = Literal["pictures", "colours", "classes"]
+MapValues = tuple[int, ...] | None
 
 FEW = 64
 """A map has no more classes than that, or it must be called one."""
@@ -72,11 +74,9 @@ class PairedFiles:
         background: str = "white",
     ) -> None:
         self.pairs, self.fit, self.background = pairs, fit, background
-        self.classes = np.array(classes, dtype=np.int32)
         self.image_shape = (channels, height, width)
         self.source_shape = (len(classes) or source_channels, height, width)
-        nearest = labels or len(classes) > 0
-        self.resampling = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+        self.map_values = tuple(classes) if labels or classes else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -84,11 +84,8 @@ class PairedFiles:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         target, source = self._aligned(index)
         target = self._fitted(target, Image.Resampling.LANCZOS, index)
-        source = self._fitted(source, self.resampling, index)
-        if not len(self.classes):
-            return as_tensor(target), as_tensor(source)
-        found = np.array(source) == self.classes[:, None, None]
-        return as_tensor(target), torch.from_numpy(found.astype(np.uint8) * 255)
+        source = self._fitted(source, resampling_of(self.map_values), index)
+        return as_tensor(target), source_tensor(source, self.map_values)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         targets, sources = zip(*(self[index] for index in indices), strict=True)
@@ -98,10 +95,7 @@ class PairedFiles:
         """Both as they lie upon each other: maps may be drawn on a photograph that lies down."""
         target_path, source_path = self.pairs[index]
         target = read(target_path, _mode(self.image_shape), self.background)
-        if len(self.classes):
-            source = read_map(source_path)
-        else:
-            source = read(source_path, _mode(self.source_shape), self.background)
+        source = read_source(source_path, self.source_shape, self.map_values, self.background)
         if _lies_down(source.size, target.size):
             source = turned(source, orientation_of(target_path))
         if self.fit == "crop" and target.size != source.size:
@@ -113,10 +107,8 @@ class PairedFiles:
 
     def _fitted(self, image: Image.Image, resampling: Image.Resampling, index: int) -> Image.Image:
         _, height, width = self.image_shape
-        if self.fit == "stretch":
-            return image.resize((width, height), resampling)
-        if self.fit == "resize":
-            return ImageOps.fit(image, (width, height), resampling)
+        if self.fit != "crop":
+            return fitted(image, (width, height), self.fit, resampling)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         if min(left, top) < 0:
             raise UsageError(
@@ -124,6 +116,26 @@ class PairedFiles:
                 f"crop, found {image.width}x{image.height}"
             )
         return image.crop((left, top, left + width, top + height))
+
+
+def read_source(
+    path: Path, shape: tuple[int, int, int], map_values: MapValues, background: str
+) -> Image.Image:
+    """A source as it is in its file."""
+    return read_map(path) if map_values else read(path, _mode(shape), background)
+
+
+def resampling_of(map_values: MapValues) -> Image.Resampling:
+    """How sources are resized: what lies between two classes is no class."""
+    return Image.Resampling.LANCZOS if map_values is None else Image.Resampling.NEAREST
+
+
+def source_tensor(source: Image.Image, map_values: MapValues) -> Tensor:
+    """Shape ``(C, H, W)``; a channel for each value of a map, if there are values."""
+    if not map_values:
+        return as_tensor(source)
+    found = np.array(source) == np.array(map_values, dtype=np.int32)[:, None, None]
+    return torch.from_numpy(found.astype(np.uint8) * 255)
 
 
 def find_pairs(folder: Path, excluded: Sequence[Path] = ()) -> PairSplit:

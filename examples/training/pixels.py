@@ -101,6 +101,18 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+def fitted(
+    image: Image.Image,
+    size: tuple[int, int],
+    fit: Literal["resize", "stretch"],
+    resampling: Image.Resampling,
+) -> Image.Image:
+    """An image at that width and height."""
+    if fit == "stretch":
+        return image.resize(size, resampling)
+    return ImageOps.fit(image, size, resampling)
+
+
 def printable(path: Path) -> str:
     """A path in one line, with what a terminal cannot show as escapes."""
     name = os.fsencode(path).decode(errors="backslashreplace")

@@ -5,6 +5,8 @@ step and on nothing before it, so that nothing need be saved.
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +23,14 @@ def seed_of(*numbers: int) -> int:
 def generator(device: torch.device | str, *numbers: int) -> torch.Generator:
     """A generator of its own for what ``numbers`` name."""
     return torch.Generator(device).manual_seed(seed_of(*numbers))
+
+
+@contextmanager
+def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
+    """Seed torch's global generators for a while."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed_of(*numbers))
+        yield
 
 
 def seed_everything(*numbers: int) -> None:

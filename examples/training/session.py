@@ -5,7 +5,7 @@ from typing import Any
 
 from attnflow_plugin import AttnFlowError
 from training import checkpoint
-from training.backbones import attention, check_options
+from training.backbones import check_options, summary
 from training.datamodule import read_data
 from training.distributed import World, joined_world
 from training.interruption import Interrupted, Interruption
@@ -91,11 +91,8 @@ def describe(run: TrainingRun) -> str:
     """What is trained on what, and how to do it again."""
     options, data = run.options, run.data.data
     parameters = sum(parameter.numel() for parameter in run.module.flow.parameters())
-    kinds, of_layers = attention(options)
-    given = "".join(f", {name} {value}" for name, value in of_layers.items())
     lines = [
-        f"{options.backbone} in {options.host}, {parameters} parameters, attention: "
-        f"{' and '.join(kinds) or 'none'}{given}",
+        summary(options, parameters),
         f"{options.data}: {len(data.train)} images to train on, {len(data.test)} to test on, of "
         f"shape {data.image_shape}; bits/dim are over these {data.dims} dimensions",
     ]
