@@ -35,11 +35,11 @@ def noise(path, size=(8, 8), mode="RGB"):
 
 
 def made(folder, images, **options):
-    """A checkpoint after a step, without an evaluation and a picture."""
+    """A run of one step with a checkpoint, without an evaluation and a picture."""
     data = options.get("data", "folder")
     where = images / ("pairs" if data == "pairs" else "images")
     options = {"data": data, "data_dir": where, "levels": 1} | options
     options = tiny_options(folder, steps=1, **options)
     run = TrainingRun(options, read_data(options))
     run.trainer.fit(run.module, run.data)
-    return folder
+    return run

@@ -54,7 +54,9 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize(("options", "given"), KINDS.values(), ids=KINDS.keys())
 def test_every_kind_of_model(tmp_path, images, monkeypatch, capsys, host, options, given):
-    folder = made(tmp_path / "run", images, host=host, **options)
+    run = made(tmp_path / "run", images, host=host, **options)
+    folder = run.options.out
+    assert Trained(folder).evaluate(None) == run.evaluate()
     capsys.readouterr()
     # The data are not at hand.
     monkeypatch.setattr(datamodule, "load_data", None)
@@ -75,7 +77,7 @@ def test_every_kind_of_model(tmp_path, images, monkeypatch, capsys, host, option
 def test_images_bring_their_own_context(tmp_path, images):
     """The source of an enlarged image, or the coarse one, need not be given."""
     for name, options in (("scaled", SCALED), ("coarse", COARSE)):
-        folder = made(tmp_path / name, images, **options)
+        folder = made(tmp_path / name, images, **options).options.out
         call("reconstruct", folder, images / "images", "--count", 3)
         call("interpolate", folder)
         assert (folder / "reconstruct.png").exists()
@@ -84,7 +86,8 @@ def test_images_bring_their_own_context(tmp_path, images):
 @pytest.fixture(scope="module")
 def of_digits(tmp_path_factory, images):
     """A model with classes."""
-    return made(tmp_path_factory.mktemp("classes"), images, data="digits", context="label")
+    folder = tmp_path_factory.mktemp("classes")
+    return made(folder, images, data="digits", context="label").options.out
 
 
 class TestClasses:
@@ -121,7 +124,7 @@ class TestClasses:
 
 
 def test_a_missing_context(tmp_path, images, capsys):
-    folder = made(tmp_path, images, **PAIRS)
+    folder = made(tmp_path, images, **PAIRS).options.out
     capsys.readouterr()
     for command in (["sample"], ["reconstruct", images / "map.png"]):
         line = fails(capsys, command[0], folder, *command[1:])
@@ -134,7 +137,7 @@ def test_a_missing_context(tmp_path, images, capsys):
 
 def test_an_encoder_alone_is_no_model(tmp_path, images, capsys):
     options = {"backbone": "srflow", "rrdb_blocks": 1, "rrdb_channels": 4, "pretrain_steps": 2}
-    folder = made(tmp_path, images, **SCALED, **options)
+    folder = made(tmp_path, images, **SCALED, **options).options.out
     state = checkpoint.load(folder / CHECKPOINT)
     checkpoint.save(state | {"step": 2}, folder / CHECKPOINT)
     capsys.readouterr()
