@@ -61,6 +61,7 @@ def test_fused_kernels_attend_to_the_same(monkeypatch, shape, options):
     """Without gradients they are used on the CPU too, from some number of tokens on."""
     layer = randomised(AttentionCoupling(shape[0], **options)).double()
     x = torch.randn(2, *shape, dtype=torch.float64)
+    monkeypatch.setattr(token_attention, "FEW_SEEN", 0)
     expected = layer.to_latent(x)
     monkeypatch.setattr(token_attention, "FEW_TOKENS", 0)
     calls = []

@@ -2,45 +2,40 @@ r"""Second-order attention as the net of a masked affine coupling."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
-from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.layers.attention_coupling.embedding import (
+    Halves,
+    build_halves,
+    per_position,
+)
+from attnflow_plugin.layers.attention_coupling.options import bound_in, kernel_in, widths
 from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
+from attnflow_plugin.layers.attention_coupling.vectors import (
+    Coordinates,
+    RowNet,
+    VectorNet,
+    by_rows,
+    vector_scale,
+)
 from attnflow_plugin.layers.attention_coupling.windows import Windows, token_windows
 from attnflow_plugin.layers.bounds import log_scale_bound, shared_bound, soft_bound
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import patches_per_axis
-from attnflow_plugin.masks import MaskKind, make_mask, require_positions
+from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import positive_int, sizes_per_axis
 
 __all__ = ["AttentionCoupling"]
 
-#: The default width is about twice the channels, within these bounds.
-LEAST_WIDTH, LARGEST_WIDTH = 16, 64
 #: The default bound of shifts, in units of that of log-scales: 8 for a single layer.
 SHIFT_TO_SCALE = 4.0
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-class _Halves(NamedTuple):
-    """What follows from mask and event shape alone."""
-
-    passing: Tensor  # shape: (C, *S): M, one where the event passes and zero elsewhere
-    attended: Tensor  # shape: (C, *S): 1 - M
-    colours: Tensor  # shape: (1, C, *S): one where the event passes and minus one elsewhere
-
-
-def _build_halves(
-    mask: MaskKind, shape: torch.Size, flip: bool, dtype: torch.dtype, device: torch.device
-) -> _Halves:
-    passing = make_mask(mask, shape[0], shape[1:], flip, device=device).to(dtype)
-    return _Halves(passing, 1 - passing, (2 * passing - 1).unsqueeze(0))
 
 
 class AttentionCoupling(MaskedAttention):
@@ -65,9 +60,13 @@ class AttentionCoupling(MaskedAttention):
     be invertible for that. Here attention computes the parameters of a coupling and may be
     anything: between any number of tokens, with values of its own, with knowledge of positions.
 
-    **Positions** are those of the event, or the coordinates of a vector, each with weights of its
-    own. With ``patches`` the tokens are patches: every position has its own embedding, and the
-    scores add up over the positions of a patch, as in :class:`~attnflow_plugin.ITrans`.
+    **Positions** are those of the event. With ``patches`` the tokens are patches: every position
+    has its own embedding, and the scores add up over the positions of a patch, as in
+    :class:`~attnflow_plugin.ITrans`.
+
+    **Vectors** have their coordinates as positions, each with weights of its own, and
+    :math:`\sqrt C\, E` for E. Attended coordinates attend to passing ones only, except in patches,
+    in windows, and where none passes. Without gradients large batches run in parts.
 
     **Cost** per sample, the same in both directions, with N tokens, n positions, width w and the
     kernel's k taps: O(n w (k C + w)) for the linear maps and O(N n w) for attention, or O(T n w)
@@ -83,7 +82,7 @@ class AttentionCoupling(MaskedAttention):
         patches: patches per axis, one number or one per axis; ``None`` for single positions.
         heads: number of attention heads, H.
         width: features w of a position, divisible by ``heads``; by default about 2 C, between 16
-            and 64.
+            and 64, of which vectors use the first 16: a coordinate is one number.
         kernel: 1, or the edges of the neighbourhood that E and P see, odd numbers, one per spatial
             axis: ``(3, 3)`` adds what a convolution sees to what attention sees, on images only.
         window: tokens along each axis of the windows inside of which tokens see each other, one
@@ -137,12 +136,13 @@ class AttentionCoupling(MaskedAttention):
         name = type(self).__name__
         self.patches = sizes_per_axis(name, "patches", patches)
         self.heads = positive_int(name, "heads", heads)
-        self.width = _width(name, channels, heads, width)
-        self.kernel = _kernel(name, kernel)
+        self.width, self._vector_width = widths(name, channels, heads, width)
+        self.kernel = kernel_in(name, kernel)
         self.window = sizes_per_axis(name, "window", window)
+        self._coordinates = Coordinates.of(self.mask, channels, self.flip)
         self._given_bounds = (
-            _bound(name, "scale_bound", scale_bound, finite=True),
-            _bound(name, "shift_bound", shift_bound),
+            bound_in(name, "scale_bound", scale_bound, finite=True),
+            bound_in(name, "shift_bound", shift_bound),
         )
         self.share_bounds(1)
         self.embedding = nn.Parameter(torch.empty(self.width, channels, *self.kernel))
@@ -175,8 +175,16 @@ class AttentionCoupling(MaskedAttention):
         )
 
     def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
-        """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries."""
-        return self.attend.weights(self._embed(event, context), self._windows(event))
+        """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries.
+
+        Where only passing coordinates are seen, the columns of the others are zero.
+        """
+        windows = self._windows(event)
+        features = self._embed(event, self._seen(event, context))
+        if self._only_passing_seen(event, windows):
+            allowed = self._halves(event).passing.bool().expand(1, self.channels, -1)
+            windows = windows._replace(allowed=allowed)
+        return self.attend.weights(features, windows)
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._affine(x, context)
@@ -188,97 +196,98 @@ class AttentionCoupling(MaskedAttention):
 
     def _affine(self, event: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-scale and shift of every entry, zero where it passes."""
-        features = self._embed(event, context)
-        features = F.elu(features + self.attend(features, self._windows(event)))
-        raw_scale, raw_shift = self._out(features, event).to(event.dtype).unbind(1)
+        raw_scale, raw_shift = self._raw(event, context).unbind(1)
         attended = self._halves(event).attended
         shift = raw_shift
         if self.shift_bound < math.inf:
             shift = soft_bound(raw_shift, self.shift_bound)
         return soft_bound(raw_scale, self.scale_bound) * attended, shift * attended
 
-    def _embed(self, event: Tensor, context: Tensor | None) -> Tensor:
-        """Features of all positions, from the passing half, ``(B, n, width)``."""
+    def _raw(self, event: Tensor, context: Tensor | None) -> Tensor:
+        """Log-scale and shift before they are bounded, ``(B, 2, C, *S)``."""
+        windows = self._windows(event)
+        seen = self._seen(event, context)
+        net: RowNet = partial(self._raw_of_positions, windows=windows)
+        if event.ndim > 2:
+            return net(event, seen)
+        if self._only_passing_seen(event, windows):
+            net = self._vector_net(event).raw
+        scores = self.heads * windows.tokens.shape[1]
+        return by_rows(net, self.channels * max(self._vector_width, scores), event, seen)
+
+    def _raw_of_positions(self, event: Tensor, seen: Tensor | None, windows: Windows) -> Tensor:
+        """The net where every position sees all others, or those in its window."""
+        features = self._embed(event, seen)
+        features = F.elu(features + self.attend(features, windows))
+        return self._out(features, event).to(event.dtype)
+
+    def _only_passing_seen(self, event: Tensor, windows: Windows) -> bool:
+        """Whether tokens are whole coordinates that pass or not, all in one window."""
+        alone = windows.gather is None and windows.allowed is None
+        return event.ndim == 2 and alone and self._coordinates.both
+
+    def _vector_net(self, event: Tensor) -> VectorNet:
+        """The net where tokens are coordinates."""
+        weights = (
+            self._in_use(self.embedding, event),
+            self._in_use(self.colour_embedding, event),
+            self._in_use(self.offset, event),
+            self._in_use(self.output, event, 2),
+            self.output_offset,
+        )
+        cast = (weight.to(event.dtype) for weight in weights)
+        return VectorNet.of(self.attend, self._coordinates, *cast)
+
+    def _seen(self, event: Tensor, context: Tensor | None) -> Tensor | None:
+        """What every position knows of the context, ``(B, n or 1, width)``."""
+        name = type(self).__name__
         if self.kernel and len(self.kernel) != event.ndim - 2:
             raise ShapeError(
-                f"{type(self).__name__}: expected {len(self.kernel)} spatial axes as in kernel="
+                f"{name}: expected {len(self.kernel)} spatial axes as in kernel="
                 f"{self.kernel}, found an event of shape {tuple(event.shape[1:])}"
             )
+        maps = context_at(name, context, self.context_channels, event)
+        if maps is None:
+            return None
+        # That of a vector is the same for all of its coordinates.
+        maps = maps.unsqueeze(-1) if event.ndim == 2 else maps
+        return per_position(maps, self._in_use(self.context_embedding, event), self.kernel)
+
+    def _embed(self, event: Tensor, seen: Tensor | None) -> Tensor:
+        """Features of all positions, from the passing half, ``(B, n, width)``."""
         halves = self._halves(event)
-        embedded = self._per_position(event * halves.passing, self.embedding)
-        embedded = embedded + self._per_position(halves.colours, self.colour_embedding)
-        seen = context_at(type(self).__name__, context, self.context_channels, event)
+        passing = event * halves.passing
+        if event.ndim == 2:
+            passing = passing * vector_scale(self.channels)
+        embedded = per_position(passing, self._in_use(self.embedding, event), self.kernel)
+        colours = self._in_use(self.colour_embedding, event)
+        embedded = embedded + per_position(halves.colours, colours, self.kernel)
         if seen is not None:
-            # The context of a vector is the same for all of its coordinates.
-            maps = seen.unsqueeze(-1) if event.ndim == 2 else seen
-            embedded = embedded + self._per_position(maps, self.context_embedding)
-        return F.elu(embedded + self.offset.to(event.dtype))
+            embedded = embedded + seen
+        return F.elu(embedded + self._in_use(self.offset, event).to(event.dtype))
 
-    def _per_position(self, maps: Tensor, weight: Tensor) -> Tensor:
-        """Maps ``(B, inputs, *S)`` to features ``(B, n, width)``; a coordinate is an own input.
-
-        They are contiguous: in other layouts compiled graphs and eager kernels disagree on that of
-        the gradient of elu.
-        """
-        weight = weight.to(maps.dtype)
-        if maps.ndim == 2:
-            return maps.unsqueeze(-1) * weight.mT.contiguous()
-        if not self.kernel:
-            return maps.flatten(2).mT @ weight.mT
-        convolution = _CONVOLUTIONS[len(self.kernel)]
-        return convolution(maps, weight, padding="same").flatten(2).mT.contiguous()
+    def _in_use(self, weight: Tensor, event: Tensor, dim: int = 0) -> Tensor:
+        """The weights of the features that are in use, which are some axis of them."""
+        if event.ndim > 2 or self._vector_width == self.width:
+            return weight
+        return weight.narrow(dim, 0, self._vector_width)
 
     def _out(self, features: Tensor, event: Tensor) -> Tensor:
         """Raw log-scale and shift, ``(B, 2, C, *S)``."""
         weight, offset = self.output.to(event.dtype), self.output_offset.to(event.dtype)
         if event.ndim == 2:
-            return torch.einsum("bcw,kcw->bkc", features, weight) + offset
+            return torch.einsum("bcw,kcw->bkc", features, self._in_use(weight, event, 2)) + offset
         raw = F.linear(features, weight.flatten(0, 1), offset.flatten())
         return raw.mT.reshape(event.shape[0], 2, *event.shape[1:])
 
-    def _halves(self, event: Tensor) -> _Halves:
-        shape = plain_shape(event)[1:]
-        require_positions(type(self).__name__, shape)
-        sizes = (self.mask, shape, self.flip, event.dtype)
-        return cached_constant(_build_halves, *sizes, device=event.device)
+    def _halves(self, event: Tensor) -> Halves:
+        sizes = (self.mask, plain_shape(event)[1:], self.flip, event.dtype)
+        return cached_constant(build_halves, *sizes, device=event.device)
 
     def _windows(self, event: Tensor) -> Windows:
         """How the positions make tokens, and those make windows."""
         name, shape = type(self).__name__, plain_shape(event)[1:]
+        require_positions(name, shape)
         patches = None if self.patches is None else patches_per_axis(name, self.patches, shape)
         grid = shape[1:] or shape  # The coordinates of a vector are a sequence.
         return token_windows(name, grid, patches, self.window, self.flip, event.device)
-
-
-def _kernel(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
-    """The edges of a neighbourhood; none for a single position, whatever the number of axes."""
-    sizes = sizes_per_axis(owner, "kernel", kernel)
-    if sizes == 1:
-        return ()
-    edges = sizes if isinstance(sizes, tuple) else ()
-    odd = all(edge % 2 for edge in edges)
-    if not odd or not 1 <= len(edges) <= 3:
-        raise OptionError(
-            f"{owner}: expected kernel to be 1 or an odd number for each of 1 to 3 spatial axes, "
-            f"found {kernel!r}"
-        )
-    return edges
-
-
-def _width(owner: str, channels: int, heads: int, width: int | None) -> int:
-    if width is None:
-        about = min(max(2 * channels, LEAST_WIDTH), LARGEST_WIDTH)
-        return -(-about // heads) * heads
-    width = positive_int(owner, "width", width)
-    if width % heads:
-        raise OptionError(f"{owner}: expected a width that {heads} heads divide, found {width}")
-    return width
-
-
-def _bound(owner: str, name: str, bound: float | None, finite: bool = False) -> float | None:
-    if bound is None:
-        return None
-    positive = isinstance(bound, (int, float)) and bound > 0
-    if not positive or (finite and bound == math.inf):
-        raise OptionError(f"{owner}: expected {name} to be a positive number, found {bound!r}")
-    return float(bound)

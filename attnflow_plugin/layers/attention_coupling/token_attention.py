@@ -3,6 +3,7 @@ r"""Multi-head attention between tokens that are positions, or patches of them."
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
@@ -14,6 +15,8 @@ __all__ = ["TokenAttention"]
 
 #: Above it a fused kernel pays on a CPU.
 FEW_TOKENS = 128
+#: Up to it the matrices between tokens are tiny.
+FEW_SEEN = 8
 
 
 class TokenAttention(nn.Module):
@@ -44,6 +47,29 @@ class TokenAttention(nn.Module):
         places = attended.unflatten(0, (-1, self.heads)).flatten(1)
         return windows.join(places.unflatten(1, (features.shape[2], -1)).mT)
 
+    def between(self, asking: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+        """Features of some tokens and what these get from others, added, ``(B, A, w)``.
+
+        Each of them is one position.
+
+        Args:
+            asking: features of the tokens that ask, ``(B, A, w)`` or ``(1, A, w)``.
+            seen: features of those that are seen, ``(B, P, w)``.
+            bias: what is added to the scores, ``(H, A, P)``.
+        """
+        (query, key, value), (query_offset, _, value_offset) = (
+            part.unflatten(0, (self.heads, 3, -1)).unbind(1) for part in self._linear(seen)
+        )
+        asked = F.linear(asking, query.flatten(0, 1), query_offset.flatten()).mT
+        asked = asked.unflatten(1, query_offset.shape)
+        if asking.shape[0] == 1 and seen.shape[1] <= FEW_SEEN:
+            attended = _attend_few(asked[0], key, value, seen, bias)
+        else:
+            attended = _attend_from(asked, torch.stack((key, value), 1), seen, bias)
+        # The offset of keys would change nothing: it adds the same to all scores of a query.
+        # The weights of a query sum to one, so that every token gets all of an offset.
+        return (asking + value_offset.flatten()) + attended
+
     def weights(self, features: Tensor, windows: Windows) -> Tensor:
         """The weights between all tokens, ``(B, H, N, N)``; zero between windows."""
         query, key, _ = self._projected(features, windows)
@@ -58,8 +84,7 @@ class TokenAttention(nn.Module):
 
     def _projected(self, features: Tensor, windows: Windows) -> tuple[Tensor, ...]:
         """Queries, keys and values, each ``(B * G * H, features of a token, T)``."""
-        dtype = features.dtype
-        weight, offset = self.query_key_value.to(dtype), self.offset.to(dtype)
+        weight, offset = self._linear(features)
         rows = windows.cut(features)
         # Features before positions: what follows are views, where the positions of a token are
         # features of it.
@@ -67,9 +92,45 @@ class TokenAttention(nn.Module):
         by_head = columns.unflatten(1, (self.heads, 3, -1)).flatten(0, 1).flatten(2)
         return by_head.unflatten(2, (-1, windows.tokens.shape[1])).unbind(1)
 
+    def _linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and offset for these features, which may be the first ones only."""
+        dtype, width = features.dtype, features.shape[2]
+        weight, offset = self.query_key_value.to(dtype), self.offset.to(dtype)
+        if width == weight.shape[1]:
+            return weight, offset
+        weight, offset = (
+            part.unflatten(0, (self.heads, 3, -1))[:, :, : width // self.heads].flatten(0, 2)
+            for part in (weight[:, :width], offset)
+        )
+        return weight, offset
+
     def _bias(self, windows: Windows, dtype: torch.dtype) -> Tensor:
         """What is added to the scores, ``(H, T, T)`` or ``(G, H, T, T)``; rows are queries."""
         return windows.mask(self.bias(windows.sizes, dtype))
+
+
+def _attend_from(query: Tensor, key_value: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+    """Attention with queries ``(B or 1, H, d, A)`` to tokens ``(B, P, w)``, ``(B, A, w)``."""
+    heads, _, size, _ = key_value.shape
+    # One product for all rows, and a copy, take less time than one for each row.
+    both = (seen @ key_value.flatten(0, 2).mT).mT.contiguous()
+    key, value = both.unflatten(1, (heads, 2, size)).flatten(0, 1).unbind(1)
+    query = query.expand(seen.shape[0], -1, -1, -1).flatten(0, 1)
+    return _attend(query, key, value, bias).unflatten(0, (-1, heads)).flatten(1, 2).mT
+
+
+def _attend_few(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+    """The same with queries ``(H, d, A)`` of all rows.
+
+    Between few tokens matrices are so small that it takes less time to multiply values by the
+    weights of all heads than by those of one, and to take the part that is wanted.
+    """
+    heads, size, _ = query.shape
+    scaled = key.mT @ (query / math.sqrt(size))
+    scores = seen @ scaled.transpose(0, 1).flatten(1) + bias.flatten(0, 1).mT
+    attended = scores.softmax(1).mT @ (seen @ value.flatten(0, 1).mT)
+    by_head = attended.unflatten(2, (heads, size)).unflatten(1, (heads, -1))
+    return by_head.diagonal(0, 1, 3).mT.flatten(2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:

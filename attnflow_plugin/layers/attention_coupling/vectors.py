@@ -1,0 +1,153 @@
+r"""Vectors: every coordinate is a token, and only those of the passing half are seen."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnflow_plugin.constants import cached_constant, in_plain_eager
+from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
+from attnflow_plugin.masks import MaskKind, make_mask
+
+__all__ = ["Coordinates", "RowNet", "VectorNet", "by_rows", "vector_scale"]
+
+#: Maps events and what is seen of their contexts, any number of rows.
+RowNet = Callable[[Tensor, Tensor | None], Tensor]
+
+#: Numbers that a net without gradients may have in a tensor at a time: 8 MiB in float32.
+MOST_NUMBERS = 2**21
+
+
+class Coordinates(NamedTuple):
+    """Which coordinates of a vector pass, and which are attended; known without any event."""
+
+    passing: tuple[int, ...]
+    attended: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: MaskKind, channels: int, flip: bool) -> "Coordinates":
+        """Those of a mask."""
+        passing = make_mask(mask, channels, (), flip, device="cpu").tolist()
+        return cls(
+            tuple(index for index, passes in enumerate(passing) if passes),
+            tuple(index for index, passes in enumerate(passing) if not passes),
+        )
+
+    @property
+    def both(self) -> bool:
+        """Whether there are some of each kind."""
+        return bool(self.passing and self.attended)
+
+
+class VectorNet(NamedTuple):
+    """The net on vectors, with all that does not depend on their rows.
+
+    Only attended coordinates ask, and only passing ones are seen: a quarter of the scores between
+    all of them. What an attended one asks depends on nothing but weights and the context.
+    """
+
+    attend: TokenAttention
+    passing: Tensor  # shape: (P,): indices
+    attended: Tensor  # shape: (A,): indices
+    slope: Tensor  # shape: (P, w): what a passing coordinate is multiplied by, times the scale
+    scale: float
+    known: Tensor  # shape: (P, w): what is known of it besides
+    asking: Tensor  # shape: (1, A, w): the same for an attended one
+    bias: Tensor  # shape: (H, A, P)
+    output: Tensor  # shape: (A, w, 2)
+    output_offset: Tensor  # shape: (A, 1, 2)
+
+    @classmethod
+    def of(
+        cls,
+        attend: TokenAttention,
+        coordinates: Coordinates,
+        embedding: Tensor,
+        colour: Tensor,
+        offset: Tensor,
+        output: Tensor,
+        output_offset: Tensor,
+    ) -> "VectorNet":
+        """The net with these weights.
+
+        Args:
+            attend: attention between coordinates.
+            coordinates: those of either kind.
+            embedding: E, ``(w, C)``.
+            colour: P, ``(w, C)``.
+            offset: c, ``(w,)``.
+            output: O, ``(2, C, w)``.
+            output_offset: shape ``(2, C)``.
+        """
+        channels = embedding.shape[1]
+        constants = cached_constant(_indices, coordinates, embedding.dtype, device=embedding.device)
+        passing, attended, pairs, colours = constants
+        known_of_each = torch.addcmul(offset, colours, colour.mT)
+        bias = attend.bias((channels,), embedding.dtype).flatten(1).index_select(1, pairs)
+        return cls(
+            attend,
+            passing,
+            attended,
+            embedding.mT.index_select(0, passing),
+            vector_scale(channels),
+            known_of_each.index_select(0, passing),
+            known_of_each.index_select(0, attended).unsqueeze(0),
+            bias.unflatten(1, (attended.shape[0], -1)),
+            output.index_select(1, attended).permute(1, 2, 0),
+            output_offset.index_select(1, attended).mT.unsqueeze(1),
+        )
+
+    def raw(self, event: Tensor, context: Tensor | None) -> Tensor:
+        """Raw log-scale and shift, ``(B, 2, C)``, zero where a coordinate passes.
+
+        Args:
+            event: shape ``(B, C)``.
+            context: what a coordinate knows of the context, ``(B, 1, w)``.
+        """
+        numbers = event.index_select(1, self.passing).unsqueeze(2)
+        seen = torch.addcmul(self.known, numbers, self.slope, value=self.scale)
+        asking = self.asking
+        if context is not None:
+            seen, asking = seen + context, asking + context
+        seen, asking = F.elu(seen), F.elu(asking)
+        features = F.elu(self.attend.between(asking, seen, self.bias))
+        # A coordinate has weights of its own: they take the place of a batch.
+        raw = torch.baddbmm(self.output_offset, features.transpose(0, 1), self.output)
+        raw = raw.permute(1, 2, 0).to(event.dtype)
+        nothing = raw.new_zeros(event.shape[0], 2, event.shape[1])
+        return nothing.index_copy(2, self.attended, raw)
+
+
+def vector_scale(channels: int) -> float:
+    """What E is multiplied by: its weights start as those of so many inputs that are added up."""
+    return math.sqrt(channels)
+
+
+def by_rows(net: RowNet, numbers: int, event: Tensor, context: Tensor | None) -> Tensor:
+    """Run a net on some rows after the other, where nothing has to be kept for gradients.
+
+    Args:
+        net: maps events and contexts of any number of rows.
+        numbers: what it keeps for a row.
+        event: shape ``(B, C)``.
+        context: shape ``(B, ...)``.
+    """
+    rows = max(1, MOST_NUMBERS // numbers)
+    if event.shape[0] <= rows or torch.is_grad_enabled() or not in_plain_eager():
+        return net(event, context)
+    contexts = [None] * -(-event.shape[0] // rows) if context is None else context.split(rows)
+    return torch.cat([net(*part) for part in zip(event.split(rows), contexts, strict=True)])
+
+
+def _indices(
+    coordinates: Coordinates, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Passing and attended ones, their pairs among all, and what colours them, ``(C, 1)``."""
+    passing, attended = (torch.tensor(part, device=device) for part in coordinates)
+    channels = passing.shape[0] + attended.shape[0]
+    pairs = (channels * attended.unsqueeze(1) + passing).flatten()
+    colours = torch.ones(channels, dtype=dtype, device=device).index_fill(0, attended, -1)
+    return passing, attended, pairs, colours.unsqueeze(1)
