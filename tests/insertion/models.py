@@ -3,6 +3,7 @@
 A new model is one builder; what insertion promises is then tested on it, fresh and trained.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -54,12 +55,26 @@ def make(name: str, state: str = "fresh") -> Subject:
         state: ``"fresh"``, in training mode, or ``"trained"``, in evaluation mode.
     """
     torch.manual_seed(0)
+    if state == "fresh":
+        return MODELS[name]()
+    # Models of users may share more with a copy than a test should see.
+    if name not in PLAIN_MODELS:
+        return _trained(name, torch.get_default_dtype())
+    kept = _trained_once(name, torch.get_default_dtype())
+    torch.manual_seed(0)
+    return kept.with_data(torch.clone).with_model(copy.deepcopy)
+
+
+def _trained(name: str, _: torch.dtype) -> Subject:
     subject = MODELS[name]()
-    if state == "trained":
-        randomize(subject.model.parameters(), 0.1)
-        train(subject)
-        subject.model.eval()
+    randomize(subject.model.parameters(), 0.1)
+    train(subject)
+    subject.model.eval()
     return subject
+
+
+#: For each default dtype, in which hosts build.
+_trained_once = cache(_trained)
 
 
 @dataclass(frozen=True)
