@@ -5,9 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 CONSTRAINTS := constraints.txt
+# Every layer is exact, the conformance kit finds all mutants, and one model of each host.
+QUICK := tests/test_testing.py tests/test_masks.py tests/test_linalg.py tests/hosts/test_layers.py \
+	tests/layers/test_exactness.py tests/layers/test_contract.py \
+	tests/attention_coupling/test_exactness.py tests/marflow/test_layers.py::test_layer_is_exact \
+	tests/full_glow/test_layers.py tests/srflow/test_layers.py \
+	tests/glow/test_exactness.py::test_log_det_at_every_position
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation test bench lint format docs clean
+.PHONY: help demo ablation quick test bench lint format docs clean
 
 help:  ## Show what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -26,6 +32,9 @@ demo: $(READY)  ## Train Glows with and without attention on digits (2 to 4 minu
 
 ablation: $(READY)  ## Compare all attentions and controls (a day and a half; ARGS=--quick: minutes).
 	$(BIN)/python examples/ablate.py $(ARGS)
+
+quick: $(READY)  ## The tests to run after every change (under a minute on two cores).
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
 
 test: $(READY) lint  ## Lint, types, all tests, the notebooks.
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
