@@ -103,7 +103,8 @@ def test_gradients_of_the_inverse_of_a_mixture():
 @pytest.mark.parametrize("name", FUSED)
 def test_gradients_of_the_default_backend(name):
     case: Case = FUSED[name]
-    layer, x = randomised(case.build(), 0.3), torch.randn(4, *case.shape)
+    # With more noise rounding alone makes differences as large as what is tolerated.
+    layer, x = randomised(case.build(), 0.1), torch.randn(4, *case.shape)
     assert_compiled_like_eager(layer, x, "to_latent", "inductor")
 
 

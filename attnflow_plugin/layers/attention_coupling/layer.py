@@ -212,7 +212,7 @@ class AttentionCoupling(MaskedAttention):
             return net(event, seen)
         if self._only_passing_seen(event, windows):
             net = self._vector_net(event).raw
-        scores = self.heads * windows.tokens.shape[1]
+        scores = self.heads * plain_shape(windows.tokens)[1]
         return by_rows(net, self.channels * max(self._vector_width, scores), event, seen)
 
     def _raw_of_positions(self, event: Tensor, seen: Tensor | None, windows: Windows) -> Tensor:

@@ -62,7 +62,7 @@ class TokenAttention(nn.Module):
         )
         asked = F.linear(asking, query.flatten(0, 1), query_offset.flatten()).mT
         asked = asked.unflatten(1, query_offset.shape)
-        if asking.shape[0] == 1 and seen.shape[1] <= FEW_SEEN:
+        if plain_shape(asking)[0] == 1 and plain_shape(seen)[1] <= FEW_SEEN:
             attended = _attend_few(asked[0], key, value, seen, bias)
         else:
             attended = _attend_from(asked, torch.stack((key, value), 1), seen, bias)
@@ -94,9 +94,9 @@ class TokenAttention(nn.Module):
 
     def _linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and offset for these features, which may be the first ones only."""
-        dtype, width = features.dtype, features.shape[2]
+        dtype, width = features.dtype, plain_shape(features)[2]
         weight, offset = self.query_key_value.to(dtype), self.offset.to(dtype)
-        if width == weight.shape[1]:
+        if width == plain_shape(weight)[1]:
             return weight, offset
         weight, offset = (
             part.unflatten(0, (self.heads, 3, -1))[:, :, : width // self.heads].flatten(0, 2)
@@ -125,7 +125,7 @@ def _attend_few(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: T
     Between few tokens matrices are so small that it takes less time to multiply values by the
     weights of all heads than by those of one, and to take the part that is wanted.
     """
-    heads, size, _ = query.shape
+    heads, size, _ = plain_shape(query)
     scaled = key.mT @ (query / math.sqrt(size))
     scores = seen @ scaled.transpose(0, 1).flatten(1) + bias.flatten(0, 1).mT
     attended = scores.softmax(1).mT @ (seen @ value.flatten(0, 1).mT)

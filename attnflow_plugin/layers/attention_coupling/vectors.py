@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant, in_plain_eager
+from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
 from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
 from attnflow_plugin.masks import MaskKind, make_mask
 
@@ -82,7 +82,7 @@ class VectorNet(NamedTuple):
             output: O, ``(2, C, w)``.
             output_offset: shape ``(2, C)``.
         """
-        channels = embedding.shape[1]
+        channels = plain_shape(embedding)[1]
         constants = cached_constant(_indices, coordinates, embedding.dtype, device=embedding.device)
         passing, attended, pairs, colours = constants
         known_of_each = torch.addcmul(offset, colours, colour.mT)
@@ -136,7 +136,7 @@ def by_rows(net: RowNet, numbers: int, event: Tensor, context: Tensor | None) ->
         context: shape ``(B, ...)``.
     """
     rows = max(1, MOST_NUMBERS // numbers)
-    if event.shape[0] <= rows or torch.is_grad_enabled() or not in_plain_eager():
+    if torch.is_grad_enabled() or not in_plain_eager() or event.shape[0] <= rows:
         return net(event, context)
     contexts = [None] * -(-event.shape[0] // rows) if context is None else context.split(rows)
     return torch.cat([net(*part) for part in zip(event.split(rows), contexts, strict=True)])
