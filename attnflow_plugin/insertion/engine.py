@@ -211,8 +211,9 @@ def _does_nothing(layer: nn.Module, place: Place) -> str:
 def _share_bounds(model: nn.Module, insertions: Sequence[Insertion]) -> None:
     """Scales of layers multiply: the more of them a model has, the less each may do."""
     new = attention_layers(layer for insertion in insertions for _, layer in insertion.layers)
+    total = len(new) + len(attention_layers([model]))
     for layer in new:
-        layer.share_bounds(len(new) + len(attention_layers([model])))
+        layer.share_bounds(total)
 
 
 def _names(model: nn.Module, layers: Mapping[nn.Module, None]) -> list[str]:

@@ -168,8 +168,8 @@ class IMap(MaskedAttention):
         """The options, for ``repr``."""
         return (
             f"{self.channels}, mask={self.mask!r}, flip={self.flip}, axis={self.axis!r}, "
-            f"activation={self.activation!r}, init={self.init!r}, gain_bound={self.gain_bound}, "
-            f"context_channels={self.context_channels}"
+            f"activation={self.activation!r}, init={self.init!r}, "
+            f"gain_bound={self.gain_bound:.3g}, context_channels={self.context_channels}"
         )
 
     def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:

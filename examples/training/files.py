@@ -3,7 +3,7 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -125,6 +125,15 @@ def held_out(names: Sequence[str]) -> list[bool]:
     return [number < TEST_SHARE or number == lowest for number in drawn]
 
 
+def split_by_name(found: Mapping[str, Item]) -> tuple[list[Item], list[Item]]:
+    """What was found under these names, to train and to test on."""
+    train: list[Item] = []
+    test: list[Item] = []
+    for item, out in zip(found.values(), held_out(list(found)), strict=True):
+        (test if out else train).append(item)
+    return train, test
+
+
 def parts_of(folder: Path) -> tuple[Path, Path] | None:
     """The folders to train and to test on, if the user has made two."""
     if not (folder / "train").is_dir():
@@ -143,13 +152,7 @@ def find_folder(folder: Path, excluded: Sequence[Path] = ()) -> Split:
     if parts is not None:
         train, test = (list(find_images(part, excluded).values()) for part in parts)
         return train, test
-    found = find_images(folder, excluded)
-    of_test = held_out(list(found))
-    train, test = (
-        [path for path, out in zip(found.values(), of_test, strict=True) if out is wanted]
-        for wanted in (False, True)
-    )
-    return checked(folder, train, test)
+    return checked(folder, *split_by_name(find_images(folder, excluded)))
 
 
 def labels_of(folder: Path, split: Split) -> Labels:

@@ -15,8 +15,8 @@ from training.files import (
     checked,
     find_cityscapes,
     find_images,
-    held_out,
     parts_of,
+    split_by_name,
 )
 from training.options import UsageError
 from training.pixels import (
@@ -144,13 +144,7 @@ def find_pairs(folder: Path, excluded: Sequence[Path] = ()) -> PairSplit:
     if parts is not None:
         train, test = (list(_matched(part, excluded).values()) for part in parts)
         return checked(folder, train, test, "a pair has one name in source and in target")
-    found = _matched(folder, excluded)
-    of_test = held_out(list(found))
-    train, test = (
-        [pair for pair, out in zip(found.values(), of_test, strict=True) if out is wanted]
-        for wanted in (False, True)
-    )
-    return checked(folder, train, test)
+    return checked(folder, *split_by_name(_matched(folder, excluded)))
 
 
 def find_cityscapes_pairs(folder: Path) -> PairSplit:

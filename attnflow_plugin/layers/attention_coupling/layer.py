@@ -170,8 +170,8 @@ class AttentionCoupling(MaskedAttention):
         return (
             f"{self.channels}, patches={self.patches}, heads={self.heads}, width={self.width}, "
             f"kernel={self.kernel or 1}, window={self.window}, mask={self.mask!r}, "
-            f"flip={self.flip}, scale_bound={self.scale_bound}, "
-            f"shift_bound={self.shift_bound}, context_channels={self.context_channels}"
+            f"flip={self.flip}, scale_bound={self.scale_bound:.3g}, "
+            f"shift_bound={self.shift_bound:.3g}, context_channels={self.context_channels}"
         )
 
     def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
