@@ -8,7 +8,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.multiscale import HostParts, MultiscalePlan
-from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.layers.base import Context
 
 __all__ = ["Assembly", "built_by"]

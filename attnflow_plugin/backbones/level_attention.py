@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attnflow_plugin.backbones.assembly import Assembly, Model
 from attnflow_plugin.backbones.multiscale import LevelAttention, StepPosition
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.factories import (
     Attention,
     LayerFactory,
@@ -22,7 +23,6 @@ from attnflow_plugin.insertion.factories import (
     check_attentions,
     options_of,
 )
-from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.running import undisturbed
 from attnflow_plugin.layers.base import Context, InvertibleLayer
 from attnflow_plugin.layers.masked_attention import attention_layers

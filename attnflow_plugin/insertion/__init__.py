@@ -9,12 +9,12 @@ The steps, in their order, which ``engine`` puts together:
 * ``trial`` runs another copy with the new layers inside, in both directions;
 * ``transaction`` changes the model, at once or not at all; ``report`` tells what was done.
 
-A ``Host`` (``host``) knows what the layers of one library are called and how its models run.
+A ``Host`` knows what the layers of one library are called and how its models run.
 """
 
+from attnflow_plugin.hosts import Host, Role
 from attnflow_plugin.insertion.engine import insert
 from attnflow_plugin.insertion.factories import Attention
-from attnflow_plugin.insertion.host import Host, Role
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 
 __all__ = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import AttnFlowError, InsertionError
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.checks import require_line, require_whole_model
 from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.factories import (
@@ -14,7 +15,6 @@ from attnflow_plugin.insertion.factories import (
     as_list,
     attention_factories,
 )
-from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
 from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport

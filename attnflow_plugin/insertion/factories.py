@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.options import did_you_mean
 
 __all__ = [

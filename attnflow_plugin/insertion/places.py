@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError, OptionError
-from attnflow_plugin.insertion.host import Host, Role
+from attnflow_plugin.hosts import Host, Role
 from attnflow_plugin.insertion.probe import Call, Probe
 from attnflow_plugin.insertion.recognise import advice
 from attnflow_plugin.options import did_you_mean

@@ -10,7 +10,7 @@ from types import FunctionType, MethodType, NoneType
 from torch import nn
 from torch.distributions import Distribution
 
-from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.hosts import Host
 
 __all__ = ["advice"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError, MissingContextError, NonFiniteError
-from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.recognise import advice
 from attnflow_plugin.insertion.running import Batch
 

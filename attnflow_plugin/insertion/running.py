@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.insertion.host import Run
+from attnflow_plugin.hosts import Run
 
 __all__ = ["Batch", "is_out_of_memory", "undisturbed"]
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from attnflow_plugin.insertion.host import Host
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.places import Neighbour, Place, Slot
 
 __all__ = ["Change", "Insertion", "commit", "planned_changes"]

@@ -7,8 +7,8 @@ from itertools import chain
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import DomainError, InsertionError
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.copying import independent_copy
-from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.running import Batch, is_out_of_memory

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
+from attnflow_plugin.hosts import require
 from attnflow_plugin.metrics.images import check_colours, check_images, to_levels
-from attnflow_plugin.metrics.libraries import INSTALL, require
 from attnflow_plugin.options import positive_int
 
 if TYPE_CHECKING:
@@ -144,12 +144,12 @@ def inception_score(
 def _build(owner: str, name: str, feature: Feature, **options: int) -> "Metric":
     """The metric of torchmetrics, which takes images in uint8."""
     module, _, kind = name.partition(".")
-    metrics = require(owner, f"torchmetrics.image.{module}")
+    metrics = require(f"{owner}:", f"torchmetrics.image.{module}", "metrics")
     if isinstance(feature, nn.Module):
         # The metric moves its network from device to device; the user's own stays as it is.
         feature = copy.deepcopy(feature).eval()
     else:
-        require(owner, "torch_fidelity", f"{INSTALL} torch-fidelity")
+        require(f"{owner}:", "torch_fidelity", "metrics", " torch-fidelity")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*save all extracted features in buffer")

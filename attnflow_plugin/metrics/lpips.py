@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.errors import MissingHostError, ShapeError
+from attnflow_plugin.hosts import require
 from attnflow_plugin.metrics.images import check_colours, check_pair
-from attnflow_plugin.metrics.libraries import INSTALL, require
 from attnflow_plugin.options import one_of
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class LPIPS:
         one_of("LPIPS", "network", network, SMALLEST)
         self._smallest = SMALLEST[network]
         # torchvision first: torchmetrics believes in one that is there but cannot be imported.
-        require("LPIPS", "torchvision", f"{INSTALL} torchvision")
-        metrics = require("LPIPS", "torchmetrics.image.lpip")
+        require("LPIPS:", "torchvision", "metrics", " torchvision")
+        metrics = require("LPIPS:", "torchmetrics.image.lpip", "metrics")
         try:
             self._metric: Metric = metrics.LearnedPerceptualImagePatchSimilarity(
                 network, reduction="none", normalize=True

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.hosts import require
 from attnflow_plugin.metrics.images import LEVELS, check_pair, to_levels
-from attnflow_plugin.metrics.libraries import require
 from attnflow_plugin.options import non_negative_int
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def psnr(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
         ShapeError: no images in [0, 1], different shapes, or nothing left after cropping.
         NonFiniteError: NaN or infinity in the images.
     """
-    metrics = require("psnr", "skimage.metrics")
-    numpy = require("psnr", "numpy")
+    metrics = require("psnr:", "skimage.metrics", "metrics")
+    numpy = require("psnr:", "numpy", "metrics")
 
     def score(image: "NDArray[np.uint8]", target: "NDArray[np.uint8]") -> float:
         # Identical images divide by zero, which is meant.
@@ -81,7 +81,7 @@ def ssim(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
         Wang et al., *Image Quality Assessment: From Error Visibility to Structural Similarity*,
         2004.
     """
-    metrics = require("ssim", "skimage.metrics")
+    metrics = require("ssim:", "skimage.metrics", "metrics")
 
     def score(image: "NDArray[np.uint8]", target: "NDArray[np.uint8]") -> float:
         return metrics.structural_similarity(target, image, channel_axis=0, data_range=LEVELS)

@@ -4,9 +4,9 @@ In nflows ``forward`` maps data to latent and ``inverse`` latent to data, and li
 are written data to latent.
 """
 
-from attnflow_plugin.hosts import require_host
+from attnflow_plugin.hosts import require
 
-require_host("nflows", "nflows.transforms")
+require("attnflow_plugin.nflows", "nflows.transforms", "nflows")
 
 from attnflow_plugin.nflows.assembly import build_full_glow, build_glow, build_marflow, build_srflow  # noqa: E402
 from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402

@@ -13,9 +13,9 @@ from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.source_tower import SourceTower
+from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.nflows.checks import event_size
 from attnflow_plugin.nflows.encoded import EncodedTransform
 from attnflow_plugin.nflows.layers import (

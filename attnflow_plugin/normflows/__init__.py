@@ -4,9 +4,9 @@ In normflows ``inverse`` maps data to latent and ``forward`` latent to data, and
 written latent to data.
 """
 
-from attnflow_plugin.hosts import require_host
+from attnflow_plugin.hosts import require
 
-require_host("normflows", "normflows")
+require("attnflow_plugin.normflows", "normflows", "normflows")
 
 from attnflow_plugin.normflows.assembly import (  # noqa: E402
     build_full_glow,

@@ -9,9 +9,9 @@ from normflows.flows.affine.autoregressive import Autoregressive
 from normflows.flows.neural_spline.coupling import Coupling, PiecewiseRationalQuadraticCDF
 from torch import Tensor, nn
 
+from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.insertion.host import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.normflows.checks import event_size
 from attnflow_plugin.normflows.containers import Chain, GlowStep
 from attnflow_plugin.normflows.layers import (

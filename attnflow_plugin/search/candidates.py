@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from attnflow_plugin.errors import OptionError
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.factories import (
     Attention,
     LayerFactory,
     as_list,
     attention_factories,
 )
-from attnflow_plugin.insertion.host import Host
 
 __all__ = ["DEFAULT_CANDIDATES", "Candidate", "Candidates", "read_candidates"]
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from attnflow_plugin.errors import InsertionError
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion import InsertionReport
 from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.engine import insert_at, places_in
 from attnflow_plugin.insertion.factories import LayerFactory
-from attnflow_plugin.insertion.host import Host
 from attnflow_plugin.insertion.places import Place, Position
 from attnflow_plugin.search.candidates import Candidate
 from attnflow_plugin.search.data import Batch
