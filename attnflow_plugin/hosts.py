@@ -9,19 +9,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError
 from attnflow_plugin.inputs import EventSize
+from attnflow_plugin.layers import InvertibleLayer
+from attnflow_plugin.layers.attentions import ATTENTIONS
+from attnflow_plugin.layers.base import Role
+from attnflow_plugin.layers.masked_attention import MaskedAttention
 
 if TYPE_CHECKING:
     from attnflow_plugin.insertion.domains import Domain
 
-__all__ = ["Host", "Role", "Run", "is_users_own", "methods_of", "require"]
+__all__ = ["Host", "Role", "Run", "attentions_of", "is_users_own", "methods_of", "require"]
 
-Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 #: One way of running a model: a function of a batch and of what else the user gives with it.
 Run = Callable[..., Any]
 
@@ -41,8 +44,9 @@ class Host(ABC):
         name: the host's name.
         layer_type: base class of all invertible layers.
         base_type: base class of its distributions.
-        attentions: the attention layers by name.
-        roles: classes and their roles; the first match counts.
+        attentions: the attention layers by name, see :func:`attentions_of`.
+        roles: the host's classes and their roles; the first match counts. Layers of this package
+            have a role of their own.
         iterating: classes that run every element of their module lists, in order. A layer can be
             inserted into such a list; anywhere else it is chained to its neighbour.
         to_latent_method: the method of layers that maps data to latent.
@@ -52,7 +56,7 @@ class Host(ABC):
     name: ClassVar[str]
     layer_type: ClassVar[type[nn.Module]]
     base_type: ClassVar[type[nn.Module]]
-    attentions: ClassVar[Mapping[str, type[nn.Module]]]
+    attentions: ClassVar[Mapping[str, type[MaskedAttention]]]
     roles: ClassVar[tuple[tuple[tuple[type[nn.Module], ...], Role], ...]]
     iterating: ClassVar[tuple[type[nn.Module], ...]]
     to_latent_method: ClassVar[str]
@@ -62,6 +66,8 @@ class Host(ABC):
         """The role of a class of the host, or of a user's subclass of one."""
         if getattr(module, "is_prior", False):
             return "other"
+        if isinstance(module, InvertibleLayer) and module.role is not None:
+            return module.role
         for types, role in self.roles:
             if isinstance(module, types):
                 return role
@@ -106,6 +112,11 @@ class Host(ABC):
     @abstractmethod
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """One layer that runs ``layers``, listed in the host's own order."""
+
+
+def attentions_of(layers: ModuleType) -> dict[str, type[MaskedAttention]]:
+    """The attention layers among the layers of a host, by name."""
+    return {name: getattr(layers, kind.__name__) for name, kind in ATTENTIONS.items()}
 
 
 def is_users_own(model: nn.Module, *methods: str) -> bool:

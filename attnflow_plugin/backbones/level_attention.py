@@ -21,7 +21,6 @@ from attnflow_plugin.insertion.factories import (
     as_list,
     attention_factories,
     check_attentions,
-    options_of,
 )
 from attnflow_plugin.insertion.running import undisturbed
 from attnflow_plugin.layers.base import Context, InvertibleLayer
@@ -85,7 +84,8 @@ def attention_of_levels(
 def _options_of_kinds(
     host: Host, kinds: Sequence[Attention], options: Mapping[str, object]
 ) -> dict[str, object]:
-    names = [option for kind in kinds if isinstance(kind, str) for option in options_of(host, kind)]
+    layers = [host.attentions[kind] for kind in kinds if isinstance(kind, str)]
+    names = {name for layer in layers for name in layer.options()}
     return {name: value for name, value in options.items() if name in names}
 
 

@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.insertion.factories import Attention, LayerFactory
+from attnflow_plugin.insertion.places import PositionName
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
-StepPosition = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
+StepPosition = PositionName
 
 
 class HostParts(NamedTuple):

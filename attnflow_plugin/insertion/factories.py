@@ -1,6 +1,5 @@
 """From what a user calls an attention to the layers that go to one place."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,6 @@ __all__ = [
     "as_list",
     "attention_factories",
     "check_attentions",
-    "options_of",
 ]
 
 LayerFactory = Callable[[int], nn.Module]
@@ -59,7 +57,7 @@ def check_attentions(
             "one layer instead of one of each colour"
         )
     names = [kind for kind in kinds if isinstance(kind, str)]
-    unused = set(options).difference(*(options_of(host, name) for name in names))
+    unused = set(options).difference(*(host.attentions[name].options() for name in names))
     if unused:
         shown = [kind if isinstance(kind, str) else _callable_name(kind) for kind in kinds]
         raise OptionError(
@@ -71,14 +69,17 @@ def check_attentions(
 def _factories(
     host: Host, kinds: Iterable[Attention], both_masks: bool, options: Mapping[str, object]
 ) -> Iterable[LayerFactory]:
-    colours: list[dict[str, object]] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
+    colours: list[dict[str, Any]] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
     for kind in kinds:
         if not isinstance(kind, str):
             yield kind
             continue
-        accepted = {name: options[name] for name in options_of(host, kind) if name in options}
+        layer = host.attentions[kind]
+        accepted: dict[str, Any] = {
+            name: options[name] for name in layer.options() if name in options
+        }
         for colour in colours:
-            yield partial(host.attentions[kind], **accepted, **colour)
+            yield partial(layer, **accepted, **colour)
 
 
 def _check_kind(owner: str, host: Host, kind: object) -> None:
@@ -98,19 +99,14 @@ def _check_kind(owner: str, host: Host, kind: object) -> None:
         )
 
 
-def options_of(host: Host, name: str) -> list[str]:
-    """The options of an attention: what its class takes besides the channels."""
-    return list(inspect.signature(host.attentions[name]).parameters)[1:]
-
-
 def _remedy(host: Host, names: Sequence[str], unused: Iterable[str]) -> str:
     """Which options there are, whose the unused ones are, and what they may have meant."""
-    known = {name: options_of(host, name) for name in names}
+    known = {name: host.attentions[name].options() for name in names}
     parts = [f"{name!r} has {', '.join(options)}" for name, options in known.items()]
     if not names:
         parts.append("a callable gets the channels only, so bind its options by partial")
     for option in sorted(unused):
-        owners = [name for name in host.attentions if option in options_of(host, name)]
+        owners = [name for name, layer in host.attentions.items() if option in layer.options()]
         if owners:
             parts.append(f"{option!r} is an option of {' and '.join(map(repr, owners))}")
     every = [option for options in known.values() for option in options]

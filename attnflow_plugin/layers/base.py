@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.options import positive_int
 from attnflow_plugin.precision import without_autocast
 
-__all__ = ["Context", "InvertibleLayer"]
+__all__ = ["Context", "InvertibleLayer", "Role"]
 
 Context = Tensor | Mapping[str, Tensor] | None
+#: What a layer does in a step of a flow.
+Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 
 _Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -54,9 +56,12 @@ class InvertibleLayer(nn.Module, ABC):
         context_name: name of the layer's context, where a model has several.
         autocast_inside: the layer runs a net that may use the lower precision of autocast, and
             casts its output back by itself.
+        role: what the layer does in a step of a flow, by which ``insert_attention`` finds places;
+            ``None`` to let it tell by the name of the class and by what the layer does.
     """
 
     autocast_inside: ClassVar[bool] = False
+    role: ClassVar[Role | None] = None
     context_name: str | None = None
 
     def __init__(self, channels: int) -> None:

@@ -80,6 +80,8 @@ class ChannelAutoregression(InvertibleLayer):
         Autoregressive Priors*, CVPR 2020.
     """
 
+    role = "other"
+
     def __init__(
         self,
         channels: int,

@@ -50,6 +50,7 @@ class ConditionalActNorm(InvertibleLayer, DataInitialised):
         generation*, DAGM GCPR 2021.
     """
 
+    role = "actnorm"
     log_scale: Tensor
     shift: Tensor
 

@@ -66,6 +66,7 @@ class ConditionalConv1x1(InvertibleLayer):
         generation*, DAGM GCPR 2021.
     """
 
+    role = "permutation"
     permutation: Tensor
     lower: Tensor
     upper: Tensor

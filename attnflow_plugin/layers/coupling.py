@@ -56,6 +56,7 @@ class AffineCoupling(InvertibleLayer):
     """
 
     autocast_inside = True
+    role = "coupling"
 
     def __init__(
         self,

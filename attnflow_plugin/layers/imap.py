@@ -124,6 +124,8 @@ class IMap(MaskedAttention):
         (torch.Size([2, 3, 8, 8]), [0.0, 0.0])
     """
 
+    attention_name = "imap"
+
     def __init__(
         self,
         channels: int,

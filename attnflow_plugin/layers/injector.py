@@ -47,6 +47,7 @@ class AffineInjector(InvertibleLayer):
     """
 
     autocast_inside = True
+    role = "other"
 
     def __init__(
         self,

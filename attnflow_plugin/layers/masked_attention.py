@@ -1,8 +1,9 @@
 """What the layers of attention have in common."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import get_args
+from typing import ClassVar, get_args
 
 from torch import Tensor, nn
 
@@ -21,7 +22,13 @@ class MaskedAttention(InvertibleLayer):
         mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
         flip: swap the halves.
         context_channels: channels of a context that the attention sees, or zero.
+
+    Attributes:
+        attention_name: what ``insert_attention`` and the builders call the layer.
     """
+
+    attention_name: ClassVar[str]
+    role = "other"
 
     def __init__(self, channels: int, mask: MaskKind, flip: bool, context_channels: int) -> None:
         super().__init__(channels)
@@ -29,6 +36,11 @@ class MaskedAttention(InvertibleLayer):
         self.mask = one_of(name, "mask", mask, get_args(MaskKind))
         self.flip = boolean(name, "flip", flip)
         self.context_channels = non_negative_int(name, "context_channels", context_channels)
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """The names of the options: what the class takes besides the channels."""
+        return list(inspect.signature(cls).parameters)[1:]
 
     @abstractmethod
     def share_bounds(self, layers: int) -> None:

@@ -69,6 +69,7 @@ class MixtureLogisticCoupling(InvertibleLayer):
     """
 
     autocast_inside = True
+    role = "coupling"
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class TopPrior(InvertibleLayer):
         Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, NeurIPS 2018.
     """
 
+    role = "other"
+
     def __init__(
         self,
         channels: int,

@@ -8,24 +8,14 @@ from attnflow_plugin.hosts import require
 
 require("attnflow_plugin.nflows", "nflows.transforms", "nflows")
 
+from attnflow_plugin.nflows import layers  # noqa: E402
 from attnflow_plugin.nflows.assembly import build_full_glow, build_glow, build_marflow, build_srflow  # noqa: E402
 from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402
 from attnflow_plugin.nflows.joint import (  # noqa: E402
     JointNegativeLogLikelihood,
     joint_log_prob,
 )
-from attnflow_plugin.nflows.layers import (  # noqa: E402
-    AffineCoupling,
-    AffineInjector,
-    AttentionCoupling,
-    ChannelAutoregression,
-    ConditionalActNorm,
-    ConditionalConv1x1,
-    IMap,
-    ITrans,
-    MixtureLogisticCoupling,
-    TopPrior,
-)
+from attnflow_plugin.nflows.layers import *  # noqa: E402, F403
 from attnflow_plugin.nflows.priors import ChannelAutoregressivePrior  # noqa: E402
 from attnflow_plugin.nflows.sampling import rsample, sample  # noqa: E402
 from attnflow_plugin.nflows.search import search_attention  # noqa: E402
@@ -36,19 +26,9 @@ from attnflow_plugin.nflows.training import (  # noqa: E402
 )
 
 __all__ = [
-    "AffineCoupling",
-    "AffineInjector",
-    "AttentionCoupling",
-    "ChannelAutoregression",
     "ChannelAutoregressivePrior",
-    "ConditionalActNorm",
-    "ConditionalConv1x1",
-    "IMap",
-    "ITrans",
     "JointNegativeLogLikelihood",
-    "MixtureLogisticCoupling",
     "NegativeLogLikelihood",
-    "TopPrior",
     "build_full_glow",
     "build_glow",
     "build_marflow",
@@ -61,3 +41,4 @@ __all__ = [
     "sample",
     "search_attention",
 ]
+__all__ += layers.__all__

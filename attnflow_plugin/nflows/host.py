@@ -13,23 +13,12 @@ from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.source_tower import SourceTower
-from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
+from attnflow_plugin.hosts import Host, Role, Run, attentions_of, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
+from attnflow_plugin.nflows import layers
 from attnflow_plugin.nflows.checks import event_size
 from attnflow_plugin.nflows.encoded import EncodedTransform
-from attnflow_plugin.nflows.layers import (
-    AffineCoupling,
-    AffineInjector,
-    AttentionCoupling,
-    ChannelAutoregression,
-    ConditionalActNorm,
-    ConditionalConv1x1,
-    IMap,
-    ITrans,
-    MixtureLogisticCoupling,
-    TopPrior,
-)
 
 __all__ = ["NFLOWS", "Nflows"]
 
@@ -42,17 +31,11 @@ class Nflows(Host):
     base_type = Distribution
     to_latent_method = "forward"
     one_way_errors = (NotImplementedError, transforms.InverseNotAvailable)
-    attentions: ClassVar = {"imap": IMap, "itrans": ITrans, "coupling": AttentionCoupling}
+    attentions: ClassVar = attentions_of(layers)
     iterating = (transforms.CompositeTransform, SourceTower)
     roles = (
         (
             (
-                AffineInjector,
-                AttentionCoupling,
-                ChannelAutoregression,
-                IMap,
-                ITrans,
-                TopPrior,
                 transforms.SqueezeTransform,
                 transforms.IdentityTransform,
                 transforms.PointwiseAffineTransform,
@@ -70,13 +53,13 @@ class Nflows(Host):
             ),
             "other",
         ),
-        ((ConditionalActNorm, transforms.ActNorm, transforms.BatchNorm), "actnorm"),
+        ((transforms.ActNorm, transforms.BatchNorm), "actnorm"),
         (
-            (ConditionalConv1x1, Linear, transforms.Permutation, transforms.HouseholderSequence),
+            (Linear, transforms.Permutation, transforms.HouseholderSequence),
             "permutation",
         ),
         (
-            (AffineCoupling, MixtureLogisticCoupling, CouplingTransform, AutoregressiveTransform),
+            (CouplingTransform, AutoregressiveTransform),
             "coupling",
         ),
         (

@@ -8,6 +8,7 @@ from attnflow_plugin.hosts import require
 
 require("attnflow_plugin.normflows", "normflows", "normflows")
 
+from attnflow_plugin.normflows import layers  # noqa: E402
 from attnflow_plugin.normflows.assembly import (  # noqa: E402
     build_full_glow,
     build_glow,
@@ -21,18 +22,7 @@ from attnflow_plugin.normflows.joint import (  # noqa: E402
     JointNegativeLogLikelihood,
     joint_log_prob,
 )
-from attnflow_plugin.normflows.layers import (  # noqa: E402
-    AffineCoupling,
-    AffineInjector,
-    AttentionCoupling,
-    ChannelAutoregression,
-    ConditionalActNorm,
-    ConditionalConv1x1,
-    IMap,
-    ITrans,
-    MixtureLogisticCoupling,
-    TopPrior,
-)
+from attnflow_plugin.normflows.layers import *  # noqa: E402, F403
 from attnflow_plugin.normflows.priors import ChannelAutoregressivePrior  # noqa: E402
 from attnflow_plugin.normflows.sampling import rsample, sample  # noqa: E402
 from attnflow_plugin.normflows.search import search_attention  # noqa: E402
@@ -43,22 +33,12 @@ from attnflow_plugin.normflows.training import (  # noqa: E402
 )
 
 __all__ = [
-    "AffineCoupling",
-    "AffineInjector",
-    "AttentionCoupling",
     "Chain",
-    "ChannelAutoregression",
     "ChannelAutoregressivePrior",
-    "ConditionalActNorm",
-    "ConditionalConv1x1",
     "ConditionalMultiscaleFlow",
     "GlowStep",
-    "IMap",
-    "ITrans",
     "JointNegativeLogLikelihood",
-    "MixtureLogisticCoupling",
     "NegativeLogLikelihood",
-    "TopPrior",
     "build_full_glow",
     "build_glow",
     "build_marflow",
@@ -71,3 +51,4 @@ __all__ = [
     "sample",
     "search_attention",
 ]
+__all__ += layers.__all__

@@ -9,23 +9,12 @@ from normflows.flows.affine.autoregressive import Autoregressive
 from normflows.flows.neural_spline.coupling import Coupling, PiecewiseRationalQuadraticCDF
 from torch import Tensor, nn
 
-from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
+from attnflow_plugin.hosts import Host, Role, Run, attentions_of, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
+from attnflow_plugin.normflows import layers
 from attnflow_plugin.normflows.checks import event_size
 from attnflow_plugin.normflows.containers import Chain, GlowStep
-from attnflow_plugin.normflows.layers import (
-    AffineCoupling,
-    AffineInjector,
-    AttentionCoupling,
-    ChannelAutoregression,
-    ConditionalActNorm,
-    ConditionalConv1x1,
-    IMap,
-    ITrans,
-    MixtureLogisticCoupling,
-    TopPrior,
-)
 
 __all__ = ["NORMFLOWS", "Normflows"]
 
@@ -38,7 +27,7 @@ class Normflows(Host):
     base_type = nf.distributions.BaseDistribution
     to_latent_method = "inverse"
     one_way_errors = (NotImplementedError,)
-    attentions: ClassVar = {"imap": IMap, "itrans": ITrans, "coupling": AttentionCoupling}
+    attentions: ClassVar = attentions_of(layers)
     # Not SourceTower, which runs its lists from data to latent, against the order of these.
     iterating = (
         nf.NormalizingFlow,
@@ -53,12 +42,6 @@ class Normflows(Host):
     roles = (
         (
             (
-                AffineInjector,
-                AttentionCoupling,
-                ChannelAutoregression,
-                IMap,
-                ITrans,
-                TopPrior,
                 nf.flows.Split,
                 nf.flows.Squeeze,
                 nf.flows.PeriodicWrap,
@@ -73,7 +56,6 @@ class Normflows(Host):
         ),
         (
             (
-                ConditionalActNorm,
                 nf.flows.AffineConstFlow,
                 nf.flows.CCAffineConst,
                 nf.flows.BatchNorm,
@@ -82,7 +64,6 @@ class Normflows(Host):
         ),
         (
             (
-                ConditionalConv1x1,
                 nf.flows.Permute,
                 nf.flows.Invertible1x1Conv,
                 nf.flows.InvertibleAffine,
@@ -94,8 +75,6 @@ class Normflows(Host):
         ),
         (
             (
-                AffineCoupling,
-                MixtureLogisticCoupling,
                 nf.flows.AffineCouplingBlock,
                 nf.flows.AffineCoupling,
                 nf.flows.MaskedAffineFlow,

@@ -44,8 +44,8 @@ def insert_attention(
 
     Args:
         model: the model.
-        attention: ``"imap"``, ``"itrans"``, ``"coupling"``, a function from channels to a ``Flow``,
-            or a sequence of these, from data to latent.
+        attention: name of a layer, such as ``"imap"`` or ``"itrans"``, a function from channels to
+            a ``Flow``, or a sequence of these, from data to latent.
         example: a batch of data.
         position: ``"before_actnorm"``, ``"after_actnorm"``, ``"after_permutation"``,
             ``"after_coupling"`` (pos-1 to pos-4 of the paper, from data to latent), a class, after

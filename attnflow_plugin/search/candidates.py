@@ -11,13 +11,14 @@ from attnflow_plugin.insertion.factories import (
     as_list,
     attention_factories,
 )
+from attnflow_plugin.layers.attentions import ATTENTIONS
 
 __all__ = ["DEFAULT_CANDIDATES", "Candidate", "Candidates", "read_candidates"]
 
 Entry = Attention | Sequence[Attention]
 Candidates = Entry | Mapping[str, Entry | tuple[Entry, Mapping[str, object]]]
 
-DEFAULT_CANDIDATES: Mapping[str, str] = {"imap": "imap", "itrans": "itrans", "coupling": "coupling"}
+DEFAULT_CANDIDATES: Mapping[str, str] = dict(zip(ATTENTIONS, ATTENTIONS, strict=True))
 
 
 @dataclass(frozen=True)

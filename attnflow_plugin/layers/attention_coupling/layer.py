@@ -115,6 +115,7 @@ class AttentionCoupling(MaskedAttention):
         (torch.Size([2, 3, 8, 8]), [0.0, 0.0])
     """
 
+    attention_name = "coupling"
     autocast_inside = True
 
     def __init__(

@@ -143,6 +143,8 @@ class ITrans(MaskedAttention):
         (torch.Size([2, 3, 8, 8]), [0.0, 0.0])
     """
 
+    attention_name = "itrans"
+
     def __init__(
         self,
         channels: int,

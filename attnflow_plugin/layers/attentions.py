@@ -1,0 +1,15 @@
+"""The kinds of attention: what is listed here has a name in everything that takes attention."""
+
+from collections.abc import Mapping
+
+from attnflow_plugin.layers.attention_coupling import AttentionCoupling
+from attnflow_plugin.layers.imap import IMap
+from attnflow_plugin.layers.itrans import ITrans
+from attnflow_plugin.layers.masked_attention import MaskedAttention
+
+__all__ = ["AttentionCoupling", "IMap", "ITrans"]
+
+#: By name, in the order in which they are shown.
+ATTENTIONS: Mapping[str, type[MaskedAttention]] = {
+    kind.attention_name: kind for kind in (IMap, ITrans, AttentionCoupling)
+}
