@@ -28,10 +28,10 @@ $(DOCS_READY): $(READY)
 	touch $@
 
 demo: $(READY)  ## Train Glows with and without attention on digits (2 to 4 minutes).
-	$(BIN)/python examples/digits.py $(ARGS)
+	$(BIN)/python examples/studies/digits.py $(ARGS)
 
 ablation: $(READY)  ## Compare all attentions and controls (a day and a half; ARGS=--quick: minutes).
-	$(BIN)/python examples/ablate.py $(ARGS)
+	$(BIN)/python examples/studies/ablate.py $(ARGS)
 
 quick: $(READY)  ## The tests to run after every change (under a minute on two cores).
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)

@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 def test_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     blocks = BLOCK.findall(page.read_text())
     monkeypatch.chdir(tmp_path)  # Blocks may write files.
-    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.syspath_prepend(ROOT / "examples" / "studies")
     namespace = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, page.name, "exec"), namespace)

@@ -1,0 +1,73 @@
+"""What does which attention do? Every variant in the same Glow, against controls, in pairs.
+
+    python examples/studies/ablate.py --quick   # a few arms, a few steps
+    python examples/studies/ablate.py           # all of it: a day and a half
+    python examples/studies/ablate.py --groups kinds controls --data digits --lengths short
+    python examples/studies/ablate.py --arms imap scales --seeds 10
+    python examples/studies/ablate.py --report  # of what there is so far
+    python examples/studies/ablate.py --start-from docs/ablation/ablation.json --seeds 10
+
+All arms of a seed share batches and dequantisation noise, and those that insert layers the weights
+of the Glow too, which the layers leave as it is when they start. Each run leaves a file in
+--out; Ctrl-C stops, and the same command goes on with what is missing.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from ablation.arms import ARMS, GROUPS, QUICK
+from ablation.jobs import LENGTHS, SIZES, all_jobs
+from ablation.published import unpack
+from ablation.report import write_page, write_report
+from ablation.running import run_all
+from ablation.timing import step_times
+
+ROUNDS = 15
+
+
+def main() -> None:
+    options = parse_options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # As Ctrl-C.
+    if options.start_from:
+        unpack(options.start_from, options.out)
+    if not options.report:
+        jobs = all_jobs(options.arms, options.data, options.lengths, options.seeds)
+        run_all(jobs, options.out, options.workers)
+        # Afterwards, when no run of this program is in the way.
+        for data in options.data:
+            step_times(options.arms, data, options.out, ROUNDS)
+    print(write_report(options.out))
+    if options.page:
+        write_page(options.out, options.page)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="which comparisons")
+    add("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"of {', '.join(ARMS)}")
+    add("--data", nargs="+", choices=SIZES, default=list(SIZES))
+    add("--lengths", nargs="+", choices=LENGTHS, default=["short", "long"])
+    add("--seeds", type=int, default=5, help="number of seeds")
+    add("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
+    add("--out", type=Path, default=Path("outputs/ablation"))
+    add("--start-from", type=Path, metavar="FILE", help="published runs, not to be made again")
+    add("--page", type=Path, help="page of the documentation to put the report into")
+    add("--report", action="store_true", help="run nothing, report what there is")
+    add("--quick", action="store_true", help="few arms, two seeds, short runs")
+    options = parser.parse_args()
+    if options.quick:
+        options.arms, options.lengths, options.seeds = list(QUICK), ["quick"], 2
+    if options.arms is None:
+        options.arms = list(dict.fromkeys(arm for name in options.groups for arm in GROUPS[name]))
+    return options
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("ablate.py: stopped; the same command goes on with what is missing")
