@@ -122,7 +122,7 @@ def test_a_model_without_its_data(tmp_path, monkeypatch, host):
     training = tiny_run(tmp_path, host=host, steps=3, evaluate_every=3, ema=0.5)
     bits = training.train()
     # Nothing of these is needed.
-    monkeypatch.delattr("training.data.load_data")
+    monkeypatch.delattr("trainer.data.load_data")
     module, state = load_model(tmp_path)
     assert state["step"] == 3
     assert not any(each.training for each in module.modules())
