@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from trainer import checkpoint
-from trainer.data import load_data
-from trainer.datamodule import ImageData
-from trainer.evaluation import evaluation_mode
+from trainer.data import ImageData, load_data
 from trainer.folder import METRICS, locked, read
 from trainer.images import DataSet
-from trainer.interruption import Interrupted, Interruption
+from trainer.model import evaluation_mode
 from trainer.module import SOURCE_LEVELS, NotFiniteError
 from trainer.options import Options, UsageError, resumed
+from trainer.processes import Interrupted, Interruption
 from trainer.run import TrainingRun
 
 from attnflow_plugin import AttnFlowError

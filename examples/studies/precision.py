@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from trainer import checkpoint
-from trainer.datamodule import ImageData
+from trainer.data import ImageData
 
 from attnflow_plugin import InvertibleLayer
 from attnflow_plugin.metrics import bits_per_dim

@@ -34,8 +34,8 @@ from comparison import (
 from sample_pictures import draw_columns
 from torch import Tensor
 from trainer.options import Options
-from trainer.randomness import SAMPLES, seed_of
 from trainer.run import TrainingRun
+from trainer.schedule import SAMPLES, seed_of
 
 from attnflow_plugin.metrics import (
     lr_psnr,

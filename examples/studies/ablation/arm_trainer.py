@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from functools import cache
 
-from trainer.data import load_data
-from trainer.datamodule import ImageData
-from trainer.evaluation import evaluate
+from trainer.data import ImageData, load_data
 from trainer.images import DataSet
 from trainer.module import Example, FlowModule
 from trainer.options import Options
-from trainer.randomness import START, seed_everything
+from trainer.run import evaluate
+from trainer.schedule import START, seed_everything
 
 from ablation.arms import ARMS
 

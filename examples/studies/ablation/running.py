@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from cpuinfo import get_cpu_info
 from tqdm import tqdm
-from trainer.evaluation import NOT_FINITE
-from trainer.module import NotFiniteError
+from trainer.module import NOT_FINITE, NotFiniteError
 
 from ablation.arm_trainer import ArmTrainer
 from ablation.control_layers import count_parameters

@@ -1,7 +1,8 @@
 """The flow of either host behind one set of names."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.backbones import architecture, attention, check_options
-from trainer.evaluation import evaluation_mode
 from trainer.options import Options, UsageError
 
 # Both hosts call these two inside their 1x1 convolutions; their users can do nothing about it.
@@ -201,3 +201,15 @@ def check_context(options: Options, data: Described) -> None:
         raise UsageError(
             f"--context coarse: expected a size divisible by {COARSE}, found {height}x{width}"
         )
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode

@@ -1,6 +1,6 @@
 """A flow as a LightningModule: bits/dim, initialisation from data, schedule, averaged weights.
 
-It takes the batches of :class:`trainer.datamodule.ImageData`, in a Trainer of train.py or of your
+It takes the batches of :class:`trainer.data.ImageData`, in a Trainer of train.py or of your
 own::
 
     options = Options(data="photographs")
@@ -20,25 +20,29 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attnflow_plugin.backbones import encoder_of, pretraining_loss
+from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
 from attnflow_plugin.metrics import bits_per_dim, dequantize
 from trainer import checkpoint
-from trainer.evaluation import NOT_FINITE, evaluation_mode
-from trainer.model import COARSE, DataInfo, Described, Model
+from trainer.model import COARSE, DataInfo, Described, Model, evaluation_mode
 from trainer.options import Options
-from trainer.randomness import (
+from trainer.schedule import (
     FIRST_NOISE,
     MODEL,
     NOISE,
     START,
     STEP,
     TEST_NOISE,
+    Phase,
     generator,
+    learning_rate,
+    phase_of,
     seed_everything,
 )
-from trainer.schedule import Phase, learning_rate, phase_of
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 SOURCE_LEVELS = 256
+# On the CPU the layers refuse what on a GPU would come out as NaN.
+NOT_FINITE = (NonFiniteError, SingularAttentionError)
 PATIENCE = 10
 """How many steps in a row may be skipped."""
 

@@ -2,11 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -17,20 +18,24 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trainer.datamodule import ImageData
-from trainer.distributed import TIMEOUT, World
-from trainer.evaluation import evaluate
+from attnflow_plugin.metrics import bits_per_dim
+from trainer.data import ImageData
 from trainer.folder import CHECKPOINT
 from trainer.images import DataSet
-from trainer.interruption import Interrupted, Interruption
 from trainer.keeper import Keeper
-from trainer.module import FlowModule
+from trainer.model import evaluation_mode
+from trainer.module import NOT_FINITE, FlowModule
 from trainer.options import Options, UsageError
+from trainer.processes import TIMEOUT, Interrupted, Interruption, World
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 # In Lightning, about torch; the new names are not known to older versions of torch.
 for _name in (r"isinstance\(treespec, LeafSpec\)", "broadcast_buffers"):
     warnings.filterwarnings("ignore", message=f"`{_name}` is deprecated")
+
+
+SECONDS = 2
+"""How long an evaluation takes before its progress is shown."""
 
 
 class TrainingRun:
@@ -174,6 +179,47 @@ class _Bar(pl.Callback):
     def teardown(self, *_: Any, **__: Any) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+@torch.no_grad()
+def evaluate(
+    objective: nn.Module,
+    module: FlowModule,
+    data: ImageData,
+    limit: int | None = None,
+    *,
+    world: World | None = None,
+    between: Callable[[], object] = lambda: None,
+) -> float:
+    """Mean bits per dimension, in full precision; NaN if the model is not finite somewhere.
+
+    Args:
+        objective: data and context to nats for each image; measured in evaluation mode, so without
+            dropout.
+        module: knows how to dequantise the images.
+        data: the images.
+        limit: how many test images, or all.
+        world: the processes that share them.
+        between: called by all processes as often, after batches.
+    """
+    world = world or World()
+    total = torch.zeros((), dtype=torch.float64)
+    images, loader = data.testing(limit, world.rank, world.size)
+    common = -(-images // data.options.batch) // world.size
+    bar = tqdm(
+        loader, "evaluation", leave=False, position=1, delay=SECONDS, disable=not world.leads
+    )
+    with evaluation_mode(objective):
+        for done, batch in enumerate(bar, 1):
+            try:
+                total += objective(*module.test_example(batch)).double().sum().cpu()
+            except NOT_FINITE:
+                total += torch.nan
+            if done <= common:
+                between()
+    if world.size > 1:
+        dist.all_reduce(total)
+    return float(bits_per_dim(-total / images, module.info.dims, module.info.levels))
 
 
 def use_gpu(options: Options) -> bool:

@@ -6,11 +6,10 @@ from typing import Any
 from attnflow_plugin import AttnFlowError
 from trainer import checkpoint
 from trainer.backbones import check_options, summary
-from trainer.datamodule import read_data
-from trainer.distributed import World, joined_world
-from trainer.interruption import Interrupted, Interruption
+from trainer.data import read_data
 from trainer.module import NotFiniteError
 from trainer.options import Options, UsageError, from_dict, resumed
+from trainer.processes import Interrupted, Interruption, World, joined_world
 from trainer.run import TrainingRun
 
 LOADER = "DataLoader worker"

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from trainer.backbones import summary
 from trainer.checkpoint import load_model
-from trainer.datamodule import ImageData
-from trainer.evaluation import evaluate
+from trainer.data import ImageData
 from trainer.folder import METRICS, read
 from trainer.inputs import in_the_middle
 from trainer.module import Example
 from trainer.options import Device, Options, UsageError
-from trainer.randomness import SAMPLES, seeded
-from trainer.run import use_gpu
+from trainer.run import evaluate, use_gpu
+from trainer.schedule import SAMPLES, seeded
 
 BATCH = 64
 """Images that are made at once; with the seed it decides what they are."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pictures
 from PIL import Image
-from trainer.datamodule import read_data
+from trainer.data import read_data
 from trainer.run import TrainingRun
 
 from tests.studies.trainer.support import tiny_options

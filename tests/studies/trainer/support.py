@@ -14,14 +14,13 @@ import torch
 import train
 from PIL import Image
 from trainer import checkpoint
-from trainer.data import load_data
-from trainer.datamodule import ImageData
+from trainer.data import ImageData, load_data
 from trainer.folder import CHECKPOINT, METRICS, read
-from trainer.interruption import Interrupted, Interruption
 from trainer.module import FlowModule
 from trainer.options import Options
-from trainer.randomness import START, seed_everything
+from trainer.processes import Interrupted, Interruption
 from trainer.run import TrainingRun
+from trainer.schedule import START, seed_everything
 
 STUDIES = Path(train.__file__).parent
 TINY = {

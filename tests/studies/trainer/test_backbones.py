@@ -8,14 +8,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import train
+from train import parse
 from trainer import backbones, keeper, run
-from trainer.command_line import parse
+from trainer.backbones import PRESETS
 from trainer.data import load_data
-from trainer.evaluation import evaluate
 from trainer.module import FlowModule
 from trainer.options import Options, UsageError
-from trainer.presets import PRESETS
-from trainer.run import TrainingRun
+from trainer.run import TrainingRun, evaluate
 from trainer.schedule import Phase, phase_of
 
 from attnflow_plugin.backbones import encoder_of

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from trainer import checkpoint, datamodule
+from trainer import checkpoint, data
 from trainer.folder import CHECKPOINT
 from trainer.inputs import Inputs
 from trainer.use import Trained
@@ -59,7 +59,7 @@ def test_every_kind_of_model(tmp_path, images, monkeypatch, capsys, host, option
     assert Trained(folder).evaluate(None) == run.evaluate()
     capsys.readouterr()
     # The data are not at hand.
-    monkeypatch.setattr(datamodule, "load_data", None)
+    monkeypatch.setattr(data, "load_data", None)
     monkeypatch.chdir(images)
     call("sample", folder, *given, "--count", 3, "--separate")
     shape = Trained(folder).info.image_shape

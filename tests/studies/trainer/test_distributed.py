@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import train
-from trainer.distributed import World
 from trainer.folder import CHECKPOINT, METRICS, read
+from trainer.processes import World
 
 from tests.studies.trainer.support import STUDIES, assert_same, stored, write_images
 

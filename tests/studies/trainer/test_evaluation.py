@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from trainer.datamodule import ImageData
-from trainer.evaluation import evaluate
+from trainer.data import ImageData
 from trainer.images import DataSet, InMemory
 from trainer.module import FlowModule
+from trainer.run import evaluate
 
 from attnflow_plugin.errors import NonFiniteError
 from tests.studies.trainer.support import tiny_options, tiny_run

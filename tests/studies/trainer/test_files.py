@@ -8,7 +8,7 @@ import pytest
 import torch
 import train
 from PIL import Image
-from trainer import checking
+from trainer import image_files
 from trainer.data import Reading, load_data
 from trainer.files import digest, find_folder, find_images, held_out
 from trainer.options import Options, UsageError
@@ -234,9 +234,9 @@ class TestBroken:
         assert not (out / "metrics.jsonl").exists()
 
     def test_facts_are_in_order(self, folder, monkeypatch):
-        monkeypatch.setattr(checking, "CHUNK", 7)
+        monkeypatch.setattr(image_files, "CHUNK", 7)
         paths = sorted(folder.iterdir())
-        problems = [each.problem for each in checking.check_files(paths)]
+        problems = [each.problem for each in image_files.check_files(paths)]
         assert [path.name for path, each in zip(paths, problems, strict=True) if each] == [
             "077.png",
             "150.jpg",
@@ -247,7 +247,7 @@ class TestBroken:
 
         def check(paths, are_maps):
             asked.append(len(paths))
-            return checking.check_files(paths, are_maps)
+            return image_files.check_files(paths, are_maps)
 
         assert load("folder", folder, broken="skip", check=check).skipped == 2
         assert asked == [201]
@@ -259,10 +259,10 @@ class TestBroken:
             looked.append(path)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(checking, "CHUNK", 1)
-        monkeypatch.setattr(checking, "inspect", interrupted)
+        monkeypatch.setattr(image_files, "CHUNK", 1)
+        monkeypatch.setattr(image_files, "inspect", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            checking.check_files(sorted(folder.iterdir()))
+            image_files.check_files(sorted(folder.iterdir()))
         assert len(looked) < 201
 
 

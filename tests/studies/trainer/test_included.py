@@ -5,7 +5,8 @@ import pytest
 import skimage.data
 import torch
 from trainer.data import batches, load_data
-from trainer.included import (
+from trainer.options import Options, UsageError
+from trainer.published import (
     CLASSES,
     COLOURS,
     TEST,
@@ -17,7 +18,6 @@ from trainer.included import (
     picture,
     segmented_photographs,
 )
-from trainer.options import Options, UsageError
 
 
 def check_pairs(pairs, image_shape, source_shape):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainer.datamodule import ImageData
-from trainer.grid import to_pixels
+from trainer.commands import to_pixels
+from trainer.data import ImageData
 from trainer.inputs import Inputs, centred, files_of, in_the_middle
 from trainer.module import SOURCE_LEVELS, FlowModule
 from trainer.options import UsageError

@@ -2,7 +2,7 @@
 
 import lightning.pytorch as pl
 import pytest
-from trainer.datamodule import ImageData, fingerprint, read_data
+from trainer.data import ImageData, fingerprint, read_data
 from trainer.module import FlowModule
 from trainer.options import UsageError
 

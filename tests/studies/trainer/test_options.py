@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import train
+from train import parse
 from trainer.backbones import ATTENTIONS, attention, check_options
-from trainer.command_line import parse
 from trainer.options import Options, UsageError, from_dict, resumed
 
 from attnflow_plugin.normflows.host import NORMFLOWS
@@ -41,7 +41,8 @@ def test_the_command_repeats_the_run():
     options = Options(out=Path("a folder"), size=3, lr=1e-5, both_masks=False, affine=True)
     command = options.command()
     assert command == (
-        "python examples/train.py --out 'a folder' --size 3 --no-both-masks --affine --lr 1e-05"
+        "python examples/studies/train.py --out 'a folder' --size 3 --no-both-masks --affine "
+        "--lr 1e-05"
     )
     given, _ = parse(command.replace("'a folder'", "a_folder").split()[2:])
     assert Options(**given | {"out": options.out}) == options
@@ -64,7 +65,7 @@ def test_help_has_groups_and_examples(capsys):
     text = capsys.readouterr().out
     for part in ("the flow:", "attention in every step of the flow:", "training:", "the machine:"):
         assert f"\n{part}\n" in text
-    assert "\n    python examples/train.py --out outputs/plain --resume" in text
+    assert "\n    python examples/studies/train.py --out outputs/plain --resume" in text
     assert "celeba-sr8" not in text
 
 

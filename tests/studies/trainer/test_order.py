@@ -2,7 +2,7 @@
 
 import pytest
 from trainer.options import UsageError
-from trainer.order import EvenOrder, TrainingOrder
+from trainer.schedule import EvenOrder, TrainingOrder
 
 
 def joined(batches):

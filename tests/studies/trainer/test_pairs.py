@@ -9,10 +9,10 @@ import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image, ImageOps
-from trainer import picture as picture_file
 from trainer.data import Reading, batches, load_data
 from trainer.files import held_out
 from trainer.images import InMemory, LowResolution, Pairs
+from trainer.keeper import draw_progress
 from trainer.options import Options, UsageError
 from trainer.paired_files import PairedFiles, find_pairs
 
@@ -296,7 +296,7 @@ class TestMaps:
     def test_painted_in_the_picture(self, tmp_path):
         self.write(tmp_path, self.IDS)
         maps = torch.stack([load_pairs(tmp_path).train[0][1]] * 4) / 255
-        picture_file.draw([], {"condition": maps}, tmp_path / "progress.png")
+        draw_progress([], {"condition": maps}, tmp_path / "progress.png")
         drawn = Image.open(tmp_path / "progress.png").convert("RGB")
         colours = {colour for _, colour in drawn.getcolors(1 << 24)}
         expected = (colormaps["tab20"].resampled(4)(range(4))[:, :3] * 255).round().astype(int)

@@ -7,7 +7,7 @@ import pictures
 import pytest
 import torch
 from PIL import Image
-from trainer import checkpoint, datamodule
+from trainer import checkpoint, data
 from trainer.folder import CHECKPOINT, PREVIOUS
 from trainer.session import outcome
 from trainer.use import Trained
@@ -42,10 +42,10 @@ class TestNumbers:
         assert lines[1].startswith("digits: images of shape (1, 8, 8) with 17 grey levels")
         assert lines[2] == "step 3 of 3, weights averaged with decay 0.5"
         assert said.endswith(lines[3].removesuffix(", in metrics.jsonl"))
-        assert lines[4].startswith("again: python examples/train.py --out")
+        assert lines[4].startswith("again: python examples/studies/train.py --out")
 
     def test_other_data_are_refused(self, trained, capsys, monkeypatch):
-        monkeypatch.setattr(datamodule.ImageData, "fingerprint", "another")
+        monkeypatch.setattr(data.ImageData, "fingerprint", "another")
         for command in ("evaluate", "reconstruct", "interpolate"):
             line = fails(capsys, command, trained[0], "--data-dir", "there")
             assert line.startswith("--data-dir: the checkpoint was made with other images than")

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from trainer.data import load_data
-from trainer.datamodule import ImageData
-from trainer.distributed import joined_world
-from trainer.interruption import Interrupted, Interruption
+from trainer.data import ImageData, load_data
 from trainer.module import FlowModule
 from trainer.options import Options
+from trainer.processes import Interrupted, Interruption, joined_world
 from trainer.run import TrainingRun
 
 FAULTS = {(0, 2), (1, 4)}
