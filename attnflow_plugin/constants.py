@@ -1,13 +1,14 @@
-"""Tensors that depend on sizes only, such as masks, computed once and kept per device."""
+"""What depends on sizes only, such as masks, is computed once; and what modes of torch allow."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-__all__ = ["cached_constant", "in_plain_eager", "in_transform", "plain_shape"]
+__all__ = ["cached_constant", "in_plain_eager", "in_transform", "plain_shape", "without_autocast"]
 
 Constant = TypeVar("Constant")
 
@@ -94,3 +95,11 @@ def _bytes(constant: object) -> int:
     if isinstance(constant, torch.Tensor):
         return constant.nbytes
     return sum(map(_bytes, constant)) if isinstance(constant, tuple) else 0
+
+
+def without_autocast(event: Tensor) -> AbstractContextManager[object]:
+    """Computations on the device of ``event`` in the dtypes of their inputs."""
+    device = event.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

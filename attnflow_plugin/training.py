@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import without_autocast
 from attnflow_plugin.errors import NonFiniteError, ShapeError
 from attnflow_plugin.initialisation import learning_from_data, waits_for_data
 from attnflow_plugin.inputs import require_batch, require_model
-from attnflow_plugin.precision import without_autocast
 
 __all__ = ["SMALLEST_STD", "ActNormClasses", "NegativeLogLikelihood", "prepare", "statistics"]
 

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin import IMap, ITrans
-from attnflow_plugin.layers.itrans.affine import AttentionAffine
-from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
+from attnflow_plugin.layers.itrans.factors import AttentionAffine, ValueMixing
 
 
 class LogDetDoubled(IMap):

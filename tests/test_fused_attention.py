@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 
-from attnflow_plugin.fused_attention import fused_attention
+from attnflow_plugin.layers.dot_product import fused_attention
 
 SHAPE = (2, 2, 5, 4)
 
@@ -46,7 +46,7 @@ def test_output_and_gradient_are_those_of_the_kernel():
 def test_an_ordinary_backward_pass_computes_no_weights(monkeypatch):
     inputs = tensors(*WITHOUT_BIAS)
     attended = fused_attention(*inputs)
-    monkeypatch.setattr("attnflow_plugin.fused_attention._by_steps", None)
+    monkeypatch.setattr("attnflow_plugin.layers.dot_product._by_steps", None)
     attended.sum().backward(retain_graph=True)
     with pytest.raises(TypeError, match="not callable"):
         torch.autograd.grad(attended.sum(), inputs, create_graph=True)

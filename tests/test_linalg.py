@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from attnflow_plugin.linalg import AttentionMatrix
-from attnflow_plugin.linalg.elimination import eliminate
+from attnflow_plugin.linalg import AttentionMatrix, eliminate
 
 SIZES = [1, 2, 3, 4, 5, 16, 17, 33, 64, 70]
 

@@ -30,7 +30,7 @@ from attnflow_plugin.backbones.source_tower import (
 )
 from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.insertion.factories import LayerFactory
-from attnflow_plugin.layers.coupling_scales import ScaleMapName, of_prior
+from attnflow_plugin.layers.scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = ["Conditioning", "Trunk", "build_full_glow"]

@@ -7,7 +7,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.fused_attention import fused_attention
+from attnflow_plugin.layers.dot_product import fused_attention
 from attnflow_plugin.options import positive_int
 
 __all__ = ["GatedAttentionNet"]

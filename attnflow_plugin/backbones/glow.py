@@ -21,7 +21,7 @@ from attnflow_plugin.backbones.multiscale import (
     StepPosition,
 )
 from attnflow_plugin.errors import OptionError, ShapeError
-from attnflow_plugin.layers.coupling_scales import ScaleMapName
+from attnflow_plugin.layers.scales import ScaleMapName
 from attnflow_plugin.options import did_you_mean, one_of, positive_int
 
 __all__ = ["GlowRecipe", "build_glow"]

@@ -24,7 +24,7 @@ from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.layers.base import InvertibleLayer
-from attnflow_plugin.layers.coupling_scales import ScaleMapName, of_prior
+from attnflow_plugin.layers.scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = ["SRFlowRecipe", "build_srflow", "encoder_of"]

@@ -1,15 +1,12 @@
 """The invertible layers, host-free and written in density direction."""
 
 from attnflow_plugin.layers import attentions
+from attnflow_plugin.layers.affine import AffineCoupling, AffineInjector, TopPrior
 from attnflow_plugin.layers.attentions import *  # noqa: F403
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.channel_autoregression import ChannelAutoregression
-from attnflow_plugin.layers.conditional_actnorm import ConditionalActNorm
-from attnflow_plugin.layers.conditional_conv1x1 import ConditionalConv1x1
-from attnflow_plugin.layers.coupling import AffineCoupling
-from attnflow_plugin.layers.injector import AffineInjector
+from attnflow_plugin.layers.conditional import ConditionalActNorm, ConditionalConv1x1
 from attnflow_plugin.layers.mixture_coupling import MixtureLogisticCoupling
-from attnflow_plugin.layers.top_prior import TopPrior
 
 __all__ = [
     "AffineCoupling",

@@ -9,11 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import in_plain_eager, plain_shape
+from attnflow_plugin.constants import in_plain_eager, plain_shape, without_autocast
 from attnflow_plugin.debug import require_finite
 from attnflow_plugin.errors import MissingContextError, ShapeError
 from attnflow_plugin.options import positive_int
-from attnflow_plugin.precision import without_autocast
 
 __all__ = ["Context", "InvertibleLayer", "Role"]
 

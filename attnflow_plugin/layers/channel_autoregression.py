@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.layers.base import InvertibleLayer
-from attnflow_plugin.layers.bounds import soft_bound
 from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int
 
 __all__ = ["ChannelAutoregression", "ChannelPredictor"]

@@ -8,10 +8,17 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.bounds import Init, gain_bound_in, shared_bound, strength
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.masked_attention import MaskedAttention
-from attnflow_plugin.layers.scales import ScaleMap, bounded_scale, raw_scale
+from attnflow_plugin.layers.scales import (
+    Init,
+    ScaleMap,
+    bounded_scale,
+    gain_bound_in,
+    raw_scale,
+    shared_bound,
+    strength,
+)
 from attnflow_plugin.masks import MaskKind, make_mask, require_positions
 from attnflow_plugin.options import one_of
 

@@ -1,18 +1,140 @@
 r"""Coupling by the CDF of a mixture of logistics."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import in_plain_eager
+from attnflow_plugin.layers.affine import ChannelHalves
 from attnflow_plugin.layers.base import InvertibleLayer
-from attnflow_plugin.layers.bounds import soft_bound
 from attnflow_plugin.layers.conditioner import context_at, entry_parameters
-from attnflow_plugin.layers.halves import ChannelHalves
-from attnflow_plugin.layers.logistic_mixture import LogisticMixture
+from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int, positive_int
 
-__all__ = ["MixtureLogisticCoupling"]
+__all__ = ["LogisticMixture", "MixtureLogisticCoupling"]
+
+#: Steps of the inversion; 16 suffice for mixtures as they are learnt, the rest is for wild ones.
+STEPS = 28
+#: Steps from a logit within rounding to an x within rounding, where the CDF is flat.
+LAST_STEPS = 2
+#: Bound of the gradient of a quantile, which is infinite in the gap between narrow components.
+LARGEST_LOG_GRADIENT = 30.0
+
+
+class LogisticMixture(NamedTuple):
+    r"""A mixture for each entry of an event as a monotone map: the logit of its CDF, and back.
+
+    With :math:`z_k = (x - \mu_k) e^{-s_k}`,
+
+    .. math::
+        F(x) = \sum_k \pi_k \, \sigma(z_k), \qquad u(x) = \log F(x) - \log (1 - F(x))
+
+    and, because :math:`1 - F = \sum_k \pi_k \sigma(-z_k)`, with the responsibilities of the
+    components in either tail, :math:`r_k \propto \pi_k \sigma(z_k)` and :math:`\bar r_k \propto
+    \pi_k \sigma(-z_k)`,
+
+    .. math:: u'(x) = \sum_k \bigl( r_k \, \sigma(-z_k) + \bar r_k \, \sigma(z_k) \bigr) e^{-s_k}.
+
+    Both logarithms are computed on their own, so that nothing saturates in the tails, and all terms
+    of the derivative are positive, so that nothing cancels: single precision is enough at any x.
+    Everything stays in log space, where the gap between narrow components does not underflow.
+
+    Attributes:
+        log_weights: logarithms of the weights, ``(B, K, *E)``, normalised over axis 1.
+        means: ``(B, K, *E)``.
+        log_scales: ``(B, K, *E)``.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    log_scales: Tensor
+
+    def logit_cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logit of the CDF and the logarithm of its derivative, both of shape ``(B, *E)``."""
+        below, above = self._log_tails(x)
+        weighted_below, weighted_above = self.log_weights + below, self.log_weights + above
+        log_cdf = torch.logsumexp(weighted_below, 1)
+        log_survival = torch.logsumexp(weighted_above, 1)
+        slopes = torch.logaddexp(
+            weighted_below - log_cdf.unsqueeze(1) + above,
+            weighted_above - log_survival.unsqueeze(1) + below,
+        )
+        return log_cdf - log_survival, torch.logsumexp(slopes - self.log_scales, 1)
+
+    def quantile(self, logit: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The x of a logit, and the logarithm of the derivative of the logit there.
+
+        The root is found without a graph and gets its derivatives by the implicit function theorem,
+        :math:`dx = (d\,logit - \partial u) / u'`, from steps of Newton's method that are zero while
+        their gradients are not. The first step gives first derivatives; from there, where the
+        distance to the logit has none left, the second one gives second derivatives.
+        """
+        fixed = LogisticMixture(*(parameter.detach() for parameter in self))
+        x = fixed._root(logit.detach())
+        step_size = (-fixed.logit_cdf(x)[1]).clamp(max=LARGEST_LOG_GRADIENT).exp()
+        for _ in range(2):
+            distance = self._distance(x, logit)
+            x = x - (distance - distance.detach()) * step_size
+        return x, self.logit_cdf(x)[1]
+
+    def _log_tails(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of the CDF of each component and of its complement."""
+        z = (x.unsqueeze(1) - self.means) * (-self.log_scales).exp()
+        return F.logsigmoid(z), F.logsigmoid(-z)
+
+    def _distance(self, x: Tensor, logit: Tensor) -> Tensor:
+        below, above = self._log_tails(x)
+        log_cdf = torch.logsumexp(self.log_weights + below, 1)
+        return log_cdf - torch.logsumexp(self.log_weights + above, 1) - logit
+
+    def _root(self, logit: Tensor) -> Tensor:
+        """Chandrupatla's method: inverse quadratic interpolation where safe, else bisection.
+
+        A quantile of a mixture lies between those of its components. A few steps after an entry has
+        converged it stays as it is, so that no row depends on how long others take. On accelerators
+        and in compiled graphs the number of steps is fixed: asking whether all entries have
+        converged would make the host wait for the device.
+        """
+        may_ask = logit.device.type == "cpu" and in_plain_eager()
+        tolerance = 4 * torch.finfo(logit.dtype).eps * (1 + logit.abs())
+        quantiles = self.means + self.log_scales.exp() * logit.unsqueeze(1)
+        x1, x2 = quantiles.amin(1), quantiles.amax(1)
+        # The bracket is exact; the clamps keep it so where rounding would lose it.
+        f1 = self._distance(x1, logit).clamp(max=0)
+        f2 = self._distance(x2, logit).clamp(min=0)
+        root, part = x1, torch.full_like(x1, 0.5)
+        since = torch.zeros_like(x1)  # Steps since an entry has converged, that one included.
+        for _ in range(STEPS):
+            x = torch.lerp(x1, x2, part)
+            f = self._distance(x, logit)
+            # The new point replaces the end of its own sign; x3 is the end that is given up.
+            same = torch.sign(f) == torch.sign(f1)
+            x3, f3 = torch.where(same, x1, x2), torch.where(same, f1, f2)
+            x2, f2 = torch.where(same, x2, x1), torch.where(same, f2, f1)
+            x1, f1 = x, f
+            error1, error2 = f1.abs(), f2.abs()
+            root = torch.where(since > LAST_STEPS, root, torch.where(error1 < error2, x1, x2))
+            # NaN never converges; comparisons with it are false, so that nothing waits for it.
+            since = since + ((since > 0) | ~(torch.minimum(error1, error2) > tolerance))
+            if may_ask and bool((since > LAST_STEPS).all()):
+                break
+            part = _interpolated(x1, x2, x3, f1, f2, f3)
+        return root
+
+
+def _interpolated(x1: Tensor, x2: Tensor, x3: Tensor, f1: Tensor, f2: Tensor, f3: Tensor) -> Tensor:
+    """Where between x1 and x2 to look next, as a fraction."""
+    xi, phi = (x1 - x2) / (x3 - x2), (f1 - f2) / (f3 - f2)
+    part = f1 / (f2 - f1) * f3 / (f2 - f3)
+    part = part + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2)
+    # Comparisons with NaN, from ends that coincide, are false and lead to bisection.
+    safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi) & part.isfinite()
+    margin = 1e-6  # Away from the ends, or the bracket would stop shrinking.
+    return torch.where(safe, part, 0.5).clamp(margin, 1 - margin)
+
 
 #: Bound of the log-scales of components: the narrowest is about a thousandth of a unit wide.
 COMPONENT_LOG_SCALE_BOUND = 7.0

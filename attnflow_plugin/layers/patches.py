@@ -1,12 +1,24 @@
-"""How many patches an event is cut into along each axis, given or chosen by its size."""
+r"""Cutting an event into patches, the tokens, and the structure that the mask gives them.
+
+Those of an image with ``patches=(2, 2)`` are its four quadrants; a vector has no spatial axes, so
+its coordinates are cut into runs instead. A token's features are the channels and positions inside
+its patch. The features are dealt to G groups; each group has its own matrix.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from attnflow_plugin.constants import cached_constant, in_transform, plain_shape
 from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.masks import MaskKind, is_same_in_patches, make_mask
 
-__all__ = ["MOST_TOKENS", "Patches", "patches_per_axis"]
+__all__ = ["MOST_TOKENS", "Patches", "TokenLayout", "patches_per_axis", "to_tokens", "token_layout"]
 
 #: Patches along each axis that is cut: one number or one per axis; None for single positions; or
 #: chosen by the size.
@@ -86,3 +98,174 @@ def _divisors(size: int) -> str:
     """Numbers that divide a size, the smallest ones if there are many."""
     found = [str(count) for count in range(1, size + 1) if size % count == 0]
     return ", ".join(found[:_MOST_LISTED] + ["..."] * (len(found) > _MOST_LISTED))
+
+
+# The axes of an event, cut into patches, by the number of axes that are cut.
+_EVENT = {
+    1: "(n1 e1)",
+    2: "(n1 e1) (n2 e2)",
+    3: "(n1 e1) (n2 e2) (n3 e3)",
+}
+_TOKEN = {1: "n1", 2: "(n1 n2)", 3: "(n1 n2 n3)"}
+_INSIDE = {1: "e1", 2: "e1 e2", 3: "e1 e2 e3"}
+
+
+class TokenLayout(NamedTuple):
+    """What follows from shape and memory layout of the event, mask, patches and groups alone.
+
+    Cutting into patches is a permutation of the entries. Reading them through an index takes one
+    pass over memory, where a copy between the two orders of the axes has very short inner loops.
+    """
+
+    gather: Tensor  # shape: (N * P,): where each feature of each token lies in the event
+    scatter: Tensor  # the inverse permutation
+    passing: Tensor  # shape: (N, P): one where a feature passes and zero elsewhere
+    coupled: Tensor | None  # shape: (G, N, N), boolean: tokens that are alike; None for all
+    classes: Tensor | None  # shape: (S, N), boolean: the same for tokens by class; None for all
+    counts: Tensor  # shape: (G, N): attended features of each token
+    class_counts: Tensor  # shape: (G, S): attended features of each token of a class
+    channels: int  # features of a token are ordered (e c); one "channel" in a vector
+    channels_last: bool
+
+    def cut(self, event: Tensor) -> Tensor:
+        """Rearrange ``(B, C, *S)`` to tokens and their features, ``(B, N, P)``."""
+        memory = event.movedim(1, -1) if self.channels_last else event
+        return memory.flatten(1).index_select(1, self.gather).unflatten(1, self.passing.shape)
+
+    def join(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        """Undo :meth:`cut` for events of shape ``(C, *S)``, in the memory layout of the event."""
+        memory = tokens.flatten(1).index_select(1, self.scatter)
+        if self.channels_last:
+            return memory.unflatten(1, (*shape[1:], shape[0])).movedim(-1, 1)
+        return memory.unflatten(1, shape)
+
+    def deal(self, tokens: Tensor) -> Tensor:
+        """Deal features to groups, ``(B, G, N, F)``; the last group is filled up with zeros."""
+        return _deal(tokens, plain_shape(self.counts)[0], self.channels)
+
+    def collect(self, grouped: Tensor) -> Tensor:
+        """Undo :meth:`deal`."""
+        if plain_shape(grouped)[1] == 1:
+            return grouped.squeeze(1)
+        features = grouped.transpose(1, 2).flatten(2)[..., : self.passing.shape[1]]
+        return features.unflatten(2, (self.channels, -1)).mT.flatten(2)
+
+
+def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:
+    """Rearrange ``(B, C, *S)`` to tokens and their features, ``(B, N, P)``."""
+    event_side, token_side = _patterns(event.ndim - 1, len(patches))
+    return rearrange(event, f"b {event_side} -> b {token_side}", **_axis_sizes(patches))
+
+
+def _from_tokens(tokens: Tensor, shape: torch.Size, patches: Sequence[int]) -> Tensor:
+    """Undo :func:`to_tokens` for the tokens ``(N, P)`` of an event of shape ``(C, *S)``."""
+    event_side, token_side = _patterns(len(shape), len(patches))
+    cut = shape[-len(patches) :]
+    edges = {f"e{k + 1}": size // patches[k] for k, size in enumerate(cut)}
+    sizes = {**_axis_sizes(patches), **edges}
+    return rearrange(tokens[None], f"b {token_side} -> b {event_side}", **sizes)[0]
+
+
+def token_layout(
+    mask: MaskKind,
+    event: Tensor,
+    flip: bool,
+    patches: Sequence[int],
+    groups: int,
+    pairs: bool = True,
+) -> TokenLayout:
+    """The layout of an event, from the cache where it was built before.
+
+    ``coupled`` takes N^2 entries; without ``pairs`` there are ``classes`` in its place. Those are
+    the tokens with the pattern of the first one and with its opposite, a third pattern (of a vector
+    with ``mask="channel"``) belongs to none. The random mask has no classes.
+    """
+    return cached_constant(
+        _build_layout,
+        mask,
+        plain_shape(event)[1:],
+        flip,
+        tuple(patches),
+        groups,
+        pairs,
+        _is_channels_last(event),
+        event.dtype,
+        device=event.device,
+    )
+
+
+def _build_layout(
+    mask: MaskKind,
+    shape: torch.Size,
+    flip: bool,
+    patches: tuple[int, ...],
+    groups: int,
+    pairs: bool,
+    channels_last: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> TokenLayout:
+    channels = shape[0] if len(shape) > 1 else 1
+    places = torch.arange(shape.numel(), device=device)
+    memory = places.reshape(*shape[1:], shape[0]).movedim(-1, 0) if channels_last else places
+    gather = to_tokens(memory.reshape(1, *shape), patches)[0]
+    scatter = _from_tokens(places.reshape(gather.shape), shape, patches)
+    scatter = scatter.movedim(0, -1) if channels_last else scatter
+    passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)
+    # Features that fill up the last group count as passing: they are zero on the way in and out.
+    attended = _deal((~passing).to(dtype), groups, channels)[0]
+    counts = attended.sum(-1)
+    alike = is_same_in_patches(mask, shape, patches)
+    classes = None if pairs or alike else _classes(passing[0])
+    return TokenLayout(
+        gather.flatten(),
+        scatter.flatten(),
+        passing[0].to(dtype),
+        _coupled(attended) if pairs and not alike else None,
+        classes,
+        counts,
+        counts[:, :1] if classes is None else (counts[:, None] * classes).amax(-1),
+        channels,
+        channels_last,
+    )
+
+
+def _coupled(attended: Tensor) -> Tensor:
+    """Pairs of tokens that attend to the same features of a group, and to at least one."""
+    shared = attended @ attended.mT
+    counts = shared.diagonal(dim1=-2, dim2=-1)
+    # Tokens whose patterns merely overlap, as runs of a vector's coordinates can, stay apart: one
+    # would write to entries that pass in the other.
+    return (shared > 0) & (shared == counts[..., None, :]) & (shared == counts[..., :, None])
+
+
+def _classes(passing: Tensor) -> Tensor:
+    """Tokens with the pattern of the first one, and those with its opposite."""
+    differs = passing ^ passing[:1]  # Torch 2.13 cannot compile != of booleans.
+    return torch.stack([~differs.any(1), differs.all(1)])
+
+
+def _deal(tokens: Tensor, groups: int, channels: int) -> Tensor:
+    if groups == 1:
+        return tokens.unsqueeze(1)
+    # A group is a run of channels, as a head of ordinary attention is.
+    features = tokens.unflatten(2, (-1, channels)).mT.flatten(2)
+    features = F.pad(features, (0, -plain_shape(features)[2] % groups))
+    return features.unflatten(2, (groups, -1)).transpose(1, 2)
+
+
+def _patterns(event_axes: int, cut_axes: int) -> tuple[str, str]:
+    """Both sides of the rearrangement, without the batch; the channels of a vector are cut."""
+    if event_axes == 1:
+        return _EVENT[1], f"{_TOKEN[1]} {_INSIDE[1]}"
+    return f"c {_EVENT[cut_axes]}", f"{_TOKEN[cut_axes]} ({_INSIDE[cut_axes]} c)"
+
+
+def _is_channels_last(event: Tensor) -> bool:
+    if event.ndim != 4 or in_transform():
+        return False
+    return event.is_contiguous(memory_format=torch.channels_last) and not event.is_contiguous()
+
+
+def _axis_sizes(patches: Sequence[int]) -> dict[str, int]:
+    return {f"n{k + 1}": count for k, count in enumerate(patches)}

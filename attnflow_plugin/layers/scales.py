@@ -1,32 +1,113 @@
-r"""Maps from attention scores to positive scales, each returned with its logarithm.
+r"""How far a layer may move from the identity, and the maps from what is learnt to scales.
 
-The bounded maps serve ``init="identity"``. Zero scores give a scale of exactly one and a log-scale
-of exactly zero, and both ends are bounded, so neither direction can divide by something near zero.
-Their strength a, one by default, is in proportion to the bound of the log-scale; near zero the maps
-are the same for every strength.
-The raw maps serve ``init="paper"`` and are the formulas of the supplement.
+One number b in (0, 1) bounds every part of IMap and ITrans: sums of absolute weights stay below b,
+and log-scales and the slope of shifts within :math:`\pm 2 b / 0.95`, which is 2 for the default.
+Near the identity a layer is the same for every b, so a small bound does not make it learn slowly.
 
-Every map takes scores of shape ``(..., n)``; softmax normalises over the last axis.
+**Scales of attention**, each returned with its logarithm. The bounded maps serve
+``init="identity"``. Zero scores give a scale of exactly one and a log-scale of exactly zero, and
+both ends are bounded, so neither direction can divide by something near zero. Their strength a, one
+by default, is in proportion to the bound of the log-scale; near zero the maps are the same for
+every strength. The raw maps serve ``init="paper"`` and are the formulas of the supplement. Every
+map takes scores of shape ``(..., n)``; softmax normalises over the last axis.
+
+**Log-scales of affine layers**: maps from the output r of a net to the log-scale s.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnflow_plugin.layers.bounds import GAIN_BOUND, LOG_SCALE_BOUND, soft_bound
+from attnflow_plugin.errors import OptionError
 
-__all__ = ["ScaleMap", "bounded_scale", "raw_scale"]
+__all__ = [
+    "GAIN_BOUND",
+    "LOG_SCALES",
+    "LOG_SCALE_BOUND",
+    "STACK_WEIGHTS",
+    "Init",
+    "ScaleMap",
+    "ScaleMapName",
+    "bounded_scale",
+    "bounded_sum",
+    "gain_bound_in",
+    "log_scale_bound",
+    "of_prior",
+    "raw_scale",
+    "shared_bound",
+    "soft_bound",
+    "strength",
+]
 
+Init = Literal["identity", "paper"]
+ScaleMapName = Literal["bounded", "sigmoid", "sigmoid_floor", "sigmoid_inv", "exp"]
 ScaleMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
+#: Default of b. The condition number of an attention matrix stays below 1.95 / 0.05 = 39.
+GAIN_BOUND = 0.95
+#: Bound of log-scales for that b, and of other layers: scales lie in (0.135, 7.39).
+LOG_SCALE_BOUND = 2.0
+#: What the bounds of the scales of all layers of a model sum to at most, where they are not given:
+#: all together then scale an entry by no more than 68.
+STACK_BOUND = 2.0
+#: The same for weights. In trained stacks they did not make samples grow, as scales do, and less
+#: cost quality on photographs.
+STACK_WEIGHTS = 16.0
 #: Amplitude of the bounded sigmoid: scales lie in (0.02, 1.98).
 SIGMOID_AMPLITUDE = 0.98
-#: What the supplement adds to every sigmoid.
-PAPER_FLOOR = 1e-5
+#: What the supplement adds to every sigmoid, and SRFlow to its own.
+PAPER_FLOOR, SRFLOW_FLOOR = 1e-5, 1e-4
+
+
+def soft_bound(value: Tensor, bound: float) -> Tensor:
+    r"""Smooth bound :math:`b \tanh(v / b)`: the identity near zero, inside (-b, b) everywhere."""
+    return bound * torch.tanh(value / bound)
+
+
+def bounded_sum(values: Tensor, bound: float, dim: int, slope: float = GAIN_BOUND) -> Tensor:
+    r"""Weights :math:`b v_i / (b / a + \sum_j |v_j|)`, whose absolute values sum to less than b.
+
+    Near zero they are :math:`a v_i`, with the slope a.
+    """
+    return bound * values / (bound / slope + values.abs().sum(dim, keepdim=True))
+
+
+def strength(gain_bound: float) -> float:
+    """How far a layer may move in proportion to the default."""
+    return gain_bound / GAIN_BOUND
+
+
+def log_scale_bound(gain_bound: float) -> float:
+    """Bound of log-scales, in proportion to that of the gains."""
+    return LOG_SCALE_BOUND * strength(gain_bound)
+
+
+def shared_bound(layers: int, total: float = STACK_BOUND) -> float:
+    """The default of b for a model with so many layers of attention."""
+    return min(GAIN_BOUND, total / layers)
+
+
+def gain_bound_in(owner: str, value: float | None, init: Init) -> float:
+    """The bound of a layer: ``value``, or the default for ``None``.
+
+    Raises:
+        OptionError: it is outside of (0, 1), or not the default for the paper's layers.
+    """
+    if value is None:
+        return GAIN_BOUND
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise OptionError(f"{owner}: expected gain_bound to be in (0, 1), found {value!r}")
+    if init == "paper" and value != GAIN_BOUND:
+        raise OptionError(
+            f'{owner}: expected gain_bound only with init="identity", found {value} with '
+            f'init="paper", which has no bound'
+        )
+    return float(value)
 
 
 def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
@@ -70,17 +151,18 @@ def _bounded(scores: Tensor, strength: float) -> Tensor:
 
 def raw_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:
     r"""Scale :math:`\sigma(m) + 10^{-5}` of the supplement."""
-    return torch.sigmoid(scores) + PAPER_FLOOR, _log_with_floor(F.logsigmoid(scores))
+    return torch.sigmoid(scores) + PAPER_FLOOR, _log_with_floor(F.logsigmoid(scores), PAPER_FLOOR)
 
 
 def raw_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     r"""Scale :math:`\mathrm{softmax}(m) + 10^{-5}`, equation (6) with softmax as G5."""
     log_softmax = F.log_softmax(scores, dim=-1)
-    return log_softmax.exp() + PAPER_FLOOR, _log_with_floor(log_softmax)
+    return log_softmax.exp() + PAPER_FLOOR, _log_with_floor(log_softmax, PAPER_FLOOR)
 
 
-def _log_with_floor(log_scale: Tensor) -> Tensor:
-    return torch.logaddexp(log_scale, log_scale.new_tensor(math.log(PAPER_FLOOR)))
+def _log_with_floor(log_scale: Tensor, floor: float) -> Tensor:
+    log_floor = torch.full((), math.log(floor), dtype=log_scale.dtype, device=log_scale.device)
+    return torch.logaddexp(log_scale, log_floor)
 
 
 _BOUNDED = {"sigmoid": bounded_sigmoid, "softmax": bounded_softmax, "exp": bounded_exp}
@@ -95,3 +177,42 @@ def bounded_scale(activation: str, strength: float) -> ScaleMap:
 def raw_scale(activation: str) -> ScaleMap:
     """The supplement's map of an activation; the exponential is not among them."""
     return _RAW[activation]
+
+
+def bounded(raw: Tensor) -> Tensor:
+    """Log-scale in (-2, 2), zero at the start."""
+    return soft_bound(raw, LOG_SCALE_BOUND)
+
+
+def sigmoid(raw: Tensor) -> Tensor:
+    """Log-scale of Glow: at most zero, not bounded below."""
+    return F.logsigmoid(raw + 2)
+
+
+def floored_sigmoid(raw: Tensor) -> Tensor:
+    """Log-scale of SRFlow: the scale is that of Glow plus 1e-4, at most 1.0001."""
+    return _log_with_floor(sigmoid(raw), SRFLOW_FLOOR)
+
+
+def inverse_sigmoid(raw: Tensor) -> Tensor:
+    """Minus the log-scale of Glow: at least zero, not bounded above."""
+    return -F.logsigmoid(raw + 2)
+
+
+def exponential(raw: Tensor) -> Tensor:
+    """Log-scale of RealNVP: not bounded at all."""
+    return raw
+
+
+LOG_SCALES: dict[ScaleMapName, Callable[[Tensor], Tensor]] = {
+    "bounded": bounded,
+    "sigmoid": sigmoid,
+    "sigmoid_floor": floored_sigmoid,
+    "sigmoid_inv": inverse_sigmoid,
+    "exp": exponential,
+}
+
+
+def of_prior(couplings: ScaleMapName) -> ScaleMapName:
+    """The scale of priors beside couplings with this one; published models have the exponential."""
+    return "bounded" if couplings == "bounded" else "exp"

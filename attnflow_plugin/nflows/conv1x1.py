@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from nflows.transforms import OneByOneConvolution, Permutation
 from torch import Tensor
 
-from attnflow_plugin.layers.permutations import order_of, read_whole_numbers
-from attnflow_plugin.precision import without_autocast
+from attnflow_plugin.constants import without_autocast
+from attnflow_plugin.layers.conditional import order_of, read_whole_numbers
 
 __all__ = ["FullPrecisionConv1x1"]
 

@@ -3,7 +3,7 @@
 import normflows as nf
 from torch import Tensor
 
-from attnflow_plugin.precision import without_autocast
+from attnflow_plugin.constants import without_autocast
 
 __all__ = ["FullPrecisionConv1x1"]
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from attnflow_plugin import AttentionCoupling, fused_attention
+from attnflow_plugin import AttentionCoupling
+from attnflow_plugin.layers import dot_product
 from attnflow_plugin.layers.attention_coupling import token_attention
 from attnflow_plugin.masks import make_mask
 from tests.support import randomised
@@ -65,9 +66,9 @@ def test_fused_kernels_attend_to_the_same(monkeypatch, shape, options):
     expected = layer.to_latent(x)
     monkeypatch.setattr(token_attention, "FEW_TOKENS", 0)
     calls = []
-    fused = fused_attention.F.scaled_dot_product_attention
+    fused = dot_product.F.scaled_dot_product_attention
     monkeypatch.setattr(
-        fused_attention.F,
+        dot_product.F,
         "scaled_dot_product_attention",
         lambda *args, **kwargs: calls.append(args) or fused(*args, **kwargs),
     )

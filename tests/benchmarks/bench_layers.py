@@ -10,7 +10,7 @@ from torch import nn
 
 from attnflow_plugin import AttentionCoupling, IMap, ITrans
 from attnflow_plugin.backbones.conv_net import ConvNet
-from attnflow_plugin.layers.coupling import AffineCoupling
+from attnflow_plugin.layers.affine import AffineCoupling
 from tests.benchmarks.host_glows import nflows_step
 from tests.benchmarks.interleaved import DEVICE, spread, take_turns
 from tests.benchmarks.passes import evaluation, run, training

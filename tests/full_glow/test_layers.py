@@ -11,7 +11,7 @@ from attnflow_plugin import layers
 from attnflow_plugin.backbones import ConditionTrunk, ZeroConv
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.initialisation import learning_from_data
-from attnflow_plugin.layers.permutations import order_of
+from attnflow_plugin.layers.conditional import order_of
 from attnflow_plugin.testing import check_layer
 from tests.full_glow.models import fresh
 from tests.support import randomised

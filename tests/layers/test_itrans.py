@@ -8,7 +8,7 @@ from scipy.linalg import block_diag
 
 from attnflow_plugin import ITrans
 from attnflow_plugin.errors import OptionError, ShapeError, SingularAttentionError
-from attnflow_plugin.layers.tokens import to_tokens
+from attnflow_plugin.layers.patches import to_tokens
 from attnflow_plugin.linalg import AttentionMatrix
 from attnflow_plugin.masks import is_same_in_patches, make_mask
 from tests.support import randomised

@@ -9,7 +9,7 @@ import torch
 from attnflow_plugin import AttentionCoupling, IMap, ITrans
 from attnflow_plugin.errors import SingularAttentionError
 from attnflow_plugin.layers import MixtureLogisticCoupling
-from attnflow_plugin.layers.logistic_mixture import LogisticMixture
+from attnflow_plugin.layers.mixture_coupling import LogisticMixture
 from tests.registry import CASES
 from tests.support import randomised
 

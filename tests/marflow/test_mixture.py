@@ -7,7 +7,7 @@ import torch
 
 from attnflow_plugin.backbones import GatedAttentionNet
 from attnflow_plugin.layers import MixtureLogisticCoupling
-from attnflow_plugin.layers.logistic_mixture import LogisticMixture
+from attnflow_plugin.layers.mixture_coupling import LogisticMixture
 from tests.support import randomise
 
 

@@ -8,7 +8,7 @@ import torch
 from attnflow_plugin import layers
 from attnflow_plugin.backbones import NormalisedConvNet
 from attnflow_plugin.errors import MissingContextError, OptionError
-from attnflow_plugin.layers.coupling_scales import LOG_SCALES
+from attnflow_plugin.layers.scales import LOG_SCALES
 from attnflow_plugin.testing import check_layer
 
 each_scale = pytest.mark.parametrize("scale_map", LOG_SCALES)

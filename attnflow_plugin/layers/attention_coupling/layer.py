@@ -12,11 +12,17 @@ from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.layers.attention_coupling.embedding import (
     Halves,
+    bound_in,
     build_halves,
+    kernel_in,
     per_position,
+    widths,
 )
-from attnflow_plugin.layers.attention_coupling.options import bound_in, kernel_in, widths
-from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
+from attnflow_plugin.layers.attention_coupling.token_attention import (
+    TokenAttention,
+    Windows,
+    token_windows,
+)
 from attnflow_plugin.layers.attention_coupling.vectors import (
     Coordinates,
     RowNet,
@@ -24,11 +30,10 @@ from attnflow_plugin.layers.attention_coupling.vectors import (
     by_rows,
     vector_scale,
 )
-from attnflow_plugin.layers.attention_coupling.windows import Windows, token_windows
-from attnflow_plugin.layers.bounds import log_scale_bound, shared_bound, soft_bound
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import patches_per_axis
+from attnflow_plugin.layers.scales import log_scale_bound, shared_bound, soft_bound
 from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import positive_int, sizes_per_axis
 

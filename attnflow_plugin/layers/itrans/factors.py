@@ -1,15 +1,36 @@
-r"""A linear (or affine) map of the attended half as a chain of invertible factors."""
+r"""The map of the attended half as a chain of invertible factors: V, W, and scale and shift."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from attnflow_plugin.layers.tokens import TokenLayout
+from attnflow_plugin.constants import cached_constant, plain_shape
+from attnflow_plugin.errors import OptionError
+from attnflow_plugin.layers.itrans.weights import SlotWeights
+from attnflow_plugin.layers.patches import TokenLayout
+from attnflow_plugin.layers.scales import (
+    GAIN_BOUND,
+    LOG_SCALE_BOUND,
+    bounded_sum,
+    log_scale_bound,
+    soft_bound,
+)
+from attnflow_plugin.linalg import identity_like
+from attnflow_plugin.masks import MaskKind, make_mask
 
-__all__ = ["Factor", "FactorChain", "TokenMatrix"]
+__all__ = [
+    "AttentionAffine",
+    "ChannelMatrix",
+    "EntrywiseAffine",
+    "Factor",
+    "FactorChain",
+    "TokenMatrix",
+    "ValueMixing",
+]
 
 
 class Factor(Protocol):
@@ -66,3 +87,195 @@ class FactorChain(NamedTuple):
     def log_abs_det(self) -> Tensor:
         """Log-det of :meth:`apply`."""
         return reduce(torch.add, (factor.log_abs_det() for factor in self.factors))
+
+
+class ChannelMatrix(NamedTuple):
+    """A matrix between channels that acts on every position alike."""
+
+    lower: Tensor  # shape: (C, C), with a unit diagonal
+    upper: Tensor  # shape: (C, C)
+    log_det: Tensor  # over all attended entries, one number
+
+    def apply(self, tokens: Tensor) -> Tensor:
+        """The matrix times the channels of tokens ``(B, N, P)``."""
+        return _mix_channels(self.lower @ self.upper, tokens)
+
+    def solve(self, tokens: Tensor) -> Tensor:
+        """Undo :meth:`apply`."""
+        # There are mostly more positions than channels, see AttentionMatrix.solve.
+        inverse = torch.linalg.solve_triangular(
+            self.lower, identity_like(self.lower), upper=False, unitriangular=True
+        )
+        inverse = torch.linalg.solve_triangular(self.upper, inverse, upper=True)
+        return _mix_channels(inverse, tokens)
+
+    def log_abs_det(self) -> Tensor:
+        """Log-det of :meth:`apply`, one number that all events share."""
+        return self.log_det
+
+
+class ValueMixing(nn.Module):
+    r"""The matrix :math:`V = L U`, which mixes the channels that are attended at a position.
+
+    .. math::
+        L = I + \mathrm{tril}(B), \qquad U = (I + \mathrm{triu}(B))\, \mathrm{diag}(e^s), \qquad
+        \log |\det V| = \sum_{M = 0} s_c
+
+    where tril and triu are without the diagonal, each of their rows has absolute values that sum to
+    less than the gain bound b, and :math:`|s_c| < 2 b / 0.95`: V is invertible for every value of
+    the parameters, with :math:`\mathrm{cond}_\infty V < ((1 + b) / (1 - b))^2 e^{4 b / 0.95}`, and
+    the identity at the start.
+
+    Channels are only mixed where some position attends to both. With the mask ``"spatial-channel"``
+    the even channels and the odd ones are attended at alternate positions, so that V has two blocks
+    and every position sees one of them, also inside of patches with an odd edge. A vector has one
+    position, of which the channels are the coordinates: one of the blocks mixes the attended
+    coordinates and the other one is not used.
+
+    Args:
+        owner: class name for errors.
+        channels: C.
+        mask: pattern of the passing half.
+        flip: swap the halves.
+
+    Raises:
+        OptionError: the mask is ``"random"``, where no two positions need share a pattern.
+
+    Reference:
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, NeurIPS 2018,
+        has the LU decomposition.
+    """
+
+    def __init__(self, owner: str, channels: int, mask: MaskKind, flip: bool) -> None:
+        super().__init__()
+        if mask == "random":
+            raise OptionError(
+                f"{owner}: expected a mask with a pattern of channels for value_mixing, found "
+                f'"random"'
+            )
+        self.channels, self.mask, self.flip = channels, mask, flip
+        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
+        count = int(_together(channels, mask, flip, torch.device("cpu")).sum())
+        self.entries = nn.Parameter(torch.zeros(count))
+
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return (
+            f"{self.channels}, gain_bound={self.gain_bound:.3g}, scale_bound={self.scale_bound:.3g}"
+        )
+
+    def forward(self, attended: Tensor) -> ChannelMatrix:
+        """The matrix for a pattern of attended entries.
+
+        Args:
+            attended: one where a feature of a token is attended and zero elsewhere, ``(N, P)``.
+        """
+        entries = self.entries.to(attended.dtype)
+        sizes = (self.channels, self.mask, self.flip, plain_shape(entries)[0])
+        places = cached_constant(_build_places, *sizes, device=entries.device)
+        table = entries.new_zeros(self.channels**2).index_copy(0, places, entries)
+        table = table.unflatten(0, (self.channels, self.channels))
+        identity = identity_like(table)
+        lower = identity + bounded_sum(table.tril(-1), self.gain_bound, -1)
+        upper = identity + bounded_sum(table.triu(1), self.gain_bound, -1)
+        log_scale = soft_bound(table.diagonal(), self.scale_bound)
+        counts = attended.flatten().unflatten(0, (-1, self.channels)).sum(0)
+        return ChannelMatrix(lower, upper * log_scale.exp(), log_scale @ counts)
+
+
+def _together(channels: int, mask: MaskKind, flip: bool, device: torch.device) -> Tensor:
+    """Which pairs of channels some position attends to, ``(C * C,)``."""
+    # Two neighbours show all patterns.
+    attended = (~make_mask(mask, channels, (2,), flip, device=device)).float()
+    return (attended @ attended.mT > 0).flatten()
+
+
+def _build_places(
+    channels: int, mask: MaskKind, flip: bool, count: int, device: torch.device
+) -> Tensor:
+    """Where the entries of a table are; sorting needs no sizes that depend on data."""
+    together = _together(channels, mask, flip, device)
+    return together.int().argsort(descending=True, stable=True)[:count]
+
+
+def _mix_channels(matrix: Tensor, tokens: Tensor) -> Tensor:
+    columns = tokens.flatten(1).unflatten(1, (-1, matrix.shape[0]))
+    return (columns @ matrix.mT).reshape(tokens.shape)
+
+
+class EntrywiseAffine(NamedTuple):
+    """A shift and a scale for every entry."""
+
+    log_scale: Tensor  # shape: (B, N, P)
+    shift: Tensor  # shape: (B, N, P)
+
+    def apply(self, tokens: Tensor) -> Tensor:
+        """Shift and scale tokens ``(B, N, P)``."""
+        return (tokens + self.shift) * self.log_scale.exp()
+
+    def solve(self, tokens: Tensor) -> Tensor:
+        """Undo :meth:`apply`."""
+        return tokens * (-self.log_scale).exp() - self.shift
+
+    def log_abs_det(self) -> Tensor:
+        """Log-det of :meth:`apply`, shape ``(B,)``."""
+        return self.log_scale.flatten(1).sum(1)
+
+
+class AttentionAffine(nn.Module):
+    r"""Scale :math:`D = e^s` and shift t of every attended entry, by a 1x1 convolution.
+
+    .. math::
+        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta)
+
+    with the bound :math:`\beta` of log-scales. The rows of O that give t have absolute values that
+    sum to less than :math:`2 b / 0.95`, with the bound b of gains, so that not only the scale but
+    also the shear is bounded, whatever is learnt. A context joins the inputs. O and o start at
+    zero, which makes it the identity. A is applied to the passing half, so nothing needs to be
+    inverted here.
+
+    Args:
+        channels: C, the coordinates of a vector.
+        heads: H.
+        context_channels: channels of the context, or zero.
+    """
+
+    def __init__(self, channels: int, heads: int, context_channels: int) -> None:
+        super().__init__()
+        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
+        shape = (channels, (1 + heads) * channels + context_channels)
+        self.scale = nn.Parameter(torch.zeros(shape))
+        self.scale_offset = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(shape))
+        self.shift_offset = nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self, x1: Tensor, columns: Tensor, attention: Tensor | SlotWeights, attended: Tensor
+    ) -> EntrywiseAffine:
+        """The parameters of all entries, zero where they pass.
+
+        Args:
+            x1: tokens of the passing half, ``(B, N, P)``.
+            columns: passing channels, and context, at each position, ``(B, n, C + K)``.
+            attention: A, ``(B, H, N, N)``, or its factors.
+            attended: one where a feature is attended and zero elsewhere, ``(N, P)``.
+        """
+        dtype = x1.dtype
+        gathered = _gathered(attention, x1).flatten(2).unflatten(2, (columns.shape[1], -1))
+        inputs = torch.cat([columns, *gathered.unbind(1)], -1)
+        # Two products and not the halves of one: where the gradients of the halves are put together
+        # again, the default compiler of torch 2.13 gets them wrong on a CPU.
+        raw = F.linear(inputs, self.scale.to(dtype), self.scale_offset.to(dtype))
+        slopes = log_scale_bound(self.gain_bound)
+        shift = bounded_sum(self.shift.to(dtype), slopes, -1, LOG_SCALE_BOUND)
+        shifts = F.linear(inputs, shift, self.shift_offset.to(dtype))
+        log_scale = soft_bound(raw.reshape(x1.shape), self.scale_bound)
+        return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)
+
+
+def _gathered(attention: Tensor | SlotWeights, x1: Tensor) -> Tensor:
+    """What every head gathers, ``(B, H, N, P)``."""
+    if isinstance(attention, SlotWeights):
+        return attention @ x1.unsqueeze(1)
+    # Heads as rows of one product: to broadcast x1 over them would copy it.
+    return (attention.flatten(1, 2) @ x1).unflatten(1, attention.shape[1:3])

@@ -7,28 +7,38 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.layers.bounds import (
+from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.dot_product import RelativePositionBias
+from attnflow_plugin.layers.itrans.factors import (
+    AttentionAffine,
+    Factor,
+    FactorChain,
+    TokenMatrix,
+    ValueMixing,
+)
+from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing_for
+from attnflow_plugin.layers.itrans.weights import (
+    LowRankAttention,
+    SlotWeights,
+    dot_products,
+    require_low_rank_options,
+    vector_dot_products,
+)
+from attnflow_plugin.layers.masked_attention import MaskedAttention
+from attnflow_plugin.layers.patches import (
+    Patches,
+    TokenLayout,
+    patches_per_axis,
+    to_tokens,
+    token_layout,
+)
+from attnflow_plugin.layers.scales import (
     STACK_WEIGHTS,
     Init,
     gain_bound_in,
     log_scale_bound,
     shared_bound,
 )
-from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.itrans.affine import AttentionAffine
-from attnflow_plugin.layers.itrans.dot_products import dot_products, vector_dot_products
-from attnflow_plugin.layers.itrans.factors import Factor, FactorChain, TokenMatrix
-from attnflow_plugin.layers.itrans.low_rank import (
-    LowRankAttention,
-    SlotWeights,
-    require_low_rank_options,
-)
-from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing_for
-from attnflow_plugin.layers.itrans.value_mixing import ValueMixing
-from attnflow_plugin.layers.masked_attention import MaskedAttention
-from attnflow_plugin.layers.patches import Patches, patches_per_axis
-from attnflow_plugin.layers.position_bias import RelativePositionBias
-from attnflow_plugin.layers.tokens import TokenLayout, to_tokens, token_layout
 from attnflow_plugin.linalg import AttentionMatrix, LowRankMatrix
 from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import one_of, positive_int, sizes_per_axis

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.layers.bounds import (
+from attnflow_plugin.layers.scales import (
     GAIN_BOUND,
     LOG_SCALE_BOUND,
     Init,

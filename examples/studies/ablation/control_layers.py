@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.layers import AttentionCoupling, InvertibleLayer
 from attnflow_plugin.layers.base import Context
-from attnflow_plugin.layers.bounds import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.layers.conditioner import affine_parameters
-from attnflow_plugin.layers.tokens import TokenLayout
+from attnflow_plugin.layers.patches import TokenLayout
+from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.masks import make_mask
 from attnflow_plugin.normflows import IMap, ITrans
 

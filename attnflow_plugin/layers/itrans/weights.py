@@ -1,19 +1,83 @@
-r"""Attention between tokens through a few slots: low rank, and linear in the number of tokens."""
+r"""The attention weights A between tokens: dense, or through a few slots."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import cached_constant, plain_shape
+from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
 from attnflow_plugin.linalg import LowRankMatrix
 from attnflow_plugin.masks import MaskKind
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = ["LowRankAttention", "SlotWeights", "require_low_rank_options"]
+__all__ = [
+    "LowRankAttention",
+    "SlotWeights",
+    "dot_products",
+    "require_low_rank_options",
+    "vector_dot_products",
+]
+
+
+def dot_products(query: Tensor, key: Tensor, columns: Tensor, tokens: int) -> tuple[Tensor, int]:
+    """Scores between patches, ``(B, H, N, N)``, and the features they sum over.
+
+    Args:
+        query: weights, ``(H, outputs, inputs)``.
+        key: weights of the same shape.
+        columns: inputs at each position in the order of tokens, ``(B, n, inputs)``.
+        tokens: N.
+    """
+    heads, _, inputs = query.shape
+    keys = columns.flatten(1).unflatten(1, (tokens, -1))
+    features = keys.shape[2]
+    # Q K^T = x1 (W_q^T W_k) x1^T for tokens as rows; the heads lie side by side in one product.
+    queries = columns @ (query.mT @ key).transpose(0, 1).flatten(1)
+    queries = queries.unflatten(2, (heads, inputs)).transpose(1, 2)
+    scores = _row_products(queries.reshape(-1, heads * tokens, features), keys)
+    return scores.unflatten(1, (heads, tokens)), features
+
+
+def vector_dot_products(
+    query: Tensor, key: Tensor, columns: Tensor, tokens: int
+) -> tuple[Tensor, int]:
+    """The same for vectors, whose tokens are cut along the axis that the projections mix.
+
+    A vector has one position, n = 1, and N divides its outputs.
+    """
+    queries, keys = (
+        torch.einsum("hij,bj->bhi", weight, columns.flatten(1)).unflatten(-1, (tokens, -1))
+        for weight in (query, key)
+    )
+    return queries @ keys.mT, queries.shape[-1]
+
+
+def _row_products(left: Tensor, right: Tensor) -> Tensor:
+    """Products of all rows of two batches of matrices."""
+    if left.requires_grad and in_plain_eager():
+        return _RowProducts.apply(left, right)
+    return torch.bmm(left, right.mT)
+
+
+class _RowProducts(torch.autograd.Function):
+    """With few and long rows, the gradient of ``right.mT`` is a product of tall matrices.
+
+    BLAS is many times slower for those than for the wide ones here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(left, right)
+        return torch.bmm(left, right.mT)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        left, right = ctx.saved_tensors
+        return torch.bmm(gradient, right), torch.bmm(gradient.mT, left)
+
 
 #: Cosines along each axis that a token knows of its place.
 FREQUENCIES = 4

@@ -1,0 +1,251 @@
+r"""The matrices that attention makes: apply, solve and :math:`\log|\det|`.
+
+Tokens are numbered :math:`n = 1..N`; a group holds the features that share one matrix W. Where
+every attended feature is attended in all tokens, :math:`\sum_p \log |\det W[F_p, F_p]|` is the
+number of attended features times :math:`\log |\det W|`.
+
+Elsewhere W only couples tokens of a group that are *alike*, that is, in which the same features are
+attended. The classes of such tokens are disjoint, so W is block diagonal up to a permutation and
+everything follows from one LU factorisation: partial pivoting stays inside a block, because the
+other blocks are exactly zero in that column, and hence the pivot :math:`U_{nn}` belongs to the
+block of token n. With :math:`k_n` the number of attended features of token n,
+
+.. math:: \sum_p \log |\det W[F_p, F_p]| = \sum_n k_n \log |U_{nn}|
+
+where :math:`F_p` are the tokens in which feature p is attended.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
+from attnflow_plugin.errors import SingularAttentionError
+
+__all__ = ["AttentionMatrix", "LowRankMatrix", "eliminate", "identity_like"]
+
+#: Matrices up to this size are left to LAPACK, which is as fast there.
+_BLOCK = 16
+
+
+class AttentionMatrix:
+    r"""A batch of attention matrices, restricted to tokens that are alike.
+
+    Args:
+        matrix: W, shape ``(B, G, N, N)``.
+        coupled: which pairs of tokens are alike, shape ``(G, N, N)``, boolean; ``None`` if
+            every attended feature is attended in all tokens.
+        counts: attended features per token, shape ``(G, N)``, dtype of ``matrix``.
+        dominant: every W is diagonally dominant by rows, which makes solving cheaper.
+    """
+
+    def __init__(
+        self, matrix: Tensor, coupled: Tensor | None, counts: Tensor, dominant: bool = False
+    ) -> None:
+        self.coupled, self.counts, self.dominant = coupled, counts, dominant
+        self.matrix = matrix
+        self._pivots: Tensor | None = None
+        if coupled is not None:
+            self.matrix = torch.where(coupled, matrix, identity_like(matrix))
+
+    def apply(self, features: Tensor) -> Tensor:
+        """W times features of shape ``(B, G, N, F)``. Cost O(G N^2 F) per sample."""
+        return self.matrix @ features
+
+    def solve(self, features: Tensor) -> Tensor:
+        """W^-1 times features of shape ``(B, G, N, F)``. Cost O(G N^2 (N + F)) per sample."""
+        solution, self._pivots = eliminate(self.matrix, features, self.dominant)
+        return solution
+
+    def log_abs_det(self) -> Tensor:
+        """Log-det of :meth:`apply` over all attended features, shape ``(B,)``. Cost O(G N^3)."""
+        # A trace is checked without gradients, and must not depend on them.
+        if self._pivots is None and (self.matrix.requires_grad or torch.jit.is_tracing()):
+            if in_plain_eager():
+                return _LogAbsDet.apply(self.matrix, self.counts, self.dominant)
+            if self.coupled is None:
+                return torch.linalg.slogdet(self.matrix).logabsdet @ self.counts[:, 0]
+        pivots = _pivots(self.matrix) if self._pivots is None else self._pivots
+        return _weighted_log(pivots, self.counts)
+
+    def require_nonsingular(self, owner: str) -> None:
+        """Raise where a solve would return garbage; only matrices without a bound need this.
+
+        A matrix of non-finite data is left to its log-det, which is NaN.
+
+        Raises:
+            SingularAttentionError: a pivot vanishes beside the largest one.
+        """
+        has_values = in_plain_eager() and not self.matrix.is_meta
+        if not has_values or self.matrix.numel() == 0:
+            return
+        pivots = _pivots(self.matrix.detach()).abs()
+        tolerance = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
+        smallest, largest = pivots.amin(-1), pivots.amax(-1)
+        singular = smallest <= tolerance * largest  # Comparisons with NaN are false.
+        if bool(singular.any()):
+            ratio = (smallest / largest)[singular].amin()
+            raise SingularAttentionError(
+                f"{owner}: expected an invertible attention matrix, found one with pivot ratio "
+                f'{float(ratio):.1e}. The raw parameters of init="paper" are not bounded; '
+                f'init="identity" keeps every matrix invertible'
+            )
+
+
+class _LogAbsDet(torch.autograd.Function):
+    r"""The weighted log-det with its gradient :math:`\mathrm{diag}(k)\, W^{-T}`.
+
+    The inverse comes out of the same elimination, where the gradients of LAPACK's factorisations
+    solve anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, counts: Tensor, dominant: bool) -> Tensor:  # noqa: ANN401
+        inverse, pivots = _inverse_and_pivots(matrix, dominant)
+        ctx.save_for_backward(matrix, counts, inverse)
+        ctx.dominant = dominant
+        return _weighted_log(pivots, counts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        matrix, counts, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # For second derivatives the inverse has to be a function of the matrix.
+            inverse, _ = _inverse_and_pivots(matrix, ctx.dominant)
+        weights = gradient.reshape(-1, 1, 1) * counts
+        return weights.unsqueeze(-1) * inverse.mT, None, None
+
+
+def _inverse_and_pivots(matrix: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
+    return eliminate(matrix, identity_like(matrix).expand_as(matrix), dominant)
+
+
+def _pivots(matrix: Tensor) -> Tensor:
+    return torch.linalg.lu_factor_ex(matrix).LU.diagonal(dim1=-2, dim2=-1)
+
+
+def _weighted_log(pivots: Tensor, counts: Tensor) -> Tensor:
+    return pivots.abs().log().flatten(1) @ counts.flatten()
+
+
+class LowRankMatrix:
+    r"""A batch of matrices :math:`W = c\,(I + U V^T)` with factors of R columns.
+
+    By the determinant lemma and the identity of Woodbury everything follows from one LU
+    factorisation of the capacitance matrix :math:`C = I_R + V^T U`:
+
+    .. math::
+        W x &= c\,(x + U V^T x) \\
+        W^{-1} y &= (y - U C^{-1} V^T y) / c \\
+        \log |\det W| &= N \log c + \log |\det C|
+
+    Where the tokens fall into classes that must not be coupled, every column of U and of V is zero
+    outside of one class, and C has a block :math:`C_s` for each class. With :math:`k_n` the
+    attended features of token n and :math:`\kappa_s` those of each token of class s,
+
+    .. math:: \sum_p \log |\det W[F_p, F_p]|
+              = \sum_n k_n \log c + \sum_s \kappa_s \log |\det C_s|
+
+    where :math:`F_p` are the tokens in which feature p is attended.
+
+    **Conditioning**: if the rows of :math:`|U|` sum to at most :math:`a < 1` and the columns of
+    :math:`|V|` to at most one, :math:`\|V^T U\|_\infty \le a`, and the condition number of C in
+    that norm is at most :math:`(1 + a) / (1 - a)`, as that of W, for any number of tokens.
+
+    Args:
+        log_scale: :math:`\log c`, shape ``(G, 1, 1)``.
+        left: U, shape ``(B, G, N, R)``.
+        right: V, shape ``(B, G, N, R)``.
+        counts: attended features per token, shape ``(G, N)``, dtype of the factors.
+        class_counts: attended features of each token of a class, shape ``(G, S)``; the columns of a
+            class lie together, R / S of them.
+    """
+
+    def __init__(
+        self, log_scale: Tensor, left: Tensor, right: Tensor, counts: Tensor, class_counts: Tensor
+    ) -> None:
+        self.log_scale, self.left, self.right = log_scale, left, right
+        self.counts, self.class_counts = counts, class_counts
+        by_class = (factor.unflatten(-1, (class_counts.shape[1], -1)) for factor in (left, right))
+        left, right = (factor.transpose(2, 3) for factor in by_class)
+        product = right.mT @ left
+        self.factors, self.pivots, _ = torch.linalg.lu_factor_ex(identity_like(product) + product)
+
+    def apply(self, features: Tensor) -> Tensor:
+        """W times features of shape ``(B, G, N, F)``. Cost O(G N R F) per sample."""
+        return self.log_scale.exp() * (features + self.left @ (self.right.mT @ features))
+
+    def solve(self, features: Tensor) -> Tensor:
+        """W^-1 times features of shape ``(B, G, N, F)``. Cost O(G (N + R / S) R F) per sample."""
+        averages = (self.right.mT @ features).unflatten(2, self.factors.shape[2:4])
+        inside = torch.linalg.lu_solve(self.factors, self.pivots, averages).flatten(2, 3)
+        return (features - self.left @ inside) * (-self.log_scale).exp()
+
+    def log_abs_det(self) -> Tensor:
+        """Log-det of :meth:`apply` over all attended features, shape ``(B,)``.
+
+        Cost O(G (N + R / S) R^2 / S) with the factorisation.
+        """
+        of_scale = (self.log_scale.flatten() * self.counts.sum(1)).sum()
+        of_classes = self.factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        return of_scale + (of_classes * self.class_counts).flatten(1).sum(1)
+
+
+def identity_like(matrix: Tensor) -> Tensor:
+    """The identity of the size, dtype and device of square matrices."""
+    return cached_constant(_identity, plain_shape(matrix)[-1], matrix.dtype, device=matrix.device)
+
+
+def eliminate(matrix: Tensor, right: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
+    r"""Solve :math:`W X = Y` with batches of small matrices, and keep the pivots.
+
+    LAPACK factorises a batch of small matrices quickly, but its triangular solves run at a fraction
+    of the speed of a matrix product. Block elimination turns nearly everything into products: with
+
+    .. math::
+        W = \begin{pmatrix} A & B \\ C & D \end{pmatrix}, \qquad S = D - C A^{-1} B, \qquad
+        x_2 = S^{-1} (y_2 - C A^{-1} y_1), \qquad x_1 = A^{-1} y_1 - A^{-1} B\, x_2
+
+    and :math:`\log |\det W| = \log |\det A| + \log |\det S|`. Without pivoting between the blocks
+    this is stable for matrices that are diagonally dominant by rows, as A and S are then as well
+    (with at least the margin of W).
+
+    Args:
+        matrix: W, shape ``(*, N, N)``.
+        right: Y, shape ``(*, N, F)``.
+        dominant: W is diagonally dominant by rows. Any other is factorised as a whole.
+
+    Returns:
+        X, and the pivots of W, shape ``(*, N)``. Their product is, up to the sign, the determinant,
+        and those of a block of a matrix that is block diagonal up to a permutation are that
+        block's.
+    """
+    size, columns = plain_shape(right)[-2:]
+    if size <= _BLOCK or not (dominant and matrix.is_cpu):
+        return _factorise_and_solve(matrix, right)
+    half = size // 2
+    upper, lower = matrix[..., :half, :], matrix[..., half:, :]
+    beside = torch.cat([right[..., :half, :], upper[..., half:]], -1)
+    solved, pivots = eliminate(upper[..., :half], beside, dominant)
+    product = lower[..., :half] @ solved
+    schur = lower[..., half:] - product[..., columns:]
+    x2, schur_pivots = eliminate(schur, right[..., half:, :] - product[..., :columns], dominant)
+    x1 = solved[..., :columns] - solved[..., columns:] @ x2
+    return torch.cat([x1, x2], -2), torch.cat([pivots, schur_pivots], -1)
+
+
+def _factorise_and_solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    factors, exchanges, _ = torch.linalg.lu_factor_ex(matrix)
+    pivots = factors.diagonal(dim1=-2, dim2=-1)
+    size, columns = plain_shape(right)[-2:]
+    if columns <= size:
+        return torch.linalg.lu_solve(factors, exchanges, right), pivots
+    # With more columns than rows, inverting and multiplying is several times faster than solving
+    # for every column, and as accurate.
+    identity = identity_like(matrix).expand_as(matrix)
+    return torch.linalg.lu_solve(factors, exchanges, identity) @ right, pivots
+
+
+def _identity(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.eye(size, dtype=dtype, device=device)
