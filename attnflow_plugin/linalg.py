@@ -15,7 +15,7 @@ block of token n. With :math:`k_n` the number of attended features of token n,
 where :math:`F_p` are the tokens in which feature p is attended.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +23,26 @@ from torch import Tensor
 from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
 from attnflow_plugin.errors import SingularAttentionError
 
-__all__ = ["AttentionMatrix", "LowRankMatrix", "eliminate", "identity_like"]
+__all__ = ["AttentionMatrix", "Factor", "LowRankMatrix", "eliminate", "identity_like"]
 
 #: Matrices up to this size are left to LAPACK, which is as fast there.
 _BLOCK = 16
+
+
+class Factor(Protocol):
+    """An invertible map of a half that is fixed once the other half is known."""
+
+    def apply(self, features: Tensor) -> Tensor:
+        """Map the half."""
+        ...
+
+    def solve(self, features: Tensor) -> Tensor:
+        """Undo :meth:`apply`."""
+        ...
+
+    def log_abs_det(self) -> Tensor:
+        """Log-det of :meth:`apply`, of shape ``(B,)``, or a number that all events share."""
+        ...
 
 
 class AttentionMatrix:

@@ -6,9 +6,9 @@ spatial size of the input, so that one layer serves every resolution.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,36 @@ from torch import Tensor
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = ["MaskKind", "is_same_in_patches", "make_mask", "require_positions"]
+__all__ = ["PATTERNS", "MaskKind", "Pattern", "make_mask", "require_positions"]
 
 MaskKind = Literal["spatial-channel", "spatial", "channel", "random"]
+
+
+class Pattern(NamedTuple):
+    """How one kind of mask is made, and after how many steps along an axis it repeats."""
+
+    build: Callable[[tuple[int, ...], torch.device | str | None], Tensor]  # for a shape (C, *S)
+    channel_period: int | None  # along the channels; None if it does not repeat
+    spatial_period: int | None  # along every spatial axis
+
+    @property
+    def repeats(self) -> bool:
+        """Whether few patterns of channels repeat over all positions."""
+        return self.spatial_period is not None
+
+    def is_same_in_patches(self, shape: Sequence[int], patches: Sequence[int]) -> bool:
+        """Whether every patch surely has the same pattern, told by the sizes alone.
+
+        Args:
+            shape: of the event, ``(C, *S)``.
+            patches: number of patches along every axis of S, or along C if there is no other.
+        """
+        if math.prod(patches) == 1:
+            return True
+        period = self.spatial_period if len(shape) > 1 else self.channel_period
+        sizes = zip(shape[1:] or shape, patches, strict=True)
+        edges = [size // count for size, count in sizes if count > 1]
+        return period is not None and all(edge % period == 0 for edge in edges)
 
 
 def make_mask(
@@ -63,11 +90,11 @@ def make_mask(
         >>> make_mask("spatial-channel", 1, (2, 3)).int().tolist()
         [[[0, 1, 0], [1, 0, 1]]]
     """
-    one_of("make_mask", "kind", kind, get_args(MaskKind))
+    one_of("make_mask", "kind", kind, PATTERNS)
     if len(spatial) > 3:
         raise ShapeError(f"make_mask: expected 0 to 3 spatial axes, found {tuple(spatial)}")
     shape = tuple(positive_int("make_mask", "every size", size) for size in (channels, *spatial))
-    mask = _PATTERNS[kind](shape, device)
+    mask = PATTERNS[kind].build(shape, device)
     return ~mask if flip else mask
 
 
@@ -86,24 +113,6 @@ def require_positions(owner: str, shape: Sequence[int]) -> None:
             f"{owner}: expected events with at least one position, found {tuple(shape)}. Check "
             f"what crops the data in front of this layer"
         )
-
-
-def is_same_in_patches(kind: MaskKind, shape: Sequence[int], patches: Sequence[int]) -> bool:
-    """Whether :func:`make_mask` surely gives every patch the same pattern, told by the sizes alone.
-
-    Args:
-        kind: the pattern.
-        shape: of the event, ``(C, *S)``.
-        patches: number of patches along every axis of S, or along C if there is no other.
-    """
-    if math.prod(patches) == 1:
-        return True
-    if len(shape) == 1:
-        even = shape[0] // patches[0] % 2 == 0
-        return {"spatial-channel": even, "spatial": True}.get(kind, False)
-    edges = [size // count for size, count in zip(shape[1:], patches, strict=True) if count > 1]
-    even = all(edge % 2 == 0 for edge in edges)
-    return {"spatial-channel": even, "spatial": even, "channel": True}.get(kind, False)
 
 
 def _parity(sizes: tuple[int, ...], device: torch.device | str | None) -> Tensor:
@@ -141,9 +150,9 @@ def _random(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor
     return mask.reshape(shape)
 
 
-_PATTERNS: dict[str, Callable[[tuple[int, ...], torch.device | str | None], Tensor]] = {
-    "spatial-channel": _spatial_channel,
-    "spatial": _spatial,
-    "channel": _channel,
-    "random": _random,
+PATTERNS: Mapping[MaskKind, Pattern] = {
+    "spatial-channel": Pattern(_spatial_channel, channel_period=2, spatial_period=2),
+    "spatial": Pattern(_spatial, channel_period=1, spatial_period=2),
+    "channel": Pattern(_channel, channel_period=None, spatial_period=1),
+    "random": Pattern(_random, channel_period=None, spatial_period=None),
 }

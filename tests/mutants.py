@@ -73,18 +73,19 @@ class BatchMixed(IMap):
 class WrongClassForOddPatches(ITrans):
     """Every patch counts as coupled with every other, whatever the parity of its pattern."""
 
-    def _layout(self, event):
-        layout = super()._layout(event)
+    def _layout(self, event, patches):
+        layout = super()._layout(event, patches)
         return layout._replace(coupled=torch.ones_like(layout.coupled))
 
 
 class TransposeLost(ITrans):
     """The inverse solves with the transposed matrix."""
 
-    def _matrix(self, attention, layout):
-        matrix = super()._matrix(attention, layout)
+    def _chain(self, x1):
+        chain = super()._chain(x1)
+        matrix = chain.factors[0].matrix
         matrix.solve = lambda features: torch.linalg.solve(matrix.matrix.mT, features)
-        return matrix
+        return chain
 
 
 class ParityForgotten(ITrans):
@@ -119,8 +120,9 @@ class PassingHalfMoved(ITrans):
 
 
 class _EverythingAttended(AttentionAffine):
-    def forward(self, x1, columns, attention, attended):
-        return super().forward(x1, columns, attention, torch.ones_like(attended))
+    def forward(self, half, attention):
+        everything = half.layout._replace(attended=torch.ones_like(half.layout.attended))
+        return super().forward(half._replace(layout=everything), attention)
 
 
 class SlotsOfAllClasses(ITrans):
@@ -129,8 +131,8 @@ class SlotsOfAllClasses(ITrans):
     def __init__(self, channels):
         super().__init__(channels, rank=2)
 
-    def _layout(self, event):
-        layout = super()._layout(event)
+    def _layout(self, event, patches):
+        layout = super()._layout(event, patches)
         return layout._replace(classes=torch.ones_like(layout.classes))
 
 
@@ -140,8 +142,8 @@ class SlotsCountedAlike(ITrans):
     def __init__(self, channels):
         super().__init__(channels, patches=None, rank=2)
 
-    def _layout(self, event):
-        layout = super()._layout(event)
+    def _layout(self, event, patches):
+        layout = super()._layout(event, patches)
         return layout._replace(class_counts=layout.class_counts[:, :1].expand(-1, 2))
 
 

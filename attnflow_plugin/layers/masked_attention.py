@@ -3,12 +3,12 @@
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from attnflow_plugin.layers.base import Context, InvertibleLayer
-from attnflow_plugin.masks import MaskKind
+from attnflow_plugin.masks import PATTERNS, MaskKind
 from attnflow_plugin.options import boolean, non_negative_int, one_of
 
 __all__ = ["MaskedAttention", "attention_layers"]
@@ -33,7 +33,7 @@ class MaskedAttention(InvertibleLayer):
     def __init__(self, channels: int, mask: MaskKind, flip: bool, context_channels: int) -> None:
         super().__init__(channels)
         name = type(self).__name__
-        self.mask = one_of(name, "mask", mask, get_args(MaskKind))
+        self.mask = one_of(name, "mask", mask, PATTERNS)
         self.flip = boolean(name, "flip", flip)
         self.context_channels = non_negative_int(name, "context_channels", context_channels)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnflow_plugin.constants import cached_constant, in_transform, plain_shape
 from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.masks import MaskKind, is_same_in_patches, make_mask
+from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
 
 __all__ = ["MOST_TOKENS", "Patches", "TokenLayout", "patches_per_axis", "to_tokens", "token_layout"]
 
@@ -120,6 +120,7 @@ class TokenLayout(NamedTuple):
     gather: Tensor  # shape: (N * P,): where each feature of each token lies in the event
     scatter: Tensor  # the inverse permutation
     passing: Tensor  # shape: (N, P): one where a feature passes and zero elsewhere
+    attended: Tensor  # shape: (N, P): one minus that
     coupled: Tensor | None  # shape: (G, N, N), boolean: tokens that are alike; None for all
     classes: Tensor | None  # shape: (S, N), boolean: the same for tokens by class; None for all
     counts: Tensor  # shape: (G, N): attended features of each token
@@ -212,16 +213,18 @@ def _build_layout(
     scatter = _from_tokens(places.reshape(gather.shape), shape, patches)
     scatter = scatter.movedim(0, -1) if channels_last else scatter
     passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)
+    attended = (~passing).to(dtype)
     # Features that fill up the last group count as passing: they are zero on the way in and out.
-    attended = _deal((~passing).to(dtype), groups, channels)[0]
-    counts = attended.sum(-1)
-    alike = is_same_in_patches(mask, shape, patches)
+    dealt = _deal(attended, groups, channels)[0]
+    counts = dealt.sum(-1)
+    alike = PATTERNS[mask].is_same_in_patches(shape, patches)
     classes = None if pairs or alike else _classes(passing[0])
     return TokenLayout(
         gather.flatten(),
         scatter.flatten(),
         passing[0].to(dtype),
-        _coupled(attended) if pairs and not alike else None,
+        attended[0],
+        _coupled(dealt) if pairs and not alike else None,
         classes,
         counts,
         counts[:, :1] if classes is None else (counts[:, None] * classes).amax(-1),

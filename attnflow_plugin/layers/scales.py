@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnflow_plugin.errors import OptionError
 
@@ -30,6 +30,7 @@ __all__ = [
     "LOG_SCALES",
     "LOG_SCALE_BOUND",
     "STACK_WEIGHTS",
+    "Bounded",
     "Init",
     "ScaleMap",
     "ScaleMapName",
@@ -62,6 +63,19 @@ STACK_WEIGHTS = 16.0
 SIGMOID_AMPLITUDE = 0.98
 #: What the supplement adds to every sigmoid, and SRFlow to its own.
 PAPER_FLOOR, SRFLOW_FLOOR = 1e-5, 1e-4
+
+
+class Bounded(nn.Module):
+    """A part of an attention layer that moves no farther from the identity than its bounds let it.
+
+    Attributes:
+        gain_bound: b of weights.
+        scale_bound: of log-scales.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
 
 
 def soft_bound(value: Tensor, bound: float) -> Tensor:

@@ -10,7 +10,7 @@ from attnflow_plugin import ITrans
 from attnflow_plugin.errors import OptionError, ShapeError, SingularAttentionError
 from attnflow_plugin.layers.patches import to_tokens
 from attnflow_plugin.linalg import AttentionMatrix
-from attnflow_plugin.masks import is_same_in_patches, make_mask
+from attnflow_plugin.masks import PATTERNS, make_mask
 from tests.support import randomised
 
 PATCHES = "b c (n1 e1) (n2 e2) -> b (n1 n2) (c e1 e2)"
@@ -88,8 +88,8 @@ def test_parameter_count(heads, init, scalars_per_head):
 
 def matrix_of(layer, x):
     """The matrices W of a batch, shape (B, groups, N, N)."""
-    layout, _, _ = layer._halves(x)
-    return layer._matrix(layer.attention(x), layout).matrix
+    half, _ = layer._halves(x, None)
+    return layer.mixing.matrix("", layer._attention(half), half.layout).matrix
 
 
 def jacobian_matrix_of_a_feature(layer, x, channel):
@@ -176,7 +176,7 @@ def test_masks_that_are_the_same_in_every_patch_are_known_by_their_sizes(
 ):
     tokens = to_tokens(make_mask(kind, shape[0], shape[1:], flip)[None], patches)[0]
     alike = bool((tokens == tokens[:1]).all())
-    assert is_same_in_patches(kind, shape, patches) == alike
+    assert PATTERNS[kind].is_same_in_patches(shape, patches) == alike
 
 
 def test_one_head_may_use_the_whole_bound():

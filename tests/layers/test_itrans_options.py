@@ -132,19 +132,20 @@ def test_gains_have_signs_and_share_the_bound():
         layer.mixing.gain.copy_(torch.tensor([3.0, -2.0]))
     x = torch.randn(1, 3, 4, 4)
     first, second = layer.attention(x)[0]
-    layout, _, _ = layer._halves(x)
+    half, _ = layer._halves(x, None)
     expected = torch.eye(4) + 0.5 * (3 * first - 2 * second) / (0.5 / 0.95 + 5)
-    torch.testing.assert_close(layer._matrix(layer.attention(x), layout).matrix[0, 0], expected)
+    matrix = layer.mixing.matrix("", layer._attention(half), half.layout).matrix
+    torch.testing.assert_close(matrix[0, 0], expected)
 
 
 def condition_number(layers, x):
     """Of the map of a stack with the attention weights of one event, in the maximum norm."""
     shape, total = x.shape[1:], torch.eye(x.numel(), dtype=x.dtype)
     for layer in layers:
-        layout, x1, _ = layer._halves(x)
-        chain = layer._chain(x1, x, layout, None)
-        _, basis1, basis2 = layer._halves(total.mT.reshape(-1, *shape))
-        total = layout.join(basis1 + chain.apply(basis2), shape).flatten(1).mT
+        half, _ = layer._halves(x, None)
+        basis1, basis2 = layer._halves(total.mT.reshape(-1, *shape), None)
+        mapped = basis1.tokens + layer._chain(half).apply(basis2)
+        total = half.layout.join(mapped, shape).flatten(1).mT
         x, _ = layer.to_latent(x)
     norms = [matrix.abs().sum(1).max() for matrix in (total, torch.linalg.inv(total))]
     return (norms[0] * norms[1]).item()

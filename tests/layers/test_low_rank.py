@@ -1,6 +1,7 @@
 """Low-rank attention against the dense matrices that it stands for."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +64,8 @@ def both_matrices(name, groups):
     if groups == 1:
         mixed = mixed.sum(1, keepdim=True)
     dense = AttentionMatrix(log_scale.exp() * (identity_like(mixed) + mixed), coupled, counts)
-    return weights.matrix(GAINS, log_scale, counts, class_counts), dense
+    layout = SimpleNamespace(counts=counts, class_counts=class_counts)
+    return weights.combined(GAINS, log_scale, layout), dense
 
 
 @each_case
@@ -128,13 +130,12 @@ def test_layer_equals_the_dense_matrix_of_its_attention(options):
     if "head_mode" not in options:
         mixed = mixed.sum(1, keepdim=True)
     matrix = layer.mixing.log_scales(x).exp() * (identity_like(mixed) + mixed)
-    layout = layer._layout(x)
-    tokens = layout.cut(x)
-    attended = tokens * (1 - layout.passing)
+    half, attended = layer._halves(x, None)
+    layout = half.layout
     # The layer's own attention is zero between the classes: only the diagonal is left to restrict.
     dense = AttentionMatrix(matrix, None, layout.counts)
     expected = layout.join(
-        tokens - attended + layout.collect(dense.apply(layout.deal(attended))), x.shape[1:]
+        half.tokens + layout.collect(dense.apply(layout.deal(attended))), x.shape[1:]
     )
     torch.testing.assert_close(layer.to_latent(x)[0], expected, rtol=0, atol=1e-10)
 
@@ -239,7 +240,9 @@ def test_float32_of_many_tokens_and_extreme_parameters(tokens, scale):
             columns.to(dtype), (tokens,), torch.ones(2, 1, 1).to(dtype), None
         )
         log_scale = torch.full((1, 1, 1), 0.3, dtype=dtype)
-        return weights.matrix(gains.to(dtype), log_scale, counts.to(dtype), counts[:, :1].to(dtype))
+        of_tokens = counts.to(dtype)
+        layout = SimpleNamespace(counts=of_tokens, class_counts=of_tokens[:, :1])
+        return weights.combined(gains.to(dtype), log_scale, layout)
 
     single, exact = matrix(torch.float32), matrix(torch.float64)
     # The constant part, N log c, is exact up to one rounding.

@@ -3,6 +3,7 @@ r"""Second-order attention as the net of a masked affine coupling."""
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,14 @@ __all__ = ["AttentionCoupling"]
 
 #: The default bound of shifts, in units of that of log-scales: 8 for a single layer.
 SHIFT_TO_SCALE = 4.0
+
+
+class _Layout(NamedTuple):
+    """What follows from the shape of an event and the options alone."""
+
+    halves: Halves
+    windows: Windows
+    only_passing_seen: bool  # tokens are coordinates that pass or not, all in one window
 
 
 class AttentionCoupling(MaskedAttention):
@@ -185,10 +194,10 @@ class AttentionCoupling(MaskedAttention):
 
         Where only passing coordinates are seen, the columns of the others are zero.
         """
-        windows = self._windows(event)
-        features = self._embed(event, self._seen(event, context))
-        if self._only_passing_seen(event, windows):
-            allowed = self._halves(event).passing.bool().expand(1, self.channels, -1)
+        layout = self._layout(event)
+        windows, features = layout.windows, self._embed(event, self._seen(event, context), layout)
+        if layout.only_passing_seen:
+            allowed = layout.halves.passing.bool().expand(1, self.channels, -1)
             windows = windows._replace(allowed=allowed)
         return self.attend.weights(features, windows)
 
@@ -202,35 +211,30 @@ class AttentionCoupling(MaskedAttention):
 
     def _affine(self, event: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-scale and shift of every entry, zero where it passes."""
-        raw_scale, raw_shift = self._raw(event, context).unbind(1)
-        attended = self._halves(event).attended
+        layout = self._layout(event)
+        raw_scale, raw_shift = self._raw(event, context, layout).unbind(1)
+        attended = layout.halves.attended
         shift = raw_shift
         if self.shift_bound < math.inf:
             shift = soft_bound(raw_shift, self.shift_bound)
         return soft_bound(raw_scale, self.scale_bound) * attended, shift * attended
 
-    def _raw(self, event: Tensor, context: Tensor | None) -> Tensor:
+    def _raw(self, event: Tensor, context: Tensor | None, layout: _Layout) -> Tensor:
         """Log-scale and shift before they are bounded, ``(B, 2, C, *S)``."""
-        windows = self._windows(event)
         seen = self._seen(event, context)
-        net: RowNet = partial(self._raw_of_positions, windows=windows)
+        net: RowNet = partial(self._raw_of_positions, layout=layout)
         if event.ndim > 2:
             return net(event, seen)
-        if self._only_passing_seen(event, windows):
+        if layout.only_passing_seen:
             net = self._vector_net(event).raw
-        scores = self.heads * plain_shape(windows.tokens)[1]
+        scores = self.heads * plain_shape(layout.windows.tokens)[1]
         return by_rows(net, self.channels * max(self._vector_width, scores), event, seen)
 
-    def _raw_of_positions(self, event: Tensor, seen: Tensor | None, windows: Windows) -> Tensor:
+    def _raw_of_positions(self, event: Tensor, seen: Tensor | None, layout: _Layout) -> Tensor:
         """The net where every position sees all others, or those in its window."""
-        features = self._embed(event, seen)
-        features = F.elu(features + self.attend(features, windows))
+        features = self._embed(event, seen, layout)
+        features = F.elu(features + self.attend(features, layout.windows))
         return self._out(features, event).to(event.dtype)
-
-    def _only_passing_seen(self, event: Tensor, windows: Windows) -> bool:
-        """Whether tokens are whole coordinates that pass or not, all in one window."""
-        alone = windows.gather is None and windows.allowed is None
-        return event.ndim == 2 and alone and self._coordinates.both
 
     def _vector_net(self, event: Tensor) -> VectorNet:
         """The net where tokens are coordinates."""
@@ -259,15 +263,14 @@ class AttentionCoupling(MaskedAttention):
         maps = maps.unsqueeze(-1) if event.ndim == 2 else maps
         return per_position(maps, self._in_use(self.context_embedding, event), self.kernel)
 
-    def _embed(self, event: Tensor, seen: Tensor | None) -> Tensor:
+    def _embed(self, event: Tensor, seen: Tensor | None, layout: _Layout) -> Tensor:
         """Features of all positions, from the passing half, ``(B, n, width)``."""
-        halves = self._halves(event)
-        passing = event * halves.passing
+        passing = event * layout.halves.passing
         if event.ndim == 2:
             passing = passing * vector_scale(self.channels)
         embedded = per_position(passing, self._in_use(self.embedding, event), self.kernel)
         colours = self._in_use(self.colour_embedding, event)
-        embedded = embedded + per_position(halves.colours, colours, self.kernel)
+        embedded = embedded + per_position(layout.halves.colours, colours, self.kernel)
         if seen is not None:
             embedded = embedded + seen
         return F.elu(embedded + self._in_use(self.offset, event).to(event.dtype))
@@ -286,14 +289,15 @@ class AttentionCoupling(MaskedAttention):
         raw = F.linear(features, weight.flatten(0, 1), offset.flatten())
         return raw.mT.reshape(event.shape[0], 2, *event.shape[1:])
 
-    def _halves(self, event: Tensor) -> Halves:
-        sizes = (self.mask, plain_shape(event)[1:], self.flip, event.dtype)
-        return cached_constant(build_halves, *sizes, device=event.device)
-
-    def _windows(self, event: Tensor) -> Windows:
-        """How the positions make tokens, and those make windows."""
+    def _layout(self, event: Tensor) -> _Layout:
+        """How the positions make tokens, those make windows, and which entries pass."""
         name, shape = type(self).__name__, plain_shape(event)[1:]
         require_positions(name, shape)
         patches = None if self.patches is None else patches_per_axis(name, self.patches, shape)
         grid = shape[1:] or shape  # The coordinates of a vector are a sequence.
-        return token_windows(name, grid, patches, self.window, self.flip, event.device)
+        windows = token_windows(name, grid, patches, self.window, self.flip, event.device)
+        sizes = (self.mask, shape, self.flip, event.dtype)
+        halves = cached_constant(build_halves, *sizes, device=event.device)
+        alone = windows.gather is None and windows.allowed is None
+        only_passing_seen = event.ndim == 2 and alone and self._coordinates.both
+        return _Layout(halves, windows, only_passing_seen)

@@ -2,7 +2,7 @@ r"""The map of the attended half as a chain of invertible factors: V, W, and sca
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,43 +10,26 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.itrans.weights import SlotWeights
+from attnflow_plugin.layers.itrans.weights import AttentionWeights, PassingHalf
 from attnflow_plugin.layers.patches import TokenLayout
 from attnflow_plugin.layers.scales import (
-    GAIN_BOUND,
     LOG_SCALE_BOUND,
+    Bounded,
     bounded_sum,
     log_scale_bound,
     soft_bound,
 )
-from attnflow_plugin.linalg import identity_like
-from attnflow_plugin.masks import MaskKind, make_mask
+from attnflow_plugin.linalg import Factor, identity_like
+from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
 
 __all__ = [
     "AttentionAffine",
     "ChannelMatrix",
     "EntrywiseAffine",
-    "Factor",
     "FactorChain",
     "TokenMatrix",
     "ValueMixing",
 ]
-
-
-class Factor(Protocol):
-    """An invertible map of a half that is fixed once the other half is known."""
-
-    def apply(self, features: Tensor) -> Tensor:
-        """Map the half."""
-        ...
-
-    def solve(self, features: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
-        ...
-
-    def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply`, of shape ``(B,)``, or a number that all events share."""
-        ...
 
 
 class TokenMatrix(NamedTuple):
@@ -114,7 +97,7 @@ class ChannelMatrix(NamedTuple):
         return self.log_det
 
 
-class ValueMixing(nn.Module):
+class ValueMixing(Bounded):
     r"""The matrix :math:`V = L U`, which mixes the channels that are attended at a position.
 
     .. math::
@@ -148,13 +131,12 @@ class ValueMixing(nn.Module):
 
     def __init__(self, owner: str, channels: int, mask: MaskKind, flip: bool) -> None:
         super().__init__()
-        if mask == "random":
+        if not PATTERNS[mask].repeats:
             raise OptionError(
                 f"{owner}: expected a mask with a pattern of channels for value_mixing, found "
-                f'"random"'
+                f'"{mask}"'
             )
         self.channels, self.mask, self.flip = channels, mask, flip
-        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
         count = int(_together(channels, mask, flip, torch.device("cpu")).sum())
         self.entries = nn.Parameter(torch.zeros(count))
 
@@ -222,7 +204,7 @@ class EntrywiseAffine(NamedTuple):
         return self.log_scale.flatten(1).sum(1)
 
 
-class AttentionAffine(nn.Module):
+class AttentionAffine(Bounded):
     r"""Scale :math:`D = e^s` and shift t of every attended entry, by a 1x1 convolution.
 
     .. math::
@@ -242,26 +224,17 @@ class AttentionAffine(nn.Module):
 
     def __init__(self, channels: int, heads: int, context_channels: int) -> None:
         super().__init__()
-        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
         shape = (channels, (1 + heads) * channels + context_channels)
         self.scale = nn.Parameter(torch.zeros(shape))
         self.scale_offset = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.zeros(shape))
         self.shift_offset = nn.Parameter(torch.zeros(channels))
 
-    def forward(
-        self, x1: Tensor, columns: Tensor, attention: Tensor | SlotWeights, attended: Tensor
-    ) -> EntrywiseAffine:
-        """The parameters of all entries, zero where they pass.
-
-        Args:
-            x1: tokens of the passing half, ``(B, N, P)``.
-            columns: passing channels, and context, at each position, ``(B, n, C + K)``.
-            attention: A, ``(B, H, N, N)``, or its factors.
-            attended: one where a feature is attended and zero elsewhere, ``(N, P)``.
-        """
+    def forward(self, half: PassingHalf, attention: AttentionWeights) -> EntrywiseAffine:
+        """The parameters of all entries, zero where they pass; A gathers of the passing half."""
+        x1, columns = half.tokens, half.columns
         dtype = x1.dtype
-        gathered = _gathered(attention, x1).flatten(2).unflatten(2, (columns.shape[1], -1))
+        gathered = attention.gathered(x1).flatten(2).unflatten(2, (columns.shape[1], -1))
         inputs = torch.cat([columns, *gathered.unbind(1)], -1)
         # Two products and not the halves of one: where the gradients of the halves are put together
         # again, the default compiler of torch 2.13 gets them wrong on a CPU.
@@ -270,12 +243,5 @@ class AttentionAffine(nn.Module):
         shift = bounded_sum(self.shift.to(dtype), slopes, -1, LOG_SCALE_BOUND)
         shifts = F.linear(inputs, shift, self.shift_offset.to(dtype))
         log_scale = soft_bound(raw.reshape(x1.shape), self.scale_bound)
+        attended = half.layout.attended
         return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)
-
-
-def _gathered(attention: Tensor | SlotWeights, x1: Tensor) -> Tensor:
-    """What every head gathers, ``(B, H, N, P)``."""
-    if isinstance(attention, SlotWeights):
-        return attention @ x1.unsqueeze(1)
-    # Heads as rows of one product: to broadcast x1 over them would copy it.
-    return (attention.flatten(1, 2) @ x1).unflatten(1, attention.shape[1:3])

@@ -1,7 +1,8 @@
 r"""Second-order attention: patches mixed by a transformer's attention matrix."""
 
 import math
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,18 @@ from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.dot_product import RelativePositionBias
 from attnflow_plugin.layers.itrans.factors import (
     AttentionAffine,
-    Factor,
     FactorChain,
     TokenMatrix,
     ValueMixing,
 )
-from attnflow_plugin.layers.itrans.mixing import BoundedMixing, HeadMode, mixing_for
+from attnflow_plugin.layers.itrans.mixing import Activation, BoundedMixing, HeadMode, mixing_for
 from attnflow_plugin.layers.itrans.weights import (
+    AttentionWeights,
+    DenseWeights,
     LowRankAttention,
-    SlotWeights,
+    PassingHalf,
     dot_products,
     require_low_rank_options,
-    vector_dot_products,
 )
 from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import (
@@ -34,18 +35,17 @@ from attnflow_plugin.layers.patches import (
 )
 from attnflow_plugin.layers.scales import (
     STACK_WEIGHTS,
+    Bounded,
     Init,
     gain_bound_in,
     log_scale_bound,
     shared_bound,
 )
-from attnflow_plugin.linalg import AttentionMatrix, LowRankMatrix
-from attnflow_plugin.masks import MaskKind, require_positions
+from attnflow_plugin.linalg import Factor
+from attnflow_plugin.masks import PATTERNS, MaskKind, require_positions
 from attnflow_plugin.options import one_of, positive_int, sizes_per_axis
 
 __all__ = ["ITrans"]
-
-Activation = Literal["softmax", "sigmoid"]
 
 
 class ITrans(MaskedAttention):
@@ -205,8 +205,8 @@ class ITrans(MaskedAttention):
             self._set_bounds(shared_bound(layers, STACK_WEIGHTS), scale_bound)
 
     def _set_bounds(self, gain_bound: float, scale_bound: float) -> None:
-        for part in (self.mixing, self.value_mixing, self.affine):
-            if isinstance(part, (BoundedMixing, ValueMixing, AttentionAffine)):
+        for part in self.children():
+            if isinstance(part, Bounded):
                 part.gain_bound, part.scale_bound = gain_bound, scale_bound
 
     def extra_repr(self) -> str:
@@ -220,108 +220,70 @@ class ITrans(MaskedAttention):
 
     def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
         """The attention weights A between patches, ``(B, heads, N, N)``; rows are queries."""
-        layout, x1, _ = self._halves(event)
-        attention = self._attention(x1, self._columns(x1, event, context), event, layout)
-        return attention.dense() if isinstance(attention, SlotWeights) else attention
+        x1, _ = self._halves(event, context)
+        return self._attention(x1).dense()
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        layout, x1, x2 = self._halves(x)
-        chain = self._chain(x1, x, layout, context)
+        x1, x2 = self._halves(x, context)
+        chain = self._chain(x1)
         # Rows of passing features are zero in x2 and stay so: the sum puts the halves together.
-        return layout.join(x1 + chain.apply(x2), plain_shape(x)[1:]), chain.log_abs_det()
+        z = x1.layout.join(x1.tokens + chain.apply(x2), plain_shape(x)[1:])
+        return z, chain.log_abs_det()
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        layout, z1, z2 = self._halves(z)
-        chain = self._chain(z1, z, layout, context)
-        return layout.join(z1 + chain.solve(z2), plain_shape(z)[1:]), -chain.log_abs_det()
+        z1, z2 = self._halves(z, context)
+        chain = self._chain(z1)
+        x = z1.layout.join(z1.tokens + chain.solve(z2), plain_shape(z)[1:])
+        return x, -chain.log_abs_det()
 
-    def _halves(self, event: Tensor) -> tuple[TokenLayout, Tensor, Tensor]:
-        """The layout, and the tokens of both halves with zeros at the entries of the other."""
-        layout = self._layout(event)
+    def _halves(self, event: Tensor, context: Tensor | None) -> tuple[PassingHalf, Tensor]:
+        """The passing half and the tokens of the other one, with zeros in place of the passing."""
+        name, shape = type(self).__name__, plain_shape(event)[1:]
+        require_positions(name, shape)
+        # With the paper's layers it is 2, which need not divide.
+        has_auto = self.init != "paper"
+        patches = patches_per_axis(name, self.patches, shape, has_auto=has_auto)
+        layout = self._layout(event, patches)
         tokens = layout.cut(event)
         x1 = tokens * layout.passing
-        return layout, x1, tokens - x1
-
-    def _chain(
-        self, x1: Tensor, event: Tensor, layout: TokenLayout, context: Tensor | None
-    ) -> FactorChain:
-        """V, W, and then scale and shift, from the tokens of the passing half."""
-        columns = self._columns(x1, event, context)
-        attention = self._attention(x1, columns, event, layout)
-        factors: list[Factor] = [TokenMatrix(self._matrix(attention, layout), layout)]
-        if self.value_mixing is not None:
-            factors.insert(0, self.value_mixing(1 - layout.passing))
-        if self.affine is not None:
-            factors.append(self.affine(x1, columns, attention, 1 - layout.passing))
-        return FactorChain(factors)
-
-    def _matrix(
-        self, attention: Tensor | SlotWeights, layout: TokenLayout
-    ) -> AttentionMatrix | LowRankMatrix:
-        """The matrices W of all groups, from the attention weights."""
-        if isinstance(attention, SlotWeights):
-            gains, log_scale = (
-                of_heads(layout.counts)
-                for of_heads in (self._bounded_mixing().gains, self._bounded_mixing().log_scales)
-            )
-            return attention.matrix(gains, log_scale, layout.counts, layout.class_counts)
-        weights = self.mixing(attention)
-        groups, own = plain_shape(layout.counts)[0], plain_shape(weights)[1]
-        if groups > own:
-            weights = weights.repeat_interleave(groups // own, dim=1)
-        bounded = isinstance(self.mixing, BoundedMixing)
-        matrix = AttentionMatrix(weights, layout.coupled, layout.counts, dominant=bounded)
-        if self.init == "paper":
-            matrix.require_nonsingular(type(self).__name__)
-        return matrix
-
-    def _columns(self, x1: Tensor, event: Tensor, context: Tensor | None) -> Tensor:
-        """Passing channels, and context, at each position in the order of tokens, ``(B, n, C+K)``.
-
-        A vector has one position.
-        """
         columns = x1.flatten(1).unflatten(1, (-1, self.channels))
-        seen = context_at(type(self).__name__, context, self.context_channels, event)
-        if seen is None:
-            return columns
-        if event.ndim > 2:
-            seen = to_tokens(seen, self._patches(event)).flatten(1)
-        return torch.cat([columns, seen.unflatten(1, (-1, self.context_channels))], 2)
+        seen = context_at(name, context, self.context_channels, event)
+        if seen is not None:
+            if event.ndim > 2:
+                seen = to_tokens(seen, patches).flatten(1)
+            columns = torch.cat([columns, seen.unflatten(1, (-1, self.context_channels))], 2)
+        return PassingHalf(x1, columns, patches, layout, event.ndim == 2), tokens - x1
 
-    def _attention(
-        self, x1: Tensor, columns: Tensor, event: Tensor, layout: TokenLayout
-    ) -> Tensor | SlotWeights:
-        """The attention weights A, ``(B, H, N, N)``, or what they are the product of."""
-        if self.slots is not None:
-            patches = self._patches(event)
-            return self.slots(
-                columns, patches, self._bounded_mixing().sharpness(x1), layout.classes
-            )
-        bias = None
-        if self.position_bias is not None:
-            bias = self.position_bias(self._patches(event), x1.dtype)
-        query, key = self.query.to(x1.dtype), self.key.to(x1.dtype)
-        of_kind = vector_dot_products if event.ndim == 2 else dot_products
-        return self.mixing.attention(*of_kind(query, key, columns, x1.shape[1]), bias)
-
-    def _bounded_mixing(self) -> BoundedMixing:
-        assert isinstance(self.mixing, BoundedMixing)  # The slots go with no other.
-        return self.mixing
-
-    def _layout(self, event: Tensor) -> TokenLayout:
-        shape = plain_shape(event)[1:]
-        require_positions(type(self).__name__, shape)
-        patches = self._patches(event)
+    def _layout(self, event: Tensor, patches: Sequence[int]) -> TokenLayout:
         groups = self.heads if self.head_mode == "concat" else 1
-        if self.mask == "random":
+        if not PATTERNS[self.mask].repeats:
             # No two features need share a pattern, so each one has a group of its own.
-            groups *= -(-(shape.numel() // math.prod(patches)) // groups)
+            size = plain_shape(event)[1:].numel()
+            groups *= -(-(size // math.prod(patches)) // groups)
         return token_layout(self.mask, event, self.flip, patches, groups, self.slots is None)
 
-    def _patches(self, event: Tensor) -> list[int]:
-        shape = plain_shape(event)[1:]
-        has_auto = self.init != "paper"  # There it is 2, which need not divide.
-        return patches_per_axis(type(self).__name__, self.patches, shape, has_auto=has_auto)
+    def _chain(self, x1: PassingHalf) -> FactorChain:
+        """V, W, and then scale and shift, from the passing half."""
+        attention, layout = self._attention(x1), x1.layout
+        matrix = self.mixing.matrix(type(self).__name__, attention, layout)
+        factors: list[Factor] = [TokenMatrix(matrix, layout)]
+        if self.value_mixing is not None:
+            factors.insert(0, self.value_mixing(layout.attended))
+        if self.affine is not None:
+            factors.append(self.affine(x1, attention))
+        return FactorChain(factors)
+
+    def _attention(self, x1: PassingHalf) -> AttentionWeights:
+        dtype = x1.tokens.dtype
+        if self.slots is not None:
+            assert isinstance(self.mixing, BoundedMixing)  # The slots go with no other.
+            sharpness = self.mixing.sharpness(x1.tokens)
+            return self.slots(x1.columns, x1.patches, sharpness, x1.layout.classes)
+        bias = None
+        if self.position_bias is not None:
+            bias = self.position_bias(x1.patches, dtype)
+        scores, features = dot_products(self.query.to(dtype), self.key.to(dtype), x1)
+        return DenseWeights(self.mixing.attention(scores, features, bias))
 
 
 def _patches_option(owner: str, patches: Patches, init: Init) -> Patches:

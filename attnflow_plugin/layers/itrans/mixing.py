@@ -9,21 +9,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.layers.itrans.weights import AttentionWeights, matrix_of_groups
+from attnflow_plugin.layers.patches import TokenLayout
 from attnflow_plugin.layers.scales import (
-    GAIN_BOUND,
     LOG_SCALE_BOUND,
+    Bounded,
     Init,
     bounded_sum,
     soft_bound,
 )
-from attnflow_plugin.linalg import identity_like
+from attnflow_plugin.linalg import Factor, identity_like
 
-__all__ = ["BoundedMixing", "HeadMode", "RawMixing", "mixing_for"]
+__all__ = ["Activation", "BoundedMixing", "HeadMode", "RawMixing", "mixing_for"]
 
+Activation = Literal["softmax", "sigmoid"]
 HeadMode = Literal["sum", "concat"]
 
 
-class BoundedMixing(nn.Module):
+class BoundedMixing(Bounded):
     r"""The matrix :math:`W = c\,(I + \sum_h a_h A_h)` with :math:`\sum_h |a_h| < b`.
 
     Every gain :math:`a_h` has a sign of its own. Every row of :math:`|A_h|` sums to at most one,
@@ -33,11 +36,10 @@ class BoundedMixing(nn.Module):
     / 0.95`, or less in a deep model. All scalars start at zero, which makes W the identity.
     """
 
-    def __init__(self, heads: int, head_mode: HeadMode, activation: str) -> None:
+    def __init__(self, heads: int, head_mode: HeadMode, activation: Activation) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Activation = activation
         self.sum_heads = head_mode == "sum" and heads > 1
-        self.gain_bound, self.scale_bound = GAIN_BOUND, LOG_SCALE_BOUND
         self.gain = nn.Parameter(torch.zeros(heads))
         self.log_temperature = nn.Parameter(torch.zeros(heads))
         self.log_scale = nn.Parameter(torch.zeros(1 if self.sum_heads else heads))
@@ -55,20 +57,14 @@ class BoundedMixing(nn.Module):
             bias: added to the scores once they are divided, ``(H, N, N)``.
         """
         scores = scores * (self.sharpness(scores) / features**0.5)
-        if bias is not None:
-            scores = scores + bias
-        if self.activation == "softmax":
-            return torch.softmax(scores, dim=-1)
-        return torch.sigmoid(scores) / scores.shape[-1]
+        weights = _normalised(scores, bias, self.activation)
+        return weights if self.activation == "softmax" else weights / scores.shape[-1]
 
-    def forward(self, attention: Tensor) -> Tensor:
-        """The matrix W from attention weights."""
-        gains, identity = self.gains(attention), identity_like(attention)
-        if self.sum_heads:
-            matrix = identity + (gains * attention).sum(1, keepdim=True)
-        else:
-            matrix = torch.addcmul(identity, gains, attention)
-        return self.log_scales(attention).exp() * matrix
+    def matrix(self, owner: str, attention: AttentionWeights, layout: TokenLayout) -> Factor:
+        """The matrices W of all groups; ``owner`` needs no error, they have inverses."""
+        del owner
+        gains, log_scale = self.gains(layout.counts), self.log_scales(layout.counts)
+        return attention.combined(gains, log_scale, layout)
 
     def sharpness(self, like: Tensor) -> Tensor:
         """What scores are multiplied by, in the dtype of ``like``, ``(H, 1, 1)``."""
@@ -91,9 +87,9 @@ class RawMixing(nn.Module):
     Neither d nor the offset o is bounded: training may move W through a singularity.
     """
 
-    def __init__(self, heads: int, head_mode: HeadMode, activation: str) -> None:
+    def __init__(self, heads: int, head_mode: HeadMode, activation: Activation) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Activation = activation
         self.sum_heads = head_mode == "sum" and heads > 1
         self.temperature = nn.Parameter(torch.ones(heads))
         self.offset = nn.Parameter(torch.full((1 if self.sum_heads else heads,), 1.01))
@@ -102,25 +98,35 @@ class RawMixing(nn.Module):
         """Attention weights A of the supplement; ``features`` is not used."""
         del features
         scores = scores / _per_head(self.temperature, scores)
-        if bias is not None:
-            scores = scores + bias
-        if self.activation == "softmax":
-            return torch.softmax(scores, dim=-1)
-        return torch.sigmoid(scores)
+        return _normalised(scores, bias, self.activation)
 
-    def forward(self, attention: Tensor) -> Tensor:
-        """The matrix W from attention weights."""
+    def matrix(self, owner: str, attention: AttentionWeights, layout: TokenLayout) -> Factor:
+        """The matrices W of all groups.
+
+        Raises:
+            SingularAttentionError: one has become singular.
+        """
+        weights = attention.dense()
         if self.sum_heads:
-            attention = attention.sum(1, keepdim=True)
-        return attention + _per_head(self.offset, attention) * identity_like(attention)
+            weights = weights.sum(1, keepdim=True)
+        weights = weights + _per_head(self.offset, weights) * identity_like(weights)
+        matrix = matrix_of_groups(weights, layout, dominant=False)
+        matrix.require_nonsingular(owner)
+        return matrix
 
 
 def mixing_for(
-    heads: int, head_mode: HeadMode, activation: str, init: Init
+    heads: int, head_mode: HeadMode, activation: Activation, init: Init
 ) -> BoundedMixing | RawMixing:
     """The mixing that options ask for."""
     mixing = BoundedMixing if init == "identity" else RawMixing
     return mixing(heads, head_mode, activation)
+
+
+def _normalised(scores: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+    if bias is not None:
+        scores = scores + bias
+    return torch.softmax(scores, dim=-1) if activation == "softmax" else torch.sigmoid(scores)
 
 
 def _per_head(parameter: Tensor, like: Tensor) -> Tensor:

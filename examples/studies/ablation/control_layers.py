@@ -11,7 +11,7 @@ from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.layers import AttentionCoupling, InvertibleLayer
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.conditioner import affine_parameters
-from attnflow_plugin.layers.patches import TokenLayout
+from attnflow_plugin.layers.itrans.weights import DenseWeights, PassingHalf
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.masks import make_mask
 from attnflow_plugin.normflows import IMap, ITrans
@@ -151,12 +151,12 @@ class StaticMixing(ITrans):
         super().__init__(channels, position_bias=True, **options)
         del self.query, self.key
 
-    def _attention(self, x1: Tensor, columns: Tensor, event: Tensor, layout: TokenLayout) -> Tensor:
-        del columns, layout
+    def _attention(self, x1: PassingHalf) -> DenseWeights:
         assert self.position_bias is not None  # As in __init__.
-        bias = self.position_bias(self._patches(event), x1.dtype)
-        no_scores = torch.zeros_like(bias).expand(len(x1), *bias.shape)
-        return self.mixing.attention(no_scores, 1, bias)
+        tokens = x1.tokens
+        bias = self.position_bias(x1.patches, tokens.dtype)
+        no_scores = torch.zeros_like(bias).expand(len(tokens), *bias.shape)
+        return DenseWeights(self.mixing.attention(no_scores, 1, bias))
 
 
 def count_parameters(module: nn.Module) -> int:
