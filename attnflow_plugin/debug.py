@@ -28,7 +28,7 @@ def raise_on_non_finite() -> Iterator[None]:
         NonFiniteError: a layer of this package is given NaN or infinity, or makes it of finite
             data; the message names the layer, the direction and the first such row.
 
-    Example:
+    Examples:
         >>> from attnflow_plugin import IMap
         >>> with raise_on_non_finite():
         ...     IMap(2).to_latent(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]))
@@ -45,7 +45,7 @@ infinity in 1 of 2 rows, the first of them row 1
 
 
 def require_finite(layer: object, direction: str, name: str, *tensors: Tensor) -> None:
-    """Raise where a row of a batch is not finite, if :func:`raise_on_non_finite` is active.
+    """Raise where a row of a batch is not finite, if `raise_on_non_finite` is active.
 
     Args:
         layer: whose class the error names.

@@ -1,4 +1,4 @@
-"""The exceptions of the package; every one can be caught as :class:`AttnFlowError`."""
+"""The exceptions of the package; every one can be caught as `AttnFlowError`."""
 
 __all__ = [
     "AttnFlowError",

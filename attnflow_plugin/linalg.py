@@ -1,18 +1,20 @@
-r"""The matrices that attention makes: apply, solve and :math:`\log|\det|`.
+r"""The matrices that attention makes: apply, solve and $\log|\det|$.
 
-Tokens are numbered :math:`n = 1..N`; a group holds the features that share one matrix W. Where
-every attended feature is attended in all tokens, :math:`\sum_p \log |\det W[F_p, F_p]|` is the
-number of attended features times :math:`\log |\det W|`.
+Tokens are numbered $n = 1..N$; a group holds the features that share one matrix W. Where every
+attended feature is attended in all tokens, $\sum_p \log |\det W[F_p, F_p]|$ is the number of
+attended features times $\log |\det W|$.
 
 Elsewhere W only couples tokens of a group that are *alike*, that is, in which the same features are
 attended. The classes of such tokens are disjoint, so W is block diagonal up to a permutation and
 everything follows from one LU factorisation: partial pivoting stays inside a block, because the
-other blocks are exactly zero in that column, and hence the pivot :math:`U_{nn}` belongs to the
-block of token n. With :math:`k_n` the number of attended features of token n,
+other blocks are exactly zero in that column, and hence the pivot $U_{nn}$ belongs to the block of
+token n. With $k_n$ the number of attended features of token n,
 
-.. math:: \sum_p \log |\det W[F_p, F_p]| = \sum_n k_n \log |U_{nn}|
+$$
+\sum_p \log |\det W[F_p, F_p]| = \sum_n k_n \log |U_{nn}|
+$$
 
-where :math:`F_p` are the tokens in which feature p is attended.
+where $F_p$ are the tokens in which feature p is attended.
 """
 
 from typing import Any, Protocol
@@ -37,11 +39,11 @@ class Factor(Protocol):
         ...
 
     def solve(self, features: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
+        """Undo `apply`."""
         ...
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply`, of shape ``(B,)``, or a number that all events share."""
+        """Log-det of `apply`, of shape ``(B,)``, or a number that all events share."""
         ...
 
 
@@ -75,7 +77,7 @@ class AttentionMatrix:
         return solution
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply` over all attended features, shape ``(B,)``. Cost O(G N^3)."""
+        """Log-det of `apply` over all attended features, shape ``(B,)``. Cost O(G N^3)."""
         # A trace is checked without gradients, and must not depend on them.
         if self._pivots is None and (self.matrix.requires_grad or torch.jit.is_tracing()):
             if in_plain_eager():
@@ -110,7 +112,7 @@ class AttentionMatrix:
 
 
 class _LogAbsDet(torch.autograd.Function):
-    r"""The weighted log-det with its gradient :math:`\mathrm{diag}(k)\, W^{-T}`.
+    r"""The weighted log-det with its gradient $\mathrm{diag}(k)\, W^{-T}$.
 
     The inverse comes out of the same elimination, where the gradients of LAPACK's factorisations
     solve anew.
@@ -146,31 +148,38 @@ def _weighted_log(pivots: Tensor, counts: Tensor) -> Tensor:
 
 
 class LowRankMatrix:
-    r"""A batch of matrices :math:`W = c\,(I + U V^T)` with factors of R columns.
+    r"""A batch of matrices $W = c\,(I + U V^T)$ with factors of R columns.
 
     By the determinant lemma and the identity of Woodbury everything follows from one LU
-    factorisation of the capacitance matrix :math:`C = I_R + V^T U`:
+    factorisation of the capacitance matrix $C = I_R + V^T U$:
 
-    .. math::
-        W x &= c\,(x + U V^T x) \\
-        W^{-1} y &= (y - U C^{-1} V^T y) / c \\
-        \log |\det W| &= N \log c + \log |\det C|
+    $$
+    \begin{aligned}
+    W x &= c\,(x + U V^T x) \\
+    W^{-1} y &= (y - U C^{-1} V^T y) / c \\
+    \log |\det W| &= N \log c + \log |\det C|
+    \end{aligned}
+    $$
 
     Where the tokens fall into classes that must not be coupled, every column of U and of V is zero
-    outside of one class, and C has a block :math:`C_s` for each class. With :math:`k_n` the
-    attended features of token n and :math:`\kappa_s` those of each token of class s,
+    outside of one class, and C has a block $C_s$ for each class. With $k_n$ the attended features
+    of token n and $\kappa_s$ those of each token of class s,
 
-    .. math:: \sum_p \log |\det W[F_p, F_p]|
-              = \sum_n k_n \log c + \sum_s \kappa_s \log |\det C_s|
+    $$
+    \begin{aligned}
+    \sum_p \log |\det W[F_p, F_p]|
+                 = \sum_n k_n \log c + \sum_s \kappa_s \log |\det C_s|
+    \end{aligned}
+    $$
 
-    where :math:`F_p` are the tokens in which feature p is attended.
+    where $F_p$ are the tokens in which feature p is attended.
 
-    **Conditioning**: if the rows of :math:`|U|` sum to at most :math:`a < 1` and the columns of
-    :math:`|V|` to at most one, :math:`\|V^T U\|_\infty \le a`, and the condition number of C in
-    that norm is at most :math:`(1 + a) / (1 - a)`, as that of W, for any number of tokens.
+    **Conditioning**: if the rows of $|U|$ sum to at most $a < 1$ and the columns of
+    $|V|$ to at most one, $\|V^T U\|_\infty \le a$, and the condition number of C in that norm is at
+    most $(1 + a) / (1 - a)$, as that of W, for any number of tokens.
 
     Args:
-        log_scale: :math:`\log c`, shape ``(G, 1, 1)``.
+        log_scale: $\log c$, shape ``(G, 1, 1)``.
         left: U, shape ``(B, G, N, R)``.
         right: V, shape ``(B, G, N, R)``.
         counts: attended features per token, shape ``(G, N)``, dtype of the factors.
@@ -199,7 +208,7 @@ class LowRankMatrix:
         return (features - self.left @ inside) * (-self.log_scale).exp()
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply` over all attended features, shape ``(B,)``.
+        """Log-det of `apply` over all attended features, shape ``(B,)``.
 
         Cost O(G (N + R / S) R^2 / S) with the factorisation.
         """
@@ -214,18 +223,21 @@ def identity_like(matrix: Tensor) -> Tensor:
 
 
 def eliminate(matrix: Tensor, right: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
-    r"""Solve :math:`W X = Y` with batches of small matrices, and keep the pivots.
+    r"""Solve $W X = Y$ with batches of small matrices, and keep the pivots.
 
     LAPACK factorises a batch of small matrices quickly, but its triangular solves run at a fraction
     of the speed of a matrix product. Block elimination turns nearly everything into products: with
 
-    .. math::
-        W = \begin{pmatrix} A & B \\ C & D \end{pmatrix}, \qquad S = D - C A^{-1} B, \qquad
-        x_2 = S^{-1} (y_2 - C A^{-1} y_1), \qquad x_1 = A^{-1} y_1 - A^{-1} B\, x_2
+    $$
+    \begin{aligned}
+    W = \begin{pmatrix} A & B \\ C & D \end{pmatrix}, \qquad S = D - C A^{-1} B, \qquad
+    x_2 = S^{-1} (y_2 - C A^{-1} y_1), \qquad x_1 = A^{-1} y_1 - A^{-1} B\, x_2
+    \end{aligned}
+    $$
 
-    and :math:`\log |\det W| = \log |\det A| + \log |\det S|`. Without pivoting between the blocks
-    this is stable for matrices that are diagonally dominant by rows, as A and S are then as well
-    (with at least the margin of W).
+    and $\log |\det W| = \log |\det A| + \log |\det S|$. Without pivoting between the blocks this is
+    stable for matrices that are diagonally dominant by rows, as A and S are then as well (with at
+    least the margin of W).
 
     Args:
         matrix: W, shape ``(*, N, N)``.

@@ -1,8 +1,8 @@
 r"""The binary patterns that split an event into a passing and an attended part.
 
-A mask :math:`M` is ``True`` where the event passes, :math:`x_1 = M x`, and ``False`` where it is
-attended, :math:`x_2 = (1 - M) x` (Figure 2 of the paper). The layers keep no mask: it follows the
-spatial size of the input, so that one layer serves every resolution.
+A mask $M$ is ``True`` where the event passes, $x_1 = M x$, and ``False`` where it is attended,
+$x_2 = (1 - M) x$ (Figure 2 of the paper). The layers keep no mask: it follows the spatial size of
+the input, so that one layer serves every resolution.
 """
 
 import math
@@ -58,16 +58,14 @@ def make_mask(
 ) -> Tensor:
     r"""Binary pattern over an event of shape ``(channels, *spatial)``.
 
-    ====================  ==============================================================
-    ``kind``              ``True`` (passes) where
-    ====================  ==============================================================
-    ``spatial-channel``   :math:`(c + i + j) \bmod 2 = 1`, the paper's 3-D checkerboard
-    ``spatial``           :math:`(i + j) \bmod 2 = 1`
-    ``channel``           the first half of the channels (the larger one if odd)
-    ``random``            a fixed random half of the entries, the same in every call
-    ====================  ==============================================================
+    | ``kind``            | ``True`` (passes) where                                    |
+    |---------------------|------------------------------------------------------------|
+    | ``spatial-channel`` | $(c + i + j) \bmod 2 = 1$, the paper's 3-D checkerboard    |
+    | ``spatial``         | $(i + j) \bmod 2 = 1$                                      |
+    | ``channel``         | the first half of the channels (the larger one if odd)     |
+    | ``random``          | a fixed random half of the entries, the same in every call |
 
-    Without spatial axes :math:`i + j` is an empty sum, so ``spatial`` is one colour throughout.
+    Without spatial axes $i + j$ is an empty sum, so ``spatial`` is one colour throughout.
 
     Args:
         kind: the pattern.
@@ -86,7 +84,7 @@ def make_mask(
     Reference:
         Sukthanker et al., *Generative Flows with Invertible Attentions*, CVPR 2022, Figure 2.
 
-    Example:
+    Examples:
         >>> make_mask("spatial-channel", 1, (2, 3)).int().tolist()
         [[[0, 1, 0], [1, 0, 1]]]
     """

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def one_of(owner: str, name: str, value: T, allowed: Iterable[T]) -> T:
-    """Return ``value`` if it is allowed, else raise an :class:`OptionError`."""
+    """Return ``value`` if it is allowed, else raise an `OptionError`."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise OptionError(

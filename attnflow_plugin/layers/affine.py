@@ -37,22 +37,25 @@ class ChannelHalves:
         return (second, first) if self.flip else (first, second)
 
     def join(self, passing: Tensor, attended: Tensor) -> Tensor:
-        """Undo :meth:`split`."""
+        """Undo `split`."""
         return torch.cat((attended, passing) if self.flip else (passing, attended), 1)
 
 
 class AffineCoupling(InvertibleLayer):
     r"""Affine coupling: one half of the channels shifts and scales the other.
 
-    With :math:`x_1` the first :math:`\lceil C/2 \rceil` channels, :math:`x_2` the others (swapped
-    by ``flip``) and :math:`(r, t) = net(x_1, context)`, :math:`s = 2 \tanh(r / 2)`,
+    With $x_1$ the first $\lceil C/2 \rceil$ channels, $x_2$ the others (swapped by ``flip``) and
+    $(r, t) = net(x_1, context)$, $s = 2 \tanh(r / 2)$,
 
-    .. math::
-        \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = (x_2 - t) \exp(s) \\
-        \text{to data:}\quad & x_1 = z_1, \qquad x_2 = z_2 \exp(-s) + t \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum s
+    $$
+    \begin{aligned}
+    \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = (x_2 - t) \exp(s) \\
+    \text{to data:}\quad & x_1 = z_1, \qquad x_2 = z_2 \exp(-s) + t \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum s
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`.
+    and its negative for $\partial x / \partial z$.
 
     **Cost**: one call of the net in either direction. Under autocast the net runs in the lower
     precision, scales and log-det in float32.
@@ -63,15 +66,14 @@ class AffineCoupling(InvertibleLayer):
     Args:
         channels: C.
         make_net: called as ``make_net(inputs, outputs)``, where the inputs are those of
-            :math:`x_1` and of the context and the outputs twice those of :math:`x_2`. A net that
-            starts at zero makes the layer start as the identity.
+            $x_1$ and of the context and the outputs twice those of $x_2$. A net that starts at zero
+            makes the layer start as the identity.
         context_channels: K, zero for no context.
         flip: swap the halves.
         scale_map: ``"bounded"`` as above, or one of the hosts': ``"sigmoid"``,
-            :math:`s = \log \sigma(r + 2)` (Glow), ``"sigmoid_inv"``, its negative, ``"exp"``,
-            :math:`s = r` (RealNVP); or SRFlow's ``"sigmoid_floor"``,
-            :math:`s = \log(\sigma(r + 2) + 10^{-4})`. Those can divide by nearly zero in one
-            direction or both.
+            $s = \log \sigma(r + 2)$ (Glow), ``"sigmoid_inv"``, its negative, ``"exp"``, $s = r$
+            (RealNVP); or SRFlow's ``"sigmoid_floor"``, $s = \log(\sigma(r + 2) + 10^{-4})$. Those
+            can divide by nearly zero in one direction or both.
 
     Raises:
         OptionError: unknown option, fewer than two channels.
@@ -131,14 +133,17 @@ class AffineCoupling(InvertibleLayer):
 class AffineInjector(InvertibleLayer):
     r"""Affine injector: every entry is shifted and scaled by a net of the context.
 
-    With :math:`(r, t) = net(context)` and :math:`s = 2 \tanh(r / 2)`,
+    With $(r, t) = net(context)$ and $s = 2 \tanh(r / 2)$,
 
-    .. math::
-        \text{to latent:}\quad z = (x - t) \exp(s), \qquad
-        \text{to data:}\quad x = z \exp(-s) + t, \qquad
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| = \sum s
+    $$
+    \begin{aligned}
+    \text{to latent:}\quad z = (x - t) \exp(s), \qquad
+    \text{to data:}\quad x = z \exp(-s) + t, \qquad
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| = \sum s
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`.
+    and its negative for $\partial x / \partial z$.
 
     **Cost**: one call of the net in either direction.
 
@@ -151,7 +156,7 @@ class AffineInjector(InvertibleLayer):
             as the identity.
         context_channels: K.
         scale_map: ``"bounded"`` as above, or one of the others of
-            :class:`~attnflow_plugin.layers.AffineCoupling`.
+            `AffineCoupling`.
 
     Raises:
         OptionError: unknown option.
@@ -205,17 +210,20 @@ class AffineInjector(InvertibleLayer):
 class TopPrior(InvertibleLayer):
     r"""An elementwise affine map whose parameters do not depend on the data.
 
-    With :math:`(r, t) = net(0)`, the net on a tensor of zeros of the shape of :math:`x`, and
-    :math:`s = 2 \tanh(r / 2)`,
+    With $(r, t) = net(0)$, the net on a tensor of zeros of the shape of $x$, and
+    $s = 2 \tanh(r / 2)$,
 
-    .. math::
-        \text{to latent:}\quad z = (x - t) \exp(s), \qquad
-        \text{to data:}\quad x = z \exp(-s) + t, \qquad
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| = \sum s
+    $$
+    \begin{aligned}
+    \text{to latent:}\quad z = (x - t) \exp(s), \qquad
+    \text{to data:}\quad x = z \exp(-s) + t, \qquad
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| = \sum s
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`. Before a standard normal this is a normal
-    with mean t and standard deviation :math:`e^{-s}`. A net that pads with something else than zero
-    gives the positions near the border parameters of their own.
+    and its negative for $\partial x / \partial z$. Before a standard normal this is a normal with
+    mean t and standard deviation $e^{-s}$. A net that pads with something else than zero gives the
+    positions near the border parameters of their own.
 
     **Cost**: one call of the net, for a single sample, in either direction.
 
@@ -226,7 +234,7 @@ class TopPrior(InvertibleLayer):
         channels: C.
         make_net: called as ``make_net(C, 2 * C)``; takes ``(1, C, *S)`` to ``(1, 2 * C, *S)``. A
             net that starts at zero makes the layer start as the identity.
-        scale_map: from r to s, ``"bounded"`` as above or another one of :class:`AffineCoupling`.
+        scale_map: from r to s, ``"bounded"`` as above or another one of `AffineCoupling`.
 
     Raises:
         OptionError: unknown option.

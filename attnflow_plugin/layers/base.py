@@ -30,24 +30,24 @@ class InvertibleLayer(nn.Module, ABC):
 
     It is written in density direction and knows no host library:
 
-    * :meth:`to_latent` maps data to latent, :math:`z = f(x)`, and returns
-      :math:`\log |\det \partial z / \partial x|`;
-    * :meth:`to_data` maps latent to data, :math:`x = f^{-1}(z)`, and returns
-      :math:`\log |\det \partial x / \partial z|`.
+    * `to_latent` maps data to latent, $z = f(x)$, and returns
+      $\log |\det \partial z / \partial x|$;
+    * `to_data` maps latent to data, $x = f^{-1}(z)$, and returns
+      $\log |\det \partial x / \partial z|$.
 
     **Log-det**: natural logarithm, summed over all event dimensions, shape ``(B,)``, dtype and
     device of the output (float32 if that is half precision), a tensor of its own.
 
     **Precision**: the arithmetic runs in float32 at least, under autocast too.
 
-    **Errors**: wrong rank, channels, dtype or device raise :class:`ShapeError`.
+    **Errors**: wrong rank, channels, dtype or device raise `ShapeError`.
 
-    **Non-finite data** are no error: in both directions and on every device a row with a
-    non-finite entry gets the log-det NaN, and the other rows are not touched. To find out where the
-    first such value comes from, see :func:`attnflow_plugin.debug.raise_on_non_finite`.
+    **Non-finite data** are no error: in both directions and on every device a row with a non-finite
+    entry gets the log-det NaN, and the other rows are not touched. To find out where the first such
+    value comes from, see `attnflow_plugin.debug.raise_on_non_finite`.
 
     **Contexts**: one tensor for all layers of a model, or a mapping of names to tensors, of which a
-    layer takes the one that is called :attr:`context_name`.
+    layer takes the one that is called `context_name`.
 
     A subclass implements ``_to_latent`` and ``_to_data`` on checked input in full precision.
 
@@ -80,7 +80,7 @@ class InvertibleLayer(nn.Module, ABC):
         return self._directed("to_latent", self._to_latent, x, context)
 
     def to_data(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        r"""Map latent to data: the inverse of :meth:`to_latent`, with the same shapes."""
+        r"""Map latent to data: the inverse of `to_latent`, with the same shapes."""
         return self._directed("to_data", self._to_data, z, context)
 
     @abstractmethod

@@ -42,20 +42,23 @@ class ChannelPredictor(Protocol):
 class ChannelAutoregression(InvertibleLayer):
     r"""Every channel is shifted and scaled by what the channels before it predict.
 
-    With :math:`x_1` the channels that are kept for the next level, :math:`x_2` the others, the mean
-    and log-scale of each channel from a net, and a context c or none,
+    With $x_1$ the channels that are kept for the next level, $x_2$ the others, the mean and
+    log-scale of each channel from a net, and a context c or none,
 
-    .. math::
-        \mu_i, s_i &= net(x_{2, <i}, x_1, c) \\
-        \text{to latent:}\quad & z_1 = x_1, \qquad z_{2,i} = (x_{2,i} - \mu_i) \exp(-s_i) \\
-        \text{to data:}\quad & x_1 = z_1, \qquad
-            x_{2,i} = z_{2,i} \exp(s_i) + \mu_i \quad (i = 0, 1, \dots) \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= -\sum s
+    $$
+    \begin{aligned}
+    \mu_i, s_i &= net(x_{2, <i}, x_1, c) \\
+    \text{to latent:}\quad & z_1 = x_1, \qquad z_{2,i} = (x_{2,i} - \mu_i) \exp(-s_i) \\
+    \text{to data:}\quad & x_1 = z_1, \qquad
+        x_{2,i} = z_{2,i} \exp(s_i) + \mu_i \quad (i = 0, 1, \dots) \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= -\sum s
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`. Before a standard normal this is the prior
-    :math:`p(x_2 | x_1) = \prod_i \mathcal N(x_{2,i};\, \mu_i, e^{2 s_i})`, whose samples at a
-    temperature take their noise at that temperature. Log-scales are bounded by 8. Under autocast
-    the net runs in float32, since its two ways of running would round differently.
+    and its negative for $\partial x / \partial z$. Before a standard normal this is the prior
+    $p(x_2 | x_1) = \prod_i \mathcal N(x_{2,i};\, \mu_i, e^{2 s_i})$, whose samples at a temperature
+    take their noise at that temperature. Log-scales are bounded by 8. Under autocast the net runs
+    in float32, since its two ways of running would round differently.
 
     **Cost**: to latent one call of the net on all channels, to data one step of it per channel.
 
@@ -65,8 +68,8 @@ class ChannelAutoregression(InvertibleLayer):
     Args:
         channels: C.
         make_net: called with the number of kept and context channels, returns a
-            :class:`ChannelPredictor`.
-        kept_channels: channels of :math:`x_1`; zero if nothing is kept.
+            `ChannelPredictor`.
+        kept_channels: channels of $x_1$; zero if nothing is kept.
         keeps_first: whether the kept channels come first, as in normflows, or last.
         context_channels: K, zero for no context.
 

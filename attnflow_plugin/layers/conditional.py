@@ -28,17 +28,20 @@ __all__ = [
 class ConditionalActNorm(InvertibleLayer, DataInitialised):
     r"""Conditional ActNorm: shift and scale of every channel, from a net of the context.
 
-    With :math:`(r, t) = net(context)`, one number for each channel of a sample, and the fixed start
-    :math:`(s_0, t_0)`, which ``prepare`` takes from a batch of data (zero before),
+    With $(r, t) = net(context)$, one number for each channel of a sample, and the fixed start
+    $(s_0, t_0)$, which ``prepare`` takes from a batch of data (zero before),
 
-    .. math::
-        s &= s_0 + 2 \tanh(r / 2) \\
-        \text{to latent:}\quad z &= (x - t_0 - t) \exp(s) \\
-        \text{to data:}\quad x &= z \exp(-s) + t_0 + t \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= n \sum_c s_c
+    $$
+    \begin{aligned}
+    s &= s_0 + 2 \tanh(r / 2) \\
+    \text{to latent:}\quad z &= (x - t_0 - t) \exp(s) \\
+    \text{to data:}\quad x &= z \exp(-s) + t_0 + t \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= n \sum_c s_c
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`, with n positions. In Full-Glow the net
-    returns the scale itself, which may cross zero, where the map has no inverse.
+    and its negative for $\partial x / \partial z$, with n positions. In Full-Glow the net returns
+    the scale itself, which may cross zero, where the map has no inverse.
 
     **Cost**: one call of the net in either direction.
 
@@ -125,32 +128,35 @@ OFF_DIAGONAL_BOUND = 2.0
 class ConditionalConv1x1(InvertibleLayer):
     r"""Conditional invertible 1x1 convolution, with its LU decomposition from a net of the context.
 
-    For each sample :math:`(\ell, u, r) = net(context)`. With the decomposition :math:`P L_0 (U_0 +
-    \mathrm{diag}(\sigma e^{s_0}))` of a random orthogonal matrix as a fixed start, and
-    :math:`b = 2 / C`,
+    For each sample $(\ell, u, r) = net(context)$. With the decomposition $P L_0 (U_0 +
+    \mathrm{diag}(\sigma e^{s_0}))$ of a random orthogonal matrix as a fixed start, and
+    $b = 2 / C$,
 
-    .. math::
-        L' &= b \tanh(\ell / b), \qquad U' = b \tanh(u / b), \qquad
-            d = 2 \tanh(r / 2), \qquad s = s_0 + d \\
-        W &= P\, (I + \mathrm{tril}(L_0 + L'))\,
-            \bigl(\mathrm{diag}(e^{-d^2})\, \mathrm{triu}(U_0 + U') +
-            \mathrm{diag}(\sigma e^{s})\bigr) \\
-        \text{to latent:}\quad z &= W x, \qquad
-        \text{to data:}\quad x = W^{-1} z \qquad \text{at every position} \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= n \sum_c s_c
+    $$
+    \begin{aligned}
+    L' &= b \tanh(\ell / b), \qquad U' = b \tanh(u / b), \qquad
+        d = 2 \tanh(r / 2), \qquad s = s_0 + d \\
+    W &= P\, (I + \mathrm{tril}(L_0 + L'))\,
+        \bigl(\mathrm{diag}(e^{-d^2})\, \mathrm{triu}(U_0 + U') +
+        \mathrm{diag}(\sigma e^{s})\bigr) \\
+    \text{to latent:}\quad z &= W x, \qquad
+    \text{to data:}\quad x = W^{-1} z \qquad \text{at every position} \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= n \sum_c s_c
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`, with n positions, and tril and triu
-    without the diagonal.
+    and its negative for $\partial x / \partial z$, with n positions, and tril and triu without the
+    diagonal.
 
     **Bounds**: W is invertible for every context and far from singular, whatever the net returns.
-    Entries of :math:`L'` and :math:`U'` lie in :math:`(-2/C, 2/C)`, so that the norm of each stays
-    below :math:`\sqrt 2`, and :math:`e^d` lies in (0.135, 7.39). The rest of a row of U fades with
-    :math:`d^2`: next to a small diagonal it would make the inverse grow exponentially with C. Small
-    outputs of the net act almost as they are. The largest condition numbers found among extreme
-    outputs are 1e3 for C = 12, 5e3 for C = 48 and 6e4 for C = 192.
+    Entries of $L'$ and $U'$ lie in $(-2/C, 2/C)$, so that the norm of each stays below $\sqrt 2$,
+    and $e^d$ lies in (0.135, 7.39). The rest of a row of U fades with $d^2$: next to a small
+    diagonal it would make the inverse grow exponentially with C. Small outputs of the net act
+    almost as they are. The largest condition numbers found among extreme outputs are 1e3 for C =
+    12, 5e3 for C = 48 and 6e4 for C = 192.
 
-    **Cost** per sample: one call of the net, which has :math:`2 C^2 + C` outputs, and
-    O(C^3 + n C^2), with two triangular solves in place of a product in the inverse.
+    **Cost** per sample: one call of the net, which has $2 C^2 + C$ outputs, and O(C^3 + n C^2),
+    with two triangular solves in place of a product in the inverse.
 
     Shape:
         ``x``, ``z``: ``(B, C, *S)``; context ``(B, K)`` or ``(B, K, *S')``, resized to S.

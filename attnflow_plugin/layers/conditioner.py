@@ -55,7 +55,7 @@ def resized(maps: Tensor, spatial: torch.Size) -> Tensor:
 
 
 def _checked(owner: str, context: object, channels: int, event: Tensor) -> Tensor:
-    """The context, if the event can have it; the errors are those of :func:`context_at`."""
+    """The context, if the event can have it; the errors are those of `context_at`."""
     if context is None:
         raise MissingContextError(
             f"{owner}: expected a context with {channels} channels, found none; give one as context"

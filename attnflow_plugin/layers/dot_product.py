@@ -17,7 +17,7 @@ __all__ = ["RelativePositionBias", "fused_attention"]
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    r"""Attention :math:`\mathrm{softmax}(Q K^T / \sqrt d + B) V` of shape ``(B, H, T, d)``.
+    r"""Attention $\mathrm{softmax}(Q K^T / \sqrt d + B) V$ of shape ``(B, H, T, d)``.
 
     The fused kernels have no second derivative and no rules for transforms. Where one of these is
     wanted, the same is computed by differentiable steps, which keep all weights in memory.
@@ -77,11 +77,14 @@ MAX_AXES = 3
 class RelativePositionBias(nn.Module):
     r"""Bias of attention scores by the offset of key and query, the same at every resolution.
 
-    The bias of head h for an offset :math:`\Delta` is a sum over the axes,
+    The bias of head h for an offset $\Delta$ is a sum over the axes,
 
-    .. math::
-        b_h(\Delta) = \sum_a f_{ha}(u(\Delta_a)), \qquad
-        u(\delta) = \operatorname{sign}(\delta) \, (1 + \log_2 |\delta|), \qquad u(0) = 0
+    $$
+    \begin{aligned}
+    b_h(\Delta) = \sum_a f_{ha}(u(\Delta_a)), \qquad
+    u(\delta) = \operatorname{sign}(\delta) \, (1 + \log_2 |\delta|), \qquad u(0) = 0
+    \end{aligned}
+    $$
 
     with f piecewise linear between learned values at the offsets 0, 1, 2, 4, ... in both
     directions. Near offsets have values of their own, far ones share them. After the softmax a sum

@@ -60,37 +60,39 @@ def _build_layout(
 class IMap(MaskedAttention):
     r"""Invertible map-based attention (iMap): one half of the event scales the other.
 
-    With the mask :math:`M`, :math:`x_1 = M x`, :math:`x_2 = (1 - M) x`, the map
-    :math:`m(x_1) = \mathrm{mean}_{c'}(W x_1 + b)_{c'} + o` with one score per position, and the
-    positive scale :math:`g`:
+    With the mask $M$, $x_1 = M x$, $x_2 = (1 - M) x$, the map
+    $m(x_1) = \mathrm{mean}_{c'}(W x_1 + b)_{c'} + o$ with one score per position, and the positive
+    scale $g$:
 
-    .. math::
-        \text{to latent:}\quad & z_1 = g(s)\, x_1, \qquad z_2 = g(m(x_1))\, x_2 \\
-        \text{to data:}\quad & x_1 = z_1 / g(s), \qquad x_2 = z_2 / g(m(x_1)) \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &=
-            \sum_{pos} n_2(pos) \log g(m_{pos}) + \sum_{M = 1} \log g(s_c)
+    $$
+    \begin{aligned}
+    \text{to latent:}\quad & z_1 = g(s)\, x_1, \qquad z_2 = g(m(x_1))\, x_2 \\
+    \text{to data:}\quad & x_1 = z_1 / g(s), \qquad x_2 = z_2 / g(m(x_1)) \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &=
+        \sum_{pos} n_2(pos) \log g(m_{pos}) + \sum_{M = 1} \log g(s_c)
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`; :math:`n_2(pos)` is the number of attended
-    channels at a position. With ``axis="channel"`` the mean runs over the positions instead and
-    there is one score per channel.
+    and its negative for $\partial x / \partial z$; $n_2(pos)$ is the number of attended channels at
+    a position. With ``axis="channel"`` the mean runs over the positions instead and there is one
+    score per channel.
 
     **Cost**: O(C) per position in both directions. The mean over the outputs of a 1x1 convolution
     is one linear functional of its inputs, so the layer keeps the C^2 + 2C + 1 parameters of the
     paper and does 1/C of their arithmetic.
 
     **Scales** (``init="identity"``; all are 1 at the start, where the layer is the identity):
-    ``sigmoid`` :math:`1 + 0.98 \tanh(m/2)` in (0.02, 1.98); ``exp`` :math:`\exp(2 \tanh(m/2))` in
-    (0.135, 7.39); ``softmax`` :math:`n\,\mathrm{softmax}(2 \tanh(m/2))` over the n scores, with
-    log-scale in (-4, 4). :math:`g(s)` is the same map, or the sigmoid's for ``softmax``, since a
-    learned constant has nothing to be normalised with. ``init="paper"`` takes the supplement's
-    formula to the letter: :math:`g = \sigma(m + 8) + 10^{-5}` (or the softmax of equation 6),
-    :math:`s \sim N(0, 1)`.
+    ``sigmoid`` $1 + 0.98 \tanh(m/2)$ in (0.02, 1.98); ``exp`` $\exp(2 \tanh(m/2))$ in (0.135,
+    7.39); ``softmax`` $n\,\mathrm{softmax}(2 \tanh(m/2))$ over the n scores, with log-scale in (-4,
+    4). $g(s)$ is the same map, or the sigmoid's for ``softmax``, since a learned constant has
+    nothing to be normalised with. ``init="paper"`` takes the supplement's formula to the letter:
+    $g = \sigma(m + 8) + 10^{-5}$ (or the softmax of equation 6), $s \sim N(0, 1)$.
 
     **Depth**: these are the scales of the ``gain_bound`` b = 0.95. In general m becomes
-    :math:`m / a`, and the factors 0.98 and 2 become 0.98 a and 2 a, with :math:`a = b / 0.95`
-    (for :math:`a > 1`, 0.98 rises to no more than 1). In a stack of :math:`L \ge 3` layers with
-    :math:`b = 2 / L` the scales of all layers together stay between 1/68 and 68 with ``exp``,
-    whatever is learnt; :meth:`share_bounds` chooses that.
+    $m / a$, and the factors 0.98 and 2 become 0.98 a and 2 a, with $a = b / 0.95$ (for $a > 1$,
+    0.98 rises to no more than 1). In a stack of $L \ge 3$ layers with $b = 2 / L$ the scales of all
+    layers together stay between 1/68 and 68 with ``exp``, whatever is learnt; `share_bounds`
+    chooses that.
 
     **Where it cannot help**: with ``mask="spatial"``, or a single channel, all channels of a
     position are on one side of the mask, and the map of an attended position is computed from
@@ -103,13 +105,13 @@ class IMap(MaskedAttention):
 
     Args:
         channels: C.
-        mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
+        mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         axis: ``"spatial"`` for a score per position, ``"channel"`` for a score per channel.
         activation: the positive scale; by default ``"exp"``, which learned more than the sigmoid on
             digits and as much on photographs, and the paper's ``"sigmoid"`` with ``init="paper"``.
         init: ``"identity"`` or ``"paper"``.
-        gain_bound: b, in (0, 1). By default 0.95, or what :meth:`share_bounds` makes of it;
+        gain_bound: b, in (0, 1). By default 0.95, or what `share_bounds` makes of it;
             ``insert_attention`` and the builders call that.
         context_channels: channels K of a context that the map also sees, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
@@ -118,13 +120,13 @@ class IMap(MaskedAttention):
         OptionError: unknown option; ``gain_bound`` with ``init="paper"``.
         MissingContextError: ``context_channels`` without a context.
         ShapeError: no positions, and as in
-            :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
+            `InvertibleLayer`.
 
     Reference:
         Sukthanker, Huang, Kumar, Timofte, Van Gool, *Generative Flows with Invertible Attentions*,
         CVPR 2022, equations (4) to (7) and Figure 10 of the supplement.
 
-    Example:
+    Examples:
         >>> layer = IMap(3)
         >>> z, log_det = layer.to_latent(torch.randn(2, 3, 8, 8))
         >>> z.shape, log_det.tolist()

@@ -19,7 +19,7 @@ class MaskedAttention(InvertibleLayer):
 
     Args:
         channels: C.
-        mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
+        mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves.
         context_channels: channels of a context that the attention sees, or zero.
 
@@ -51,7 +51,7 @@ class MaskedAttention(InvertibleLayer):
         """
 
     def attention(self, x: Tensor, context: Context = None) -> Tensor:
-        """What the attention makes of the passing half of ``x``; see :meth:`_weights`.
+        """What the attention makes of the passing half of ``x``; see `_weights`.
 
         Args:
             x: data, shape ``(B, C, *S)``.
@@ -63,7 +63,7 @@ class MaskedAttention(InvertibleLayer):
 
     @abstractmethod
     def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
-        """What :meth:`attention` returns, for a checked event."""
+        """What `attention` returns, for a checked event."""
 
 
 def attention_layers(modules: Iterable[nn.Module]) -> list[MaskedAttention]:

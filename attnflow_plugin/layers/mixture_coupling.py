@@ -27,16 +27,19 @@ LARGEST_LOG_GRADIENT = 30.0
 class LogisticMixture(NamedTuple):
     r"""A mixture for each entry of an event as a monotone map: the logit of its CDF, and back.
 
-    With :math:`z_k = (x - \mu_k) e^{-s_k}`,
+    With $z_k = (x - \mu_k) e^{-s_k}$,
 
-    .. math::
-        F(x) = \sum_k \pi_k \, \sigma(z_k), \qquad u(x) = \log F(x) - \log (1 - F(x))
+    $$
+    F(x) = \sum_k \pi_k \, \sigma(z_k), \qquad u(x) = \log F(x) - \log (1 - F(x))
+    $$
 
-    and, because :math:`1 - F = \sum_k \pi_k \sigma(-z_k)`, with the responsibilities of the
-    components in either tail, :math:`r_k \propto \pi_k \sigma(z_k)` and :math:`\bar r_k \propto
-    \pi_k \sigma(-z_k)`,
+    and, because $1 - F = \sum_k \pi_k \sigma(-z_k)$, with the responsibilities of the components in
+    either tail, $r_k \propto \pi_k \sigma(z_k)$ and $\bar r_k \propto
+    \pi_k \sigma(-z_k)$,
 
-    .. math:: u'(x) = \sum_k \bigl( r_k \, \sigma(-z_k) + \bar r_k \, \sigma(z_k) \bigr) e^{-s_k}.
+    $$
+    u'(x) = \sum_k \bigl( r_k \, \sigma(-z_k) + \bar r_k \, \sigma(z_k) \bigr) e^{-s_k}.
+    $$
 
     Both logarithms are computed on their own, so that nothing saturates in the tails, and all terms
     of the derivative are positive, so that nothing cancels: single precision is enough at any x.
@@ -68,9 +71,9 @@ class LogisticMixture(NamedTuple):
         r"""The x of a logit, and the logarithm of the derivative of the logit there.
 
         The root is found without a graph and gets its derivatives by the implicit function theorem,
-        :math:`dx = (d\,logit - \partial u) / u'`, from steps of Newton's method that are zero while
-        their gradients are not. The first step gives first derivatives; from there, where the
-        distance to the logit has none left, the second one gives second derivatives.
+        $dx = (d\,logit - \partial u) / u'$, from steps of Newton's method that are zero while their
+        gradients are not. The first step gives first derivatives; from there, where the distance to
+        the logit has none left, the second one gives second derivatives.
         """
         fixed = LogisticMixture(*(parameter.detach() for parameter in self))
         x = fixed._root(logit.detach())
@@ -145,20 +148,23 @@ SPREAD = 2.0
 class MixtureLogisticCoupling(InvertibleLayer):
     r"""Coupling by the logit of a mixture CDF: one half of the channels bends the other.
 
-    With :math:`x_1` the first :math:`\lceil C/2 \rceil` channels, :math:`x_2` the others (swapped
-    by ``flip``), a mixture of K logistic distributions with CDF F for each entry of :math:`x_2`,
-    and the parameters of the mixtures, a and b from :math:`net(x_1, context)`,
+    With $x_1$ the first $\lceil C/2 \rceil$ channels, $x_2$ the others (swapped by ``flip``), a
+    mixture of K logistic distributions with CDF F for each entry of $x_2$, and the parameters of
+    the mixtures, a and b from $net(x_1, context)$,
 
-    .. math::
-        \text{to latent:}\quad & z_1 = x_1, \qquad
-            z_2 = \bigl(\operatorname{logit} F(x_2) + b\bigr) \, e^{a} \\
-        \text{to data:}\quad & x_1 = z_1, \qquad
-            x_2 = F^{-1}\bigl(\sigma(z_2 e^{-a} - b)\bigr) \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr|
-            &= \sum \Bigl( \log \frac{d \operatorname{logit} F}{d x_2} + a \Bigr)
+    $$
+    \begin{aligned}
+    \text{to latent:}\quad & z_1 = x_1, \qquad
+        z_2 = \bigl(\operatorname{logit} F(x_2) + b\bigr) \, e^{a} \\
+    \text{to data:}\quad & x_1 = z_1, \qquad
+        x_2 = F^{-1}\bigl(\sigma(z_2 e^{-a} - b)\bigr) \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr|
+        &= \sum \Bigl( \log \frac{d \operatorname{logit} F}{d x_2} + a \Bigr)
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`, with :math:`a = g \tanh(\cdot)` and a
-    learned g for each channel. The scales of the components are bounded on both sides.
+    and its negative for $\partial x / \partial z$, with $a = g \tanh(\cdot)$ and a learned g for
+    each channel. The scales of the components are bounded on both sides.
 
     It is the mixture coupling of Flow++ and mARFlow; there the inverse saturates at values that
     data take. Here log F and log(1 - F) are computed apart and the inverse is found in logit space,
@@ -174,8 +180,7 @@ class MixtureLogisticCoupling(InvertibleLayer):
     Args:
         channels: C.
         make_net: called as ``make_net(inputs, outputs)``, where the inputs are those of
-            :math:`x_1` and of the context and there are 2 + 3K outputs for each channel of
-            :math:`x_2`.
+            $x_1$ and of the context and there are 2 + 3K outputs for each channel of $x_2$.
         components: K.
         context_channels: L, zero for no context.
         flip: swap the halves.

@@ -42,7 +42,7 @@ def patches_per_axis(
     With ``None`` every position is a patch. ``"auto"`` always divides: it is 4 where 8 divides the
     size, so that the edge is even and the mask looks the same in all patches, and 2 for other even
     sizes. For odd sizes it is 7, 5 or 3, the first one that divides, or else the smallest divisor.
-    Axes whose patches would make more than :data:`MOST_TOKENS` tokens in all, or that have a single
+    Axes whose patches would make more than `MOST_TOKENS` tokens in all, or that have a single
     position, are not cut.
 
     Args:
@@ -134,7 +134,7 @@ class TokenLayout(NamedTuple):
         return memory.flatten(1).index_select(1, self.gather).unflatten(1, self.passing.shape)
 
     def join(self, tokens: Tensor, shape: torch.Size) -> Tensor:
-        """Undo :meth:`cut` for events of shape ``(C, *S)``, in the memory layout of the event."""
+        """Undo `cut` for events of shape ``(C, *S)``, in the memory layout of the event."""
         memory = tokens.flatten(1).index_select(1, self.scatter)
         if self.channels_last:
             return memory.unflatten(1, (*shape[1:], shape[0])).movedim(-1, 1)
@@ -145,7 +145,7 @@ class TokenLayout(NamedTuple):
         return _deal(tokens, plain_shape(self.counts)[0], self.channels)
 
     def collect(self, grouped: Tensor) -> Tensor:
-        """Undo :meth:`deal`."""
+        """Undo `deal`."""
         if plain_shape(grouped)[1] == 1:
             return grouped.squeeze(1)
         features = grouped.transpose(1, 2).flatten(2)[..., : self.passing.shape[1]]
@@ -159,7 +159,7 @@ def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:
 
 
 def _from_tokens(tokens: Tensor, shape: torch.Size, patches: Sequence[int]) -> Tensor:
-    """Undo :func:`to_tokens` for the tokens ``(N, P)`` of an event of shape ``(C, *S)``."""
+    """Undo `to_tokens` for the tokens ``(N, P)`` of an event of shape ``(C, *S)``."""
     event_side, token_side = _patterns(len(shape), len(patches))
     cut = shape[-len(patches) :]
     edges = {f"e{k + 1}": size // patches[k] for k, size in enumerate(cut)}

@@ -1,8 +1,8 @@
 r"""How far a layer may move from the identity, and the maps from what is learnt to scales.
 
 One number b in (0, 1) bounds every part of IMap and ITrans: sums of absolute weights stay below b,
-and log-scales and the slope of shifts within :math:`\pm 2 b / 0.95`, which is 2 for the default.
-Near the identity a layer is the same for every b, so a small bound does not make it learn slowly.
+and log-scales and the slope of shifts within $\pm 2 b / 0.95$, which is 2 for the default. Near the
+identity a layer is the same for every b, so a small bound does not make it learn slowly.
 
 **Scales of attention**, each returned with its logarithm. The bounded maps serve
 ``init="identity"``. Zero scores give a scale of exactly one and a log-scale of exactly zero, and
@@ -79,14 +79,14 @@ class Bounded(nn.Module):
 
 
 def soft_bound(value: Tensor, bound: float) -> Tensor:
-    r"""Smooth bound :math:`b \tanh(v / b)`: the identity near zero, inside (-b, b) everywhere."""
+    r"""Smooth bound $b \tanh(v / b)$: the identity near zero, inside (-b, b) everywhere."""
     return bound * torch.tanh(value / bound)
 
 
 def bounded_sum(values: Tensor, bound: float, dim: int, slope: float = GAIN_BOUND) -> Tensor:
-    r"""Weights :math:`b v_i / (b / a + \sum_j |v_j|)`, whose absolute values sum to less than b.
+    r"""Weights $b v_i / (b / a + \sum_j |v_j|)$, whose absolute values sum to less than b.
 
-    Near zero they are :math:`a v_i`, with the slope a.
+    Near zero they are $a v_i$, with the slope a.
     """
     return bound * values / (bound / slope + values.abs().sum(dim, keepdim=True))
 
@@ -125,7 +125,7 @@ def gain_bound_in(owner: str, value: float | None, init: Init) -> float:
 
 
 def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`1 + 0.98\, a \tanh(m / 2 a)`: a sigmoid kept away from its ends.
+    r"""Scale $1 + 0.98\, a \tanh(m / 2 a)$: a sigmoid kept away from its ends.
 
     Strengths above one, of gain bounds between 0.95 and 1, take what is left between 0.98 and 1.
     """
@@ -140,16 +140,16 @@ def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
 
 
 def bounded_exp(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`\exp(2 a \tanh(m / 2 a))`."""
+    r"""Scale $\exp(2 a \tanh(m / 2 a))$."""
     log_scale = _bounded(scores, strength)
     return log_scale.exp(), log_scale
 
 
 def bounded_softmax(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`n \, \mathrm{softmax}(2 a \tanh(m / 2 a))`: the n scales average to one.
+    r"""Scale $n \, \mathrm{softmax}(2 a \tanh(m / 2 a))$: the n scales average to one.
 
     The log-scale lies in (-4a, 4a), since each scale is a ratio of two numbers within
-    :math:`e^{\pm 2 a}`.
+    $e^{\pm 2 a}$.
     """
     bounded = _bounded(scores, strength)
     # The mean of exp, rather than a softmax times n, keeps uniform scores at exactly one.
@@ -164,12 +164,12 @@ def _bounded(scores: Tensor, strength: float) -> Tensor:
 
 
 def raw_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`\sigma(m) + 10^{-5}` of the supplement."""
+    r"""Scale $\sigma(m) + 10^{-5}$ of the supplement."""
     return torch.sigmoid(scores) + PAPER_FLOOR, _log_with_floor(F.logsigmoid(scores), PAPER_FLOOR)
 
 
 def raw_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Scale :math:`\mathrm{softmax}(m) + 10^{-5}`, equation (6) with softmax as G5."""
+    r"""Scale $\mathrm{softmax}(m) + 10^{-5}$, equation (6) with softmax as G5."""
     log_softmax = F.log_softmax(scores, dim=-1)
     return log_softmax.exp() + PAPER_FLOOR, _log_with_floor(log_softmax, PAPER_FLOOR)
 

@@ -28,7 +28,7 @@ class Halves(NamedTuple):
 def build_halves(
     mask: MaskKind, shape: torch.Size, flip: bool, dtype: torch.dtype, device: torch.device
 ) -> Halves:
-    """The halves of an event; see :func:`~attnflow_plugin.masks.make_mask`."""
+    """The halves of an event; see `make_mask`."""
     passing = make_mask(mask, shape[0], shape[1:], flip, device=device).to(dtype)
     return Halves(passing, 1 - passing, (2 * passing - 1).unsqueeze(0))
 

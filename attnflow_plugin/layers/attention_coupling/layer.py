@@ -55,37 +55,39 @@ class _Layout(NamedTuple):
 class AttentionCoupling(MaskedAttention):
     r"""Affine coupling by attention: one half scales and shifts the other, from everywhere.
 
-    With the mask :math:`M`, :math:`x_1 = M x`, :math:`x_2 = (1 - M) x`, multi-head attention over
-    the positions of :math:`x_1`, :math:`s = b \tanh(r / b)` and :math:`t = T \tanh(u / T)`,
+    With the mask $M$, $x_1 = M x$, $x_2 = (1 - M) x$, multi-head attention over the positions of
+    $x_1$, $s = b \tanh(r / b)$ and $t = T \tanh(u / T)$,
 
-    .. math::
-        e &= \mathrm{elu}(E x_1 + P (2 M - 1) + c), \qquad
-            a = \mathrm{softmax}\Bigl(\frac{Q K^T}{\sqrt d} + B\Bigr) V, \qquad
-            (r, u) = O\, \mathrm{elu}(e + a) \\
-        \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = x_2\, e^{s} + t \\
-        \text{to data:}\quad & x_1 = z_1, \qquad x_2 = (z_2 - t)\, e^{-s} \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum_{M = 0} s
+    $$
+    \begin{aligned}
+    e &= \mathrm{elu}(E x_1 + P (2 M - 1) + c), \qquad
+        a = \mathrm{softmax}\Bigl(\frac{Q K^T}{\sqrt d} + B\Bigr) V, \qquad
+        (r, u) = O\, \mathrm{elu}(e + a) \\
+    \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = x_2\, e^{s} + t \\
+    \text{to data:}\quad & x_1 = z_1, \qquad x_2 = (z_2 - t)\, e^{-s} \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum_{M = 0} s
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`. Q, K, V are linear in e; B is a
-    learned bias for every head and relative position, and P tells a position which of its channels
-    pass. O starts at zero, so that the layer starts as the identity.
+    and its negative for $\partial x / \partial z$. Q, K, V are linear in e; B is a learned bias for
+    every head and relative position, and P tells a position which of its channels pass. O starts at
+    zero, so that the layer starts as the identity.
 
-    :class:`~attnflow_plugin.ITrans` mixes the attended half with the attention matrix, which has to
-    be invertible for that. Here attention computes the parameters of a coupling and may be
+    `ITrans` mixes the attended half with the attention matrix, which has to be invertible for that.
+    Here attention computes the parameters of a coupling and may be
     anything: between any number of tokens, with values of its own, with knowledge of positions.
 
     **Positions** are those of the event. With ``patches`` the tokens are patches: every position
-    has its own embedding, and the scores add up over the positions of a patch, as in
-    :class:`~attnflow_plugin.ITrans`.
+    has its own embedding, and the scores add up over the positions of a patch, as in `ITrans`.
 
-    **Vectors** have their coordinates as positions, each with weights of its own, and
-    :math:`\sqrt C\, E` for E. Attended coordinates attend to passing ones only, except in patches,
-    in windows, and where none passes. Without gradients large batches run in parts.
+    **Vectors** have their coordinates as positions, each with weights of its own, and $\sqrt C\, E$
+    for E. Attended coordinates attend to passing ones only, except in patches, in windows, and
+    where none passes. Without gradients large batches run in parts.
 
     **Cost** per sample, the same in both directions, with N tokens, n positions, width w and the
     kernel's k taps: O(n w (k C + w)) for the linear maps and O(N n w) for attention, or O(T n w)
-    with windows of T tokens. Parameters: :math:`w (2 k C + k K + 1) + 3 w (w + 1) + 2 C (w + 1) +
-    51 H`. Under autocast the net runs in the lower precision, scales and log-det in float32.
+    with windows of T tokens. Parameters: $w (2 k C + k K + 1) + 3 w (w + 1) + 2 C (w + 1) + 51 H$.
+    Under autocast the net runs in the lower precision, scales and log-det in float32.
 
     Shape:
         ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
@@ -101,9 +103,9 @@ class AttentionCoupling(MaskedAttention):
             axis: ``(3, 3)`` adds what a convolution sees to what attention sees, on images only.
         window: tokens along each axis of the windows inside of which tokens see each other, one
             number or one per axis; ``None`` for all. With ``flip`` the windows are shifted by half.
-        mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
+        mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
-        scale_bound: b; scales lie between :math:`e^{-b}` and :math:`e^b`. By default 2, or what
+        scale_bound: b; scales lie between $e^{-b}$ and $e^b$. By default 2, or what
             ``insert_attention`` and the builders choose for the number of their layers.
         shift_bound: T, in units of the event: give more where the entries of an event are far
             larger than one, ``math.inf`` for none. By default 4 b.
@@ -114,15 +116,14 @@ class AttentionCoupling(MaskedAttention):
         OptionError: unknown option, or a width that the heads do not divide.
         MissingContextError: ``context_channels`` without a context.
         ShapeError: a size that ``patches`` does not divide, another number of axes than in
-            ``patches``, ``window`` or ``kernel``, no positions, and as in
-            :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
+            ``patches``, ``window`` or ``kernel``, no positions, and as in `InvertibleLayer`.
 
     Reference:
         Vaswani et al., *Attention Is All You Need*, NeurIPS 2017; Dinh, Sohl-Dickstein, Bengio,
         *Density estimation using Real NVP*, ICLR 2017; the masks are those of Sukthanker et al.,
         *Generative Flows with Invertible Attentions*, CVPR 2022.
 
-    Example:
+    Examples:
         >>> layer = AttentionCoupling(3, heads=4)
         >>> z, log_det = layer.to_latent(torch.randn(2, 3, 8, 8))
         >>> z.shape, log_det.tolist()

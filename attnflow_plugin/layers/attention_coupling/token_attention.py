@@ -47,7 +47,7 @@ class Windows(NamedTuple):
         return dealt.unflatten(1, (self.tokens.shape[0], -1)).flatten(0, 1)
 
     def join(self, dealt: Tensor) -> Tensor:
-        """Undo :meth:`cut`."""
+        """Undo `cut`."""
         if self.scatter is None:
             return dealt
         together = dealt.unflatten(0, (-1, self.tokens.shape[0])).flatten(1, 2)
@@ -148,8 +148,8 @@ def _outer(total: Tensor, axis: Tensor, base: int) -> Tensor:
 class TokenAttention(nn.Module):
     r"""Scaled dot-product attention with a bias for relative positions.
 
-    :math:`\mathrm{softmax}(Q K^T / \sqrt d + B) V` with d the features of a token in one head, over
-    all tokens or inside of windows. A token is a patch: its features in Q, K and V are those of its
+    $\mathrm{softmax}(Q K^T / \sqrt d + B) V$ with d the features of a token in one head, over all
+    tokens or inside of windows. A token is a patch: its features in Q, K and V are those of its
     positions, one after the other.
 
     Args:
@@ -260,7 +260,7 @@ def _attend_few(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: T
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    r"""Attention of sequences whose features come first, :math:`(*, d, T)`.
+    r"""Attention of sequences whose features come first, $(*, d, T)$.
 
     The fused kernels of a CPU have no gradient for a bias. What ``scaled_dot_product_attention``
     does instead takes longer than these lines, which run over queries in the inner loop.

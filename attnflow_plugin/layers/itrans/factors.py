@@ -43,11 +43,11 @@ class TokenMatrix(NamedTuple):
         return self._dealt(self.matrix.apply, tokens)
 
     def solve(self, tokens: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
+        """Undo `apply`."""
         return self._dealt(self.matrix.solve, tokens)
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply`, shape ``(B,)``."""
+        """Log-det of `apply`, shape ``(B,)``."""
         return self.matrix.log_abs_det()
 
     def _dealt(self, operation: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ class FactorChain(NamedTuple):
         return reduce(lambda half, factor: factor.apply(half), self.factors, features)
 
     def solve(self, features: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
+        """Undo `apply`."""
         return reduce(lambda half, factor: factor.solve(half), reversed(self.factors), features)
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply`."""
+        """Log-det of `apply`."""
         return reduce(torch.add, (factor.log_abs_det() for factor in self.factors))
 
 
@@ -84,7 +84,7 @@ class ChannelMatrix(NamedTuple):
         return _mix_channels(self.lower @ self.upper, tokens)
 
     def solve(self, tokens: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
+        """Undo `apply`."""
         # There are mostly more positions than channels, see AttentionMatrix.solve.
         inverse = torch.linalg.solve_triangular(
             self.lower, identity_like(self.lower), upper=False, unitriangular=True
@@ -93,21 +93,24 @@ class ChannelMatrix(NamedTuple):
         return _mix_channels(inverse, tokens)
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply`, one number that all events share."""
+        """Log-det of `apply`, one number that all events share."""
         return self.log_det
 
 
 class ValueMixing(Bounded):
-    r"""The matrix :math:`V = L U`, which mixes the channels that are attended at a position.
+    r"""The matrix $V = L U$, which mixes the channels that are attended at a position.
 
-    .. math::
-        L = I + \mathrm{tril}(B), \qquad U = (I + \mathrm{triu}(B))\, \mathrm{diag}(e^s), \qquad
-        \log |\det V| = \sum_{M = 0} s_c
+    $$
+    \begin{aligned}
+    L = I + \mathrm{tril}(B), \qquad U = (I + \mathrm{triu}(B))\, \mathrm{diag}(e^s), \qquad
+    \log |\det V| = \sum_{M = 0} s_c
+    \end{aligned}
+    $$
 
     where tril and triu are without the diagonal, each of their rows has absolute values that sum to
-    less than the gain bound b, and :math:`|s_c| < 2 b / 0.95`: V is invertible for every value of
-    the parameters, with :math:`\mathrm{cond}_\infty V < ((1 + b) / (1 - b))^2 e^{4 b / 0.95}`, and
-    the identity at the start.
+    less than the gain bound b, and $|s_c| < 2 b / 0.95$: V is invertible for every value of the
+    parameters, with $\mathrm{cond}_\infty V < ((1 + b) / (1 - b))^2 e^{4 b / 0.95}$, and the
+    identity at the start.
 
     Channels are only mixed where some position attends to both. With the mask ``"spatial-channel"``
     the even channels and the odd ones are attended at alternate positions, so that V has two blocks
@@ -196,25 +199,25 @@ class EntrywiseAffine(NamedTuple):
         return (tokens + self.shift) * self.log_scale.exp()
 
     def solve(self, tokens: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
+        """Undo `apply`."""
         return tokens * (-self.log_scale).exp() - self.shift
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of :meth:`apply`, shape ``(B,)``."""
+        """Log-det of `apply`, shape ``(B,)``."""
         return self.log_scale.flatten(1).sum(1)
 
 
 class AttentionAffine(Bounded):
-    r"""Scale :math:`D = e^s` and shift t of every attended entry, by a 1x1 convolution.
+    r"""Scale $D = e^s$ and shift t of every attended entry, by a 1x1 convolution.
 
-    .. math::
-        (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta)
+    $$
+    (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta)
+    $$
 
-    with the bound :math:`\beta` of log-scales. The rows of O that give t have absolute values that
-    sum to less than :math:`2 b / 0.95`, with the bound b of gains, so that not only the scale but
-    also the shear is bounded, whatever is learnt. A context joins the inputs. O and o start at
-    zero, which makes it the identity. A is applied to the passing half, so nothing needs to be
-    inverted here.
+    with the bound $\beta$ of log-scales. The rows of O that give t have absolute values that sum to
+    less than $2 b / 0.95$, with the bound b of gains, so that not only the scale but also the shear
+    is bounded, whatever is learnt. A context joins the inputs. O and o start at zero, which makes
+    it the identity. A is applied to the passing half, so nothing needs to be inverted here.
 
     Args:
         channels: C, the coordinates of a vector.

@@ -51,102 +51,47 @@ __all__ = ["ITrans"]
 class ITrans(MaskedAttention):
     r"""Invertible transformer-based attention (iTrans): patches mixed by weights from one half.
 
-    The event is cut into N patches, the tokens, of P features each. With the mask :math:`M`,
-    :math:`x_1 = M x`, :math:`x_2 = (1 - M) x`, queries :math:`Q = W_q x_1`, keys :math:`K = W_k
-    x_1` and the attention :math:`A(x_1) = G(Q K^T / d)` between tokens,
+    The event is cut into N patches, the tokens, of P features each. With the mask $M$, $x_1 = M x$,
+    $x_2 = (1 - M) x$, queries $Q = W_q x_1$, keys $K = W_k x_1$ and the attention
+    $A(x_1) = G(Q K^T / d)$ between tokens,
 
-    .. math::
-        \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = (1 - M)\, W(x_1)\, x_2 \\
-        \text{to data:}\quad & x_1 = z_1, \qquad x_2[F_p] = W(x_1)[F_p, F_p]^{-1} z_2[F_p] \\
-        \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum_p \log |\det W[F_p, F_p]|
+    $$
+    \begin{aligned}
+    \text{to latent:}\quad & z_1 = x_1, \qquad z_2 = (1 - M)\, W(x_1)\, x_2 \\
+    \text{to data:}\quad & x_1 = z_1, \qquad x_2[F_p] = W(x_1)[F_p, F_p]^{-1} z_2[F_p] \\
+    \log\Bigl|\det \frac{\partial z}{\partial x}\Bigr| &= \sum_p \log |\det W[F_p, F_p]|
+    \end{aligned}
+    $$
 
-    and its negative for :math:`\partial x / \partial z`, where W acts feature by feature and
-    :math:`F_p` are the patches in which feature p is attended. With an even patch edge the mask
-    looks the same in every patch and this is the paper's (attended features) times :math:`\log|\det
-    W|`. With an odd one the patches fall into two classes with complementary patterns, and only
-    patches of a class are mixed; with two patches of odd edge each class is a single patch, which
-    is only scaled.
-
-    By default :math:`W = c\,(I + \sum_h a_h A_h)` with signed gains, :math:`\sum_h |a_h| < b`,
-    starting at the identity: invertible for every input, with condition number below :math:`(1 + b)
-    / (1 - b)`, 39 for :math:`b = 0.95`. ``init="paper"`` keeps the raw :math:`W = \sum_h A_h + o I`
-    of the supplement, :math:`o = 1.01`, :math:`d = 1`, which training may make singular.
-
-    **Depth**: ``gain_bound`` b bounds :math:`|\log c| < 2 b / 0.95` too, since c scales one half of
-    the event only. For fixed attention weights the condition number of a layer (in the maximum
-    norm, as a map of both halves) is below :math:`e^{2 b / 0.95} / (1 - b)`. In a stack of
-    :math:`L \ge 3` layers with :math:`b = 2 / L` it stays below 1820 for 3 layers, 571 for 16, 514
-    for 64, whatever is learnt. V, D and t below have bounds in proportion to b, too.
-    :meth:`share_bounds` chooses :math:`2 / L` for all scales, whose products grow fastest, and
-    :math:`16 / L` for the gains and the slope of shifts.
-
-    **Beyond the paper**, each off by default and zero at the start: ``position_bias`` adds a
-    learned number for every head and offset between patches to the scores; ``patches=None`` makes
-    every position a token; ``value_mixing`` and ``affine`` extend the map of the attended half to
-
-    .. math::
-        z_2 = D(x_1)\, \bigl(W(x_1)\, V x_2 + t(x_1)\bigr)
-
-    with an invertible 1x1 convolution V of the channels that are attended at a position
-    (``value_mixing.py``), and a scale D and a shift t of every entry from :math:`x_1` and
-    :math:`A x_1` (``affine.py``). Their log-dets,
-    :math:`\sum_{M = 0} \log U_{cc}` and :math:`\sum_{M = 0} \log D`, join that of W.
-
-    **Many tokens**: with ``rank`` r, A is the product of two averages, of the tokens by r slots and
-    of the slots by every token (``low_rank.py``), among patches with the same pattern. W is then
-    the identity plus rank R = H r, and no matrix of N x N is made
-    (``linalg/low_rank_matrix.py``).
-
-    **Cost** per sample with H heads, for events of size D = NP: O(H C D) for queries and keys (a
-    1x1 convolution without bias on both means :math:`Q K^T = x_1^T (W_q^T W_k)\, x_1`, one
-    convolution), O(H N D) for the scores and for W, O(N^3) for the factorisation. The inverse adds
-    one solve. ``mask="random"`` has a submatrix for each feature and costs O(P N^3). Value mixing
-    adds O(C D), the affine part O(H N D + H C D). With ``rank`` all of W costs O(R (D + N R + R^2))
-    in either direction.
-
-    Shape:
-        ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
-        log-det: ``(B,)``, in nats.
+    where $F_p$ are the patches in which feature p is attended. $W = c\,(I + \sum_h a_h A_h)$ with
+    $\sum_h |a_h| < b$ is invertible for every input, and the identity at the start. The page on the
+    layers tells of odd patch edges, of bounds in deep models, of costs, and of every option. From
+    Sukthanker et al., *Generative Flows with Invertible Attentions*, CVPR 2022 (eqs. 4, 8, 9).
 
     Args:
-        channels: C.
-        patches: patches per spatial axis, one number or one per axis; the paper's N = 4 is 2.
-            ``None`` for single positions. ``"auto"`` finds patches that divide: 4 where 8 divides
-            the size, 2 for other even sizes, for odd ones 7, 5, 3 or else the smallest divisor, and
-            no cut along an axis with which there would be more than 256 tokens; with
-            ``init="paper"`` it is always 2. A vector is cut along its channels.
+        channels: C. Events are ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
+        patches: per axis, one number or one per axis (the paper's N = 4 is 2); ``None`` for single
+            positions; ``"auto"`` for what divides, of no more than 256 tokens.
         heads: number of attention heads, H, with 2 C^2 parameters each.
-        head_mode: ``"sum"`` adds the attended features of the heads, as the paper does;
-            ``"concat"`` gives each head its own share of the features.
-        mask: pattern of the passing half, see :func:`attnflow_plugin.masks.make_mask`.
+        head_mode: ``"sum"``, the paper's, or ``"concat"``: each head has features of its own.
+        mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         activation: G, ``"softmax"`` over the tokens, or ``"sigmoid"`` (divided by N by default).
-        init: ``"identity"`` or ``"paper"``.
-        gain_bound: b, in (0, 1). By default 0.95, or what :meth:`share_bounds` makes of it;
-            ``insert_attention`` and the builders call that.
+        init: ``"identity"``, or ``"paper"`` for its raw $W = \sum_h A_h + o I$.
+        gain_bound: b, in (0, 1). By default 0.95, or what `share_bounds` makes of it.
         position_bias: attention knows the offset of patches.
-        value_mixing: mix the attended channels of a position.
-        affine: scale and shift the attended half.
-        rank: slots r of each head, for many tokens; ``None`` for attention between all pairs.
-            Needs the defaults of ``activation`` and ``init`` and no random mask; with it
-            ``position_bias`` is a function of place and slot, and :meth:`attention` still costs
-            O(N^2).
-        context_channels: channels K of a context that queries and keys also see, ``(B, K)`` or
-            ``(B, K, *S')``; with zero any context is ignored.
+        value_mixing: mix the attended channels of a position by an invertible matrix.
+        affine: scale and shift every attended entry by what attention gathers.
+        rank: slots of each head, for many tokens; ``None`` for attention between all pairs.
+        context_channels: of a context ``(B, K)`` or ``(B, K, *S')`` that queries and keys see.
 
     Raises:
-        OptionError: unknown option; ``gain_bound`` with ``init="paper"``; ``value_mixing`` with
-            ``mask="random"``; ``rank`` with that, with ``"sigmoid"`` or with ``init="paper"``.
+        OptionError: unknown option, or options that do not go together.
         MissingContextError: ``context_channels`` without a context.
-        ShapeError: a size that ``patches`` does not divide, no positions, and as in
-            :class:`~attnflow_plugin.layers.base.InvertibleLayer`.
+        ShapeError: a size that ``patches`` does not divide, or no positions.
         SingularAttentionError: with ``init="paper"``, when W has become singular.
 
-    Reference:
-        Sukthanker, Huang, Kumar, Timofte, Van Gool, *Generative Flows with Invertible Attentions*,
-        CVPR 2022, equations (4), (8), (9) and Figure 10 of the supplement.
-
-    Example:
+    Examples:
         >>> layer = ITrans(3, patches=2, heads=5)
         >>> z, log_det = layer.to_latent(torch.randn(2, 3, 8, 8))
         >>> z.shape, log_det.tolist()

@@ -27,13 +27,13 @@ HeadMode = Literal["sum", "concat"]
 
 
 class BoundedMixing(Bounded):
-    r"""The matrix :math:`W = c\,(I + \sum_h a_h A_h)` with :math:`\sum_h |a_h| < b`.
+    r"""The matrix $W = c\,(I + \sum_h a_h A_h)$ with $\sum_h |a_h| < b$.
 
-    Every gain :math:`a_h` has a sign of its own. Every row of :math:`|A_h|` sums to at most one,
-    hence :math:`\|W\|_\infty \le (1 + b) c` and :math:`\|W^{-1}\|_\infty \le 1 / ((1 - b) c)` for
-    every input, and for each principal submatrix. Since c scales one half of the event only, it
-    counts for the conditioning of a stack of layers, and is bounded as well: :math:`|\log c| < 2 b
-    / 0.95`, or less in a deep model. All scalars start at zero, which makes W the identity.
+    Every gain $a_h$ has a sign of its own. Every row of $|A_h|$ sums to at most one, hence
+    $\|W\|_\infty \le (1 + b) c$ and $\|W^{-1}\|_\infty \le 1 / ((1 - b) c)$ for every input, and
+    for each principal submatrix. Since c scales one half of the event only, it counts for the
+    conditioning of a stack of layers, and is bounded as well: $|\log c| < 2 b / 0.95$, or less in a
+    deep model. All scalars start at zero, which makes W the identity.
     """
 
     def __init__(self, heads: int, head_mode: HeadMode, activation: Activation) -> None:
@@ -77,12 +77,12 @@ class BoundedMixing(Bounded):
         return bounded_sum(_per_head(self.gain, like), self.gain_bound, shared)
 
     def log_scales(self, like: Tensor) -> Tensor:
-        r""":math:`\log c` of every matrix in the dtype of ``like``, ``(1 or H, 1, 1)``."""
+        r"""$\log c$ of every matrix in the dtype of ``like``, ``(1 or H, 1, 1)``."""
         return soft_bound(_per_head(self.log_scale, like), self.scale_bound)
 
 
 class RawMixing(nn.Module):
-    r"""The supplement's matrix :math:`W = \sum_h G_4(Q_h K_h^T / d_h) + o I`, :math:`o = 1.01`.
+    r"""The supplement's matrix $W = \sum_h G_4(Q_h K_h^T / d_h) + o I$, $o = 1.01$.
 
     Neither d nor the offset o is bounded: training may move W through a singularity.
     """

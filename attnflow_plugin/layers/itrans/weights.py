@@ -52,12 +52,12 @@ class AttentionWeights(Protocol):
         ...
 
     def combined(self, gains: Tensor, log_scale: Tensor, layout: TokenLayout) -> Factor:
-        r"""The matrix :math:`W = c\,(I + \sum_h a_h A_h)`, or one for each head.
+        r"""The matrix $W = c\,(I + \sum_h a_h A_h)$, or one for each head.
 
         Args:
             gains: a, shape ``(H, 1, 1)``; rows of A times these have absolute values that sum to
                 less than one.
-            log_scale: :math:`\log c`, ``(G, 1, 1)``; with G = H heads have matrices of their own.
+            log_scale: $\log c$, ``(G, 1, 1)``; with G = H heads have matrices of their own.
             layout: which tokens are coupled, and how many features they attend to.
         """
         ...
@@ -79,7 +79,7 @@ class DenseWeights(NamedTuple):
         return self.weights
 
     def combined(self, gains: Tensor, log_scale: Tensor, layout: TokenLayout) -> AttentionMatrix:
-        """The matrix W; see :class:`AttentionWeights`."""
+        """The matrix W; see `AttentionWeights`."""
         identity = identity_like(self.weights)
         if plain_shape(log_scale)[0] < plain_shape(gains)[0]:
             matrix = identity + (gains * self.weights).sum(1, keepdim=True)
@@ -115,7 +115,7 @@ class SlotWeights(NamedTuple):
         return torch.einsum("bnshr,bmshr->bhnm", self.spread, self.gather)
 
     def combined(self, gains: Tensor, log_scale: Tensor, layout: TokenLayout) -> LowRankMatrix:
-        """The matrix W; see :class:`AttentionWeights`."""
+        """The matrix W; see `AttentionWeights`."""
         left, right = self.spread * gains.squeeze(-1), self.gather
         if plain_shape(log_scale)[0] == 1:
             left, right = (factor.flatten(2).unsqueeze(1) for factor in (left, right))
@@ -192,19 +192,20 @@ def require_low_rank_options(
 
 
 class LowRankAttention(nn.Module):
-    r"""Attention :math:`A = D^{-1} \Phi(Q) \Phi(K)^T` with r non-negative features, the slots.
+    r"""Attention $A = D^{-1} \Phi(Q) \Phi(K)^T$ with r non-negative features, the slots.
 
     Every such A is the product of two averages: each slot averages the tokens, and each token
     averages the slots,
 
-    .. math::
-        A_{nm} = \sum_j \mathrm{softmax}_j(q_{nj})\; \mathrm{softmax}_m(k_{mj}),
+    $$
+    A_{nm} = \sum_j \mathrm{softmax}_j(q_{nj})\; \mathrm{softmax}_m(k_{mj}),
+    $$
 
     so that D is known to be the identity, no sum is divided by, and the rows of A sum to one as
-    those of softmax attention do. The queries :math:`q_n = W_q \bar x_n + b` and the keys
-    :math:`k_n = W_k \bar x_n` are 1x1 convolutions of the passing half to r outputs, averaged over
-    the positions of the patch. The tokens of a vector are runs of coordinates, each coordinate with
-    its own column of the weights.
+    those of softmax attention do. The queries $q_n = W_q \bar x_n + b$ and the keys
+    $k_n = W_k \bar x_n$ are 1x1 convolutions of the passing half to r outputs, averaged over the
+    positions of the patch. The tokens of a vector are runs of coordinates, each coordinate with its
+    own column of the weights.
 
     Tokens of different classes do not see each other: every class has its own slots, which average
     the tokens of the class.
