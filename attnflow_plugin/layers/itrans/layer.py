@@ -191,13 +191,14 @@ class ITrans(MaskedAttention):
         layout = self._layout(event, patches)
         tokens = layout.cut(event)
         x1 = tokens * layout.passing
+        x2 = tokens - x1
         columns = x1.flatten(1).unflatten(1, (-1, self.channels))
         seen = context_at(name, context, self.context_channels, event)
         if seen is not None:
             if event.ndim > 2:
                 seen = to_tokens(seen, patches).flatten(1)
             columns = torch.cat([columns, seen.unflatten(1, (-1, self.context_channels))], 2)
-        return PassingHalf(x1, columns, patches, layout, event.ndim == 2), tokens - x1
+        return PassingHalf(x1, columns, patches, layout, event.ndim == 2), x2
 
     def _layout(self, event: Tensor, patches: Sequence[int]) -> TokenLayout:
         groups = self.heads if self.head_mode == "concat" else 1
