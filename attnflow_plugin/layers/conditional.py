@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.initialisation import DataInitialised
 from attnflow_plugin.layers.base import InvertibleLayer
-from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.conditioner import sample_parameters
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import statistics
@@ -21,7 +20,6 @@ __all__ = [
     "ConditionalConv1x1",
     "order_of",
     "read_whole_numbers",
-    "sample_parameters",
 ]
 
 
@@ -263,27 +261,3 @@ def read_whole_numbers(state_dict: dict[str, Any], key: str, matrix: Tensor) -> 
     found = state_dict.get(key)
     if isinstance(found, Tensor) and found.shape == matrix.shape[:1]:
         state_dict[key] = F.one_hot(found.long(), len(found)).to(matrix.dtype)
-
-
-def sample_parameters(
-    owner: str,
-    net: nn.Module,
-    context: Tensor | None,
-    context_channels: int,
-    event: Tensor,
-    outputs: int,
-) -> Tensor:
-    """What the net makes of the context at the size of the event, shape ``(B, outputs)``.
-
-    Raises:
-        MissingContextError: there is no context.
-        ShapeError: the context does not belong to the event, or the net returns another shape.
-    """
-    features = context_at(owner, context, context_channels, event)
-    assert features is not None
-    dtype = next((parameter.dtype for parameter in net.parameters()), features.dtype)
-    parameters = net(features.to(dtype)).to(event.dtype)
-    expected, found = (plain_shape(event)[0], outputs), tuple(plain_shape(parameters))
-    if found != expected:
-        raise ShapeError(f"{owner}: expected the net to return shape {expected}, found {found}")
-    return parameters

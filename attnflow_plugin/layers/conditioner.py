@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, ShapeError
 
-__all__ = ["affine_parameters", "context_at", "entry_parameters"]
+__all__ = ["affine_parameters", "context_at", "entry_parameters", "sample_parameters"]
 
 
 def context_at(
@@ -121,10 +121,36 @@ def entry_parameters(
     Raises:
         ShapeError: the net returns another shape; broadcasting it would falsify the log-det.
     """
-    dtype = next((parameter.dtype for parameter in net.parameters()), inputs.dtype)
-    raw = net(inputs.to(dtype)).to(attended.dtype)
     rows, channels, *spatial = plain_shape(attended)
-    expected, found = (rows, count * channels, *spatial), tuple(plain_shape(raw))
+    return _called(owner, net, inputs, attended.dtype, (rows, count * channels, *spatial))
+
+
+def sample_parameters(
+    owner: str,
+    net: nn.Module,
+    context: Tensor | None,
+    context_channels: int,
+    event: Tensor,
+    outputs: int,
+) -> Tensor:
+    """What the net makes of the context at the size of the event, shape ``(B, outputs)``.
+
+    Raises:
+        MissingContextError: there is no context.
+        ShapeError: the context does not belong to the event, or the net returns another shape.
+    """
+    features = context_at(owner, context, context_channels, event)
+    assert features is not None
+    return _called(owner, net, features, event.dtype, (plain_shape(event)[0], outputs))
+
+
+def _called(
+    owner: str, net: nn.Module, inputs: Tensor, dtype: torch.dtype, expected: tuple[int, ...]
+) -> Tensor:
+    """What a net makes of inputs in its own dtype, if it has the expected shape."""
+    own = next((parameter.dtype for parameter in net.parameters()), inputs.dtype)
+    raw = net(inputs.to(own)).to(dtype)
+    found = tuple(plain_shape(raw))
     if found != expected:
         raise ShapeError(f"{owner}: expected the net to return shape {expected}, found {found}")
     return raw

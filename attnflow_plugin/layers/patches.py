@@ -33,6 +33,15 @@ _ODD = (7, 5, 3, *range(11, MOST_TOKENS, 2))
 
 _MOST_LISTED = 8
 
+# The axes of an event, cut into patches, by the number of axes that are cut.
+_EVENT = {
+    1: "(n1 e1)",
+    2: "(n1 e1) (n2 e2)",
+    3: "(n1 e1) (n2 e2) (n3 e3)",
+}
+_TOKEN = {1: "n1", 2: "(n1 n2)", 3: "(n1 n2 n3)"}
+_INSIDE = {1: "e1", 2: "e1 e2", 3: "e1 e2 e3"}
+
 
 def patches_per_axis(
     owner: str, patches: Patches, shape: Sequence[int], *, has_auto: bool = False
@@ -98,16 +107,6 @@ def _divisors(size: int) -> str:
     """Numbers that divide a size, the smallest ones if there are many."""
     found = [str(count) for count in range(1, size + 1) if size % count == 0]
     return ", ".join(found[:_MOST_LISTED] + ["..."] * (len(found) > _MOST_LISTED))
-
-
-# The axes of an event, cut into patches, by the number of axes that are cut.
-_EVENT = {
-    1: "(n1 e1)",
-    2: "(n1 e1) (n2 e2)",
-    3: "(n1 e1) (n2 e2) (n3 e3)",
-}
-_TOKEN = {1: "n1", 2: "(n1 n2)", 3: "(n1 n2 n3)"}
-_INSIDE = {1: "e1", 2: "e1 e2", 3: "e1 e2 e3"}
 
 
 class TokenLayout(NamedTuple):
