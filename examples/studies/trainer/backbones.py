@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from attnflow_plugin.layers import attentions
 from trainer.options import Options, UsageError, flag
 
 # By the names that the builders give them, too.
@@ -29,16 +30,9 @@ _CONTEXTS = {
     "srflow": ("source",),
     "full-glow": ("source",),
 }
-ATTENTIONS: dict[str, set[str]] = {
-    "imap": {"activation", "axis", "mask", "init", "gain_bound"},
-    "itrans": {
-        *("activation", "mask", "init", "gain_bound", "heads", "patches", "affine", "head_mode"),
-        *("position_bias", "value_mixing", "rank"),
-    },
-    "coupling": {
-        *("mask", "heads", "patches", "width", "kernel", "window", "scale_bound", "shift_bound"),
-    },
-}
+# What is no option on the command line: the builders give it.
+OF_BUILDERS = {"flip", "context_channels"}
+ATTENTIONS = {name: {*kind.options()} - OF_BUILDERS for name, kind in attentions.ATTENTIONS.items()}
 """The attentions of the package and the options of their layers."""
 _OF_ANY = {"position", "both_masks", "context_in_attention", "source_attention"}
 _FEW_GREY_LEVELS = {"digits", "mnist", "mnist-3x32x32"}

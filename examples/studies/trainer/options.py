@@ -7,6 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from attnflow_plugin.insertion.places import PositionName
+from attnflow_plugin.layers.imap import Activation
+from attnflow_plugin.layers.itrans.mixing import HeadMode
+from attnflow_plugin.layers.scales import ScaleMapName
+from attnflow_plugin.masks import MaskKind
+
 # What may differ between a run and its continuation. Everything else makes the model or the data.
 FREE = {
     *("out", "data_dir", "device", "workers", "steps", "lr", "warmup", "schedule", "clip"),
@@ -20,15 +26,11 @@ DataName = Literal[
 ]
 Host = Literal["normflows", "nflows"]
 Backbone = Literal["glow", "marflow", "srflow", "full-glow"]
-Activation = Literal["sigmoid", "softmax", "exp"]
-Mask = Literal["spatial-channel", "spatial", "channel", "random"]
-Position = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 Size = int | str
 Maps = Literal["auto", "pictures", "colours", "classes"]
 Patches = int | Literal["auto", "none"]
 Context = Literal["none", "label", "coarse", "source"]
 CouplingNet = Literal["conv", "attention"]
-ScaleMap = Literal["bounded", "sigmoid", "sigmoid_floor", "sigmoid_inv", "exp"]
 Prior = Literal["channel-autoregressive", "gaussian"]
 Splits = Literal["released", "all"]
 Conditioning = Literal["full", "coupling", "prior"]
@@ -103,10 +105,10 @@ class _Attention:
         "none, imap, itrans, coupling, or several with commas between; auto: coupling for digits "
         "and MNIST, itrans with --affine for other images",
     ] = "auto"
-    position: Annotated[Position, "where in a step of the flow"] = "after_coupling"
+    position: Annotated[PositionName, "where in a step of the flow"] = "after_coupling"
     both_masks: Annotated[bool, "a second attention with the complementary mask"] = True
     context_in_attention: Annotated[bool, "the attention sees the condition as well"] = False
-    mask: Annotated[Mask | None, "what passes as it is"] = None
+    mask: Annotated[MaskKind | None, "what passes as it is"] = None
     init: Annotated[Literal["identity", "paper"] | None, "imap, itrans: first values"] = None
     activation: Annotated[Activation | None, "imap, itrans: activation"] = None
     gain_bound: Annotated[float | None, "imap, itrans: bound of the gains", POSITIVE] = None
@@ -118,7 +120,7 @@ class _Attention:
         COUNT,
     ] = None
     affine: Annotated[bool, "itrans: also scales and shifts"] = False
-    head_mode: Annotated[Literal["sum", "concat"] | None, "itrans: what heads do together"] = None
+    head_mode: Annotated[HeadMode | None, "itrans: what heads do together"] = None
     position_bias: Annotated[bool, "itrans: weights depend on the places as well"] = False
     value_mixing: Annotated[bool, "itrans: channels are mixed as well"] = False
     rank: Annotated[int | None, "itrans: weights of low rank", COUNT] = None
@@ -133,7 +135,7 @@ class _Attention:
 class _Backbones:
     """Of some backbones only; without them each has its own"""
 
-    scale_map: Annotated[ScaleMap | None, "scale of affine couplings"] = None
+    scale_map: Annotated[ScaleMapName | None, "scale of affine couplings"] = None
     learned_priors: Annotated[bool, "glow: levels predict what they split off"] = False
     coupling_net: Annotated[CouplingNet | None, "glow: nets of the couplings"] = None
     prior: Annotated[Prior | None, "marflow: what predicts what a level splits off"] = None
