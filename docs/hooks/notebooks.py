@@ -15,9 +15,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for section in config.nav:
         for title, pages in section.items():
             if isinstance(pages, list):
-                section[title] = [page for page in pages if set(page.values()) <= set(NOTEBOOKS)]
+                section[title] = [page for page in pages if not _lacks(page)]
     config.nav = [section for section in config.nav if all(section.values())]
     return config
+
+
+def _lacks(page: dict[str, str]) -> bool:
+    """Whether an entry of the navigation is a notebook that is not there."""
+    return any(path.endswith(".ipynb") and path not in NOTEBOOKS for path in page.values())
 
 
 # Before mkdocs-jupyter, which picks the notebooks out of the files.
