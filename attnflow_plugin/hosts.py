@@ -1,15 +1,18 @@
 """What the package has to know about a host library, and importing what is needed on use only.
 
-The package is written once, free of hosts; :class:`Host` is all that it asks of one.
+Everything is written once, free of hosts, with a host as its first argument. :class:`Host` is all
+that is asked of one, and :func:`bound` makes a function of any host one of this host.
 """
 
+import functools
 import importlib
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,16 +20,21 @@ from attnflow_plugin.errors import MissingHostError
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.layers import InvertibleLayer
 from attnflow_plugin.layers.attentions import ATTENTIONS
-from attnflow_plugin.layers.base import Role
+from attnflow_plugin.layers.base import Context, Role
 from attnflow_plugin.layers.masked_attention import MaskedAttention
 
 if TYPE_CHECKING:
+    from attnflow_plugin.backbones.multiscale import MultiscalePlan
     from attnflow_plugin.insertion.domains import Domain
 
-__all__ = ["Host", "Role", "Run", "attentions_of", "is_users_own", "methods_of", "require"]
+__all__ = ["Host", "Model", "Role", "Run", "bound", "is_users_own", "methods_of", "require"]
 
 #: One way of running a model: a function of a batch and of what else the user gives with it.
 Run = Callable[..., Any]
+#: What a host's models are.
+Model = TypeVar("Model", bound=nn.Module)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 # How users tend to call layers of their own; the first match counts.
 _NAMES: tuple[tuple[str, Role], ...] = (
@@ -37,30 +45,51 @@ _NAMES: tuple[tuple[str, Role], ...] = (
 )
 
 
-class Host(ABC):
-    """The vocabulary of one host library.
+class Host(ABC, Generic[Model]):
+    """What the package asks of one host library.
 
     Attributes:
         name: the host's name.
         layer_type: base class of all invertible layers.
         base_type: base class of its distributions.
-        attentions: the attention layers by name, see :func:`attentions_of`.
+        layers: the module with this package's layers as classes of the host.
         roles: the host's classes and their roles; the first match counts. Layers of this package
             have a role of their own.
         iterating: classes that run every element of their module lists, in order. A layer can be
             inserted into such a list; anywhere else it is chained to its neighbour.
         to_latent_method: the method of layers that maps data to latent.
         one_way_errors: what layers raise that cannot run in one of the directions.
+        actnorm: its normalization, which initialises itself on some first call.
+        learning_actnorm: a subclass that initialises itself from the next batch.
+        ready_actnorm: a subclass that never does, without the branch that breaks compiled graphs.
+        squeeze: its layer that moves pixels to channels.
+        keeps_first: whether its multi-scale container passes on the first half of the channels.
     """
 
     name: ClassVar[str]
     layer_type: ClassVar[type[nn.Module]]
     base_type: ClassVar[type[nn.Module]]
-    attentions: ClassVar[Mapping[str, type[MaskedAttention]]]
+    layers: ClassVar[ModuleType]
     roles: ClassVar[tuple[tuple[tuple[type[nn.Module], ...], Role], ...]]
     iterating: ClassVar[tuple[type[nn.Module], ...]]
     to_latent_method: ClassVar[str]
     one_way_errors: ClassVar[tuple[type[Exception], ...]]
+    actnorm: ClassVar[type[nn.Module]]
+    learning_actnorm: ClassVar[type[nn.Module]]
+    ready_actnorm: ClassVar[type[nn.Module]]
+    squeeze: ClassVar[type[nn.Module]]
+    keeps_first: ClassVar[bool]
+
+    def __reduce__(self) -> str:
+        # The only one of its class, in copies and pickles of models too.
+        return self.name.upper()
+
+    @property
+    def attentions(self) -> Mapping[str, type[MaskedAttention]]:
+        """The attention layers of the host by name."""
+        return {name: getattr(self.layers, kind.__name__) for name, kind in ATTENTIONS.items()}
+
+    # The vocabulary.
 
     def known_role(self, module: nn.Module) -> Role | None:
         """The role of a class of the host, or of a user's subclass of one."""
@@ -77,6 +106,20 @@ class Host(ABC):
         """The role of a user's own layer, by its name; ``None`` if that says nothing."""
         name = type(module).__name__.lower()
         return next((role for pattern, role in _NAMES if re.search(pattern, name)), None)
+
+    @abstractmethod
+    def domains(self, layer: nn.Module) -> "tuple[Domain | None, Domain | None]":
+        """What a class of the host says of events on its side of the data and of the latents."""
+
+    def is_own(self, module: nn.Module) -> bool:
+        """Whether a class is of the host or this package, so that it keeps the size of events."""
+        return type(module).__module__.partition(".")[0] in (self.name, "attnflow_plugin")
+
+    @abstractmethod
+    def event_size(self, model: nn.Module) -> EventSize | None:
+        """What the base distributions say of the data, where they and the layers are known."""
+
+    # Running any model.
 
     @abstractmethod
     def to_latent(self, model: nn.Module) -> Sequence[Run]:
@@ -101,22 +144,107 @@ class Host(ABC):
     def there_and_back(self, model: nn.Module) -> Run | None:
         """From a batch to latents and back, where a model has methods for that."""
 
-    @abstractmethod
-    def domains(self, layer: nn.Module) -> "tuple[Domain | None, Domain | None]":
-        """What a class of the host says of events on its side of the data and of the latents."""
+    # Densities and samples.
 
     @abstractmethod
-    def event_size(self, model: nn.Module) -> EventSize | None:
-        """What the base distributions say of the data, where they and the layers are known."""
+    def check_context(
+        self, owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False
+    ) -> None:
+        """Raise for a context or labels that a model cannot take.
+
+        Args:
+            owner: the function, for errors.
+            model: a model of the host.
+            context: what was given.
+            rows: number of rows of data.
+            read: look at labels on accelerators too.
+
+        Raises:
+            OptionError: a context for a model that has no use for one.
+            MissingContextError: none for a model that needs one.
+            ShapeError: a context that is no tensor, for other rows, or labels of no class.
+        """
+
+    @abstractmethod
+    def log_prob(self, model: nn.Module, x: Tensor, context: Context) -> Tensor:
+        """The model's own log-density, however it takes its context."""
+
+    @abstractmethod
+    def draw(
+        self, model: nn.Module, num_samples: int, context: Context, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Samples at a temperature, and their log-densities at temperature one, with a graph."""
+
+    @abstractmethod
+    def encoder(self, model: nn.Module) -> nn.Module | None:
+        """What turns the context of a model that was built with one into that of its layers."""
+
+    @abstractmethod
+    def log_prob_and_encoded(
+        self, model: nn.Module, x: Tensor, context: Context
+    ) -> tuple[Tensor, Context]:
+        """The log-density of a model with an encoder, and what that made of the context."""
+
+    # Parts of models.
+
+    @abstractmethod
+    def make_actnorm(self, channels: int) -> nn.Module:
+        """Its normalization, for images."""
+
+    @abstractmethod
+    def is_initialised(self, actnorm: nn.Module) -> bool:
+        """Whether one of its normalizations has seen data."""
+
+    @abstractmethod
+    def make_permutation(self, channels: int, *, dense: bool) -> nn.Module:
+        """Its 1x1 convolution, dense where it has both kinds, or of an LU decomposition."""
 
     @abstractmethod
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """One layer that runs ``layers``, listed in the host's own order."""
 
+    @abstractmethod
+    def step(self, layers: list[nn.Module]) -> list[nn.Module]:
+        """The layers of one step, from data to latent, as its models list them."""
 
-def attentions_of(layers: ModuleType) -> dict[str, type[MaskedAttention]]:
-    """The attention layers among the layers of a host, by name."""
-    return {name: getattr(layers, kind.__name__) for name, kind in ATTENTIONS.items()}
+    @abstractmethod
+    def layer_to_latent(
+        self, layer: nn.Module, event: Tensor, context: Context = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer from data to latent."""
+
+    @abstractmethod
+    def assemble(self, plan: "MultiscalePlan", encoder: nn.Module | None = None) -> Model:
+        """The model of a plan.
+
+        Args:
+            plan: what it consists of.
+            encoder: turns what the user gives as context into what the layers take, a tensor or a
+                mapping of names to tensors; ``nn.Identity()`` if that is the same. ``None`` for a
+                model without context.
+        """
+
+
+def bound(
+    host: Host[Model], function: Callable[Concatenate[Host[Model], Arguments], Result]
+) -> Callable[Arguments, Result]:
+    """A function of any host as a public one of this host: its first argument is filled in.
+
+    Signature, types and docstring are those of the function, and it is pickled by its name.
+    """
+
+    @functools.wraps(function)
+    def of_host(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return function(host, *args, **kwargs)
+
+    signature = inspect.signature(function)
+    first, *others = signature.parameters.values()
+    of_host.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    of_host.__annotations__ = {
+        name: kind for name, kind in function.__annotations__.items() if name != first.name
+    }
+    of_host.__module__ = f"attnflow_plugin.{host.name}"
+    return of_host
 
 
 def is_users_own(model: nn.Module, *methods: str) -> bool:

@@ -21,6 +21,7 @@ __all__ = [
     "require_events",
     "require_labels",
     "require_model",
+    "require_rows",
     "require_temperature",
     "unsqueezed",
 ]
@@ -173,6 +174,19 @@ def context_rows(owner: str, context: Tensor | Mapping[str, Tensor]) -> int:
             f"{found}"
         )
     return first
+
+
+def require_rows(owner: str, context: Tensor | Mapping[str, Tensor] | None, rows: int) -> None:
+    """Raise unless there is a context for each row of data, where there is a context.
+
+    Raises:
+        ShapeError: another number.
+    """
+    if context is None:
+        return
+    found = context_rows(owner, context)
+    if found != rows:
+        raise ShapeError(f"{owner}: expected a context for each of {rows} rows, found {found}")
 
 
 def require_labels(

@@ -1,19 +1,22 @@
-"""What training needs in both hosts: a safe initialisation, a module to wrap; host-free."""
+"""Starting values from data: modules that wait for them, and making a model ready to train."""
 
 import copy
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import without_autocast
 from attnflow_plugin.errors import NonFiniteError, ShapeError
-from attnflow_plugin.initialisation import learning_from_data, waits_for_data
-from attnflow_plugin.inputs import require_batch, require_model
+from attnflow_plugin.inputs import explained, require_batch, require_events, require_model
 
-__all__ = ["SMALLEST_STD", "ActNormClasses", "NegativeLogLikelihood", "prepare", "statistics"]
+if TYPE_CHECKING:
+    from attnflow_plugin.hosts import Host
+
+__all__ = ["SMALLEST_STD", "DataInitialised", "learning_from_data", "prepare", "statistics"]
 
 #: Channels that vary less are not blown up further; a dead channel would cost 1e6 otherwise.
 SMALLEST_STD = 1e-3
@@ -22,72 +25,53 @@ FEWEST_VALUES = 16
 _CONVERSIONS = {torch.float32: "float", torch.float64: "double"}
 
 
-@dataclass(frozen=True)
-class ActNormClasses:
-    """The normalization of a host in three states.
+class DataInitialised(nn.Module, ABC):
+    """A module that ``prepare`` initialises from data, and nothing else does.
 
-    Attributes:
-        host: the host's class, which initialises itself on some first call.
-        learning: a subclass that initialises itself from the next batch.
-        ready: a subclass that never does, without the branch that breaks compiled graphs.
-        is_initialised: whether a layer of the host's class has seen data.
+    The hosts' ActNorm learns from whatever comes first, a sample or a batch of one. A module of
+    this kind waits for ``prepare``, and stays at its starting values if that is never called.
+
+    A subclass calls :meth:`see` with its input and implements :meth:`initialise`.
     """
 
-    host: type[nn.Module]
-    learning: type[nn.Module]
-    ready: type[nn.Module]
-    is_initialised: Callable[[nn.Module], bool]
+    initialised: Tensor
+    _learning: bool = False
 
-
-class NegativeLogLikelihood(nn.Module):
-    """A model as a module whose ``forward`` is what training minimises.
-
-    DistributedDataParallel, Lightning and ``torch.compile`` work through ``forward``, which in the
-    hosts' models is missing or something else.
-
-    Args:
-        model: a model of the host.
-
-    Raises:
-        OptionError: no model of the host. One inside of a wrapper, such as
-            DistributedDataParallel, is given first, and the result wrapped.
-    """
-
-    _host: str
-    _log_prob: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        require_model(type(self).__name__, self._host, model)
-        self.model = model
+        # A number, as in the hosts: averages of models over time subtract their buffers.
+        self.register_buffer("initialised", torch.tensor(0.0))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of each row in nats, shape ``(B,)``."""
-        return -self._log_prob(self.model, x, context)
+    @abstractmethod
+    def initialise(self, event: Tensor) -> None:
+        """Set the parameters, in place, from a batch of inputs ``(B, C, *S)``."""
+
+    def see(self, event: Tensor) -> None:
+        """Initialise from a batch, if ``prepare`` is running and this has not happened yet."""
+        if self._learning and not self.initialised:
+            with torch.no_grad():
+                self.initialise(event)
+                self.initialised.fill_(1.0)
 
 
-def prepare(
-    model: nn.Module,
-    batch: Tensor,
-    run_to_latent: Callable[[Tensor], object],
-    classes: ActNormClasses,
-) -> None:
-    """Initialise every normalization that has seen no data; see ``prepare`` of the host modules."""
-    _check_batch(model, batch)
-    # A ready one is fresh again after the state of a model without data was loaded.
-    layers = [m for m in model.modules() if type(m) in (classes.host, classes.ready)]
-    fresh = [layer for layer in layers if not classes.is_initialised(layer)]
-    with _restored_on_failure(model), _training_mode(model):
-        for layer in fresh:
-            layer.__class__ = classes.learning
-        # To run a model that has learnt already would move its running statistics.
-        if fresh or waits_for_data(model):
-            with torch.no_grad(), without_autocast(batch), learning_from_data(model):
-                run_to_latent(batch.clone())  # Some hosts write to the tensor they are given.
-        for layer in layers:
-            # One that the batch did not reach stays with its host, and waits.
-            layer.__class__ = classes.ready if classes.is_initialised(layer) else classes.host
-        _check_finite(model)
+def _waits_for_data(model: nn.Module) -> bool:
+    """Whether a model has a module of this kind that is not initialised."""
+    return any(
+        isinstance(module, DataInitialised) and not module.initialised for module in model.modules()
+    )
+
+
+@contextmanager
+def learning_from_data(model: nn.Module) -> Iterator[None]:
+    """Let the modules of a model that wait for data learn from the batches that come."""
+    waiting = [module for module in model.modules() if isinstance(module, DataInitialised)]
+    try:
+        for module in waiting:
+            module._learning = True
+        yield
+    finally:
+        for module in waiting:
+            del module._learning
 
 
 def statistics(owner: str, channels: int, event: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +91,54 @@ def statistics(owner: str, channels: int, event: Tensor) -> tuple[Tensor, Tensor
             f"found {values.shape[1]} in a batch of shape {tuple(event.shape)}; give a larger batch"
         )
     return values.mean(1), values.std(1).clamp(min=SMALLEST_STD)
+
+
+def prepare(  # noqa: D417
+    host: "Host", model: nn.Module, batch: Tensor, context: Tensor | None = None
+) -> None:
+    """Initialise every ``ActNorm`` from a batch of data, once, and make the model compile.
+
+    The hosts initialise an ActNorm on what comes first, whatever its size and precision: a batch of
+    one, half precision, in normflows even a sample. This does it from real data in full precision,
+    with standard deviations of at least 1e-3, keeps dtypes, devices and parameter objects, and
+    leaves initialised ones as they are. Then ``log_prob`` is a single graph for ``torch.compile``.
+    Call it before wrapping the model in DistributedDataParallel and before making an average of its
+    weights.
+
+    Args:
+        model: any model of the host.
+        batch: a batch of training data, in float32 or float64.
+        context: contexts or class labels, for models that have them.
+
+    Raises:
+        ShapeError: too few values per channel, or data or labels of another shape, dtype or size
+            than the model's.
+        OptionError: no model of the host, or a context for one that has no use for it.
+        MissingContextError: no labels or no context for a model that needs them.
+        NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
+            model is as it was.
+    """
+    require_model("prepare", host.name, model)
+    size = host.event_size(model)
+    require_events("prepare", batch, size)
+    host.check_context("prepare", model, context, len(batch), read=True)
+    _check_batch(model, batch)
+    # A ready one is fresh again after the state of a model without data was loaded.
+    layers = [m for m in model.modules() if type(m) in (host.actnorm, host.ready_actnorm)]
+    fresh = [layer for layer in layers if not host.is_initialised(layer)]
+    with _restored_on_failure(model), _training_mode(model):
+        for layer in fresh:
+            layer.__class__ = host.learning_actnorm
+        # To run a model that has learnt already would move its running statistics.
+        if fresh or _waits_for_data(model):
+            given = batch.clone()  # Some hosts write to the tensor they are given.
+            explaining = explained("prepare", model, given, size)
+            with torch.no_grad(), without_autocast(batch), learning_from_data(model), explaining:
+                host.log_prob(model, given, context)
+        for layer in layers:
+            # One that the batch did not reach stays with its host, and waits.
+            layer.__class__ = host.ready_actnorm if host.is_initialised(layer) else host.actnorm
+        _check_finite(model)
 
 
 def _check_batch(model: nn.Module, batch: Tensor) -> None:

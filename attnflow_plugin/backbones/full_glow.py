@@ -7,12 +7,10 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-from attnflow_plugin.backbones.assembly import Assembly, Model
 from attnflow_plugin.backbones.condition_trunk import ConditionTrunk
 from attnflow_plugin.backbones.full_glow_net import FullGlowNet
-from attnflow_plugin.backbones.level_attention import attention_of_levels
+from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
-    HostParts,
     Level,
     LevelAttention,
     MultiscalePlan,
@@ -22,13 +20,13 @@ from attnflow_plugin.backbones.multiscale import (
 )
 from attnflow_plugin.backbones.source_mean_net import SourceMeanNet
 from attnflow_plugin.backbones.source_tower import (
-    SourcePlan,
     SourceTower,
     latent_context,
     level_context,
     stage_context,
 )
 from attnflow_plugin.backbones.zero_conv import ZeroConv
+from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
@@ -56,21 +54,21 @@ class SourceRecipe(Recipe):
     learned_priors: bool = True
     trunk: Trunk = "pooling"
 
-    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+    def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
         """An affine coupling."""
         net = partial(FullGlowNet, hidden_channels=self.hidden_channels)
-        return [parts.layers.AffineCoupling(level.event[0], net, scale_map=self.scale_map)]
+        return [host.layers.AffineCoupling(level.event[0], net, scale_map=self.scale_map)]
 
-    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+    def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """A convolution of the kept half; at the last level, of zeros inside a border of ones."""
         if not self.learned_priors:
             return []
         channels, net = level.event[0], partial(ZeroConv, border=1.0)
         scale_map = of_prior(self.scale_map)
         if level.kept is None:
-            return [parts.layers.TopPrior(channels, net, scale_map=scale_map)]
+            return [host.layers.TopPrior(channels, net, scale_map=scale_map)]
         return [
-            parts.layers.AffineCoupling(channels, net, flip=not keeps_first, scale_map=scale_map)
+            host.layers.AffineCoupling(channels, net, flip=not keeps_first, scale_map=scale_map)
         ]
 
     def attend(self, make: LayerFactory, level: Level) -> nn.Module:
@@ -81,13 +79,13 @@ class SourceRecipe(Recipe):
 class CouplingRecipe(SourceRecipe):
     """Steps whose couplings see the source at the same step."""
 
-    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+    def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
         """An affine coupling, conditioned on the source after its coupling."""
         channels = level.event[0]
         net = partial(
             FullGlowNet, hidden_channels=self.hidden_channels, condition_channels=channels
         )
-        layer = parts.layers.AffineCoupling(
+        layer = host.layers.AffineCoupling(
             channels, net, context_channels=channels, scale_map=self.scale_map
         )
         return [_named(layer, stage_context(level.index, step, "coupling"))]
@@ -96,36 +94,36 @@ class CouplingRecipe(SourceRecipe):
 class FullRecipe(CouplingRecipe):
     """Steps of which every part sees the source after the same part of the same step."""
 
-    def step(self, parts: HostParts, level: Level, step: int) -> Step:
+    def step(self, host: Host, level: Level, step: int) -> Step:
         """Conditional ActNorm, 1x1 convolution and coupling."""
         channels = level.event[0]
         size = level.event[1:] if self.trunk == "tied" else None
         trunk = partial(ConditionTrunk, size=size)
         actnorm, permutation = (
             layer(channels, trunk, context_channels=channels)
-            for layer in (parts.layers.ConditionalActNorm, parts.layers.ConditionalConv1x1)
+            for layer in (host.layers.ConditionalActNorm, host.layers.ConditionalConv1x1)
         )
         return Step(
             _named(actnorm, stage_context(level.index, step, "actnorm")),
             _named(permutation, stage_context(level.index, step, "permutation")),
-            self.coupling(parts, level, step),
+            self.coupling(host, level, step),
         )
 
 
 class PriorRecipe(SourceRecipe):
     """Steps without a condition, and priors whose means are computed from the source's latents."""
 
-    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+    def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """What the source factors out at this level, convolved, is the mean."""
         channels, scale_map = level.event[0], of_prior(self.scale_map)
         if level.kept is None:
             net = partial(SourceMeanNet, source_channels=channels, learned_scale=True)
-            layer = parts.layers.AffineInjector(
+            layer = host.layers.AffineInjector(
                 channels, net, context_channels=channels, scale_map=scale_map
             )
         else:
             net = partial(SourceMeanNet, source_channels=channels // 2, learned_scale=False)
-            layer = parts.layers.AffineCoupling(
+            layer = host.layers.AffineCoupling(
                 channels,
                 net,
                 context_channels=channels // 2,
@@ -143,7 +141,7 @@ _RECIPES: dict[Conditioning, type[SourceRecipe]] = {
 
 
 def build_full_glow(  # noqa: D417
-    assembly: Assembly[Model],
+    host: Host[Model],
     image_shape: Sequence[int],
     *,
     levels: int,
@@ -223,44 +221,28 @@ def build_full_glow(  # noqa: D417
     recipe = _RECIPES[one_of(name, "conditioning", conditioning, _RECIPES)]
     options = dict(attention_options or {})
     attend = partial(
-        attention_of_levels,
-        name,
-        assembly,
-        image_shape,
-        levels,
-        steps,
-        attention,
-        position,
-        both_masks,
+        attended, attention=attention, position=position, both_masks=both_masks, conditional=True
     )
-    factories, positions = attend(options, conditional=not source_attention)
-    source = SourcePlan(
+    source = MultiscalePlan(
         name,
         image_shape,
         levels,
         steps,
         SourceRecipe(hidden_channels, scale_map, learned_priors=conditioning != "prior"),
-        attention=factories,
-        positions=positions,
     )
+    target = replace(source, recipe=recipe(hidden_channels, scale_map, trunk=trunk))
+    if source_attention:
+        source = attend(host, source, options=options, conditional=False)
     if context_in_attention:
-        factories = {}
-        for level in source.shapes():
-            seen = {**options, "context_channels": level.event[0]}
-            found, _ = attend(seen, conditional=True)
-            factories[level.index] = found.get(level.index, [])
-    target = MultiscalePlan(
-        name,
-        image_shape,
-        levels,
-        steps,
-        recipe(hidden_channels, scale_map, trunk=trunk),
-        attention=factories,
-        positions=positions,
-    )
-    if not source_attention:
-        source = replace(source, attention={})
-    return assembly.flow(target, SourceTower(source, assembly))
+        seeing = [
+            attend(host, target, options=options | {"context_channels": level.event[0]})
+            for level in target.shapes()
+        ]
+        factories = {level: plan.attention.get(level, ()) for level, plan in enumerate(seeing)}
+        target = replace(seeing[0], attention=factories)
+    else:
+        target = attend(host, target, options=options, conditional=not source_attention)
+    return host.assemble(target, SourceTower(source, host))
 
 
 def _named(layer: Layer, context: str) -> Layer:

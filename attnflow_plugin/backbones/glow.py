@@ -8,12 +8,10 @@ from typing import Literal
 
 from torch import nn
 
-from attnflow_plugin.backbones.assembly import Assembly, Model
 from attnflow_plugin.backbones.conv_net import ConvNet
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
-from attnflow_plugin.backbones.level_attention import attention_of_levels
+from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
-    HostParts,
     Level,
     LevelAttention,
     MultiscalePlan,
@@ -21,6 +19,7 @@ from attnflow_plugin.backbones.multiscale import (
     StepPosition,
 )
 from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.layers.scales import ScaleMapName
 from attnflow_plugin.options import did_you_mean, one_of, positive_int
 
@@ -51,12 +50,12 @@ class GlowRecipe(Recipe):
     context_channels: int = 0
     learned_priors: bool = False
 
-    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+    def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
         """The affine coupling, with an injector before it if there is a context."""
-        coupling = self._affine(parts, level)
+        coupling = self._affine(host, level)
         if not self.context_channels:
             return [coupling]
-        injector = parts.layers.AffineInjector(
+        injector = host.layers.AffineInjector(
             level.event[0],
             self.make_net,
             context_channels=self.context_channels,
@@ -64,14 +63,14 @@ class GlowRecipe(Recipe):
         )
         return [injector, coupling]
 
-    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+    def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """A coupling in which the kept half shifts and scales the other."""
         if not self.learned_priors or level.kept is None:
             return []
-        return [self._affine(parts, level, flip=not keeps_first)]
+        return [self._affine(host, level, flip=not keeps_first)]
 
-    def _affine(self, parts: HostParts, level: Level, *, flip: bool = False) -> nn.Module:
-        return parts.layers.AffineCoupling(
+    def _affine(self, host: Host, level: Level, *, flip: bool = False) -> nn.Module:
+        return host.layers.AffineCoupling(
             level.event[0],
             self.make_net,
             context_channels=self.context_channels,
@@ -81,7 +80,7 @@ class GlowRecipe(Recipe):
 
 
 def build_glow(  # noqa: D417
-    assembly: Assembly[Model],
+    host: Host[Model],
     image_shape: Sequence[int],
     *,
     levels: int,
@@ -150,18 +149,6 @@ def build_glow(  # noqa: D417
     layer_options = dict(attention_options or {})
     if context_in_attention:
         layer_options["context_channels"] = context_channels
-    factories, positions = attention_of_levels(
-        name,
-        assembly,
-        image_shape,
-        levels,
-        steps,
-        attention,
-        position,
-        both_masks,
-        layer_options,
-        conditional=bool(context_channels),
-    )
     make_net = _coupling_net(name, coupling_net, hidden_channels, coupling_net_options or {})
     plan = MultiscalePlan(
         name,
@@ -169,16 +156,18 @@ def build_glow(  # noqa: D417
         levels,
         steps,
         GlowRecipe(make_net, scale_map, context_channels, learned_priors),
-        attention=factories,
-        positions=positions,
         learned_base=True,
         num_classes=None if context_channels else num_classes,
     )
+    conditional = bool(context_channels)
+    plan = attended(
+        host, plan, attention, position, both_masks, layer_options, conditional=conditional
+    )
     if not context_channels:
-        return assembly.flow(plan)
+        return host.assemble(plan)
     if num_classes is None:
-        return assembly.flow(plan, nn.Identity())
-    return assembly.flow(plan, nn.Embedding(num_classes, context_channels))
+        return host.assemble(plan, nn.Identity())
+    return host.assemble(plan, nn.Embedding(num_classes, context_channels))
 
 
 def _coupling_net(

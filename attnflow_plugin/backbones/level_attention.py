@@ -4,15 +4,13 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.backbones.assembly import Assembly, Model
-from attnflow_plugin.backbones.multiscale import LevelAttention, StepPosition
+from attnflow_plugin.backbones.multiscale import LevelAttention, MultiscalePlan, StepPosition
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.factories import (
@@ -25,60 +23,56 @@ from attnflow_plugin.insertion.factories import (
 from attnflow_plugin.insertion.running import undisturbed
 from attnflow_plugin.layers.base import Context, InvertibleLayer
 from attnflow_plugin.layers.masked_attention import attention_layers
-from attnflow_plugin.options import positive_int
 
-__all__ = ["attention_of_levels"]
+__all__ = ["attended"]
 
 
-def attention_of_levels(
-    owner: str,
-    assembly: Assembly[Model],
-    image_shape: Sequence[int],
-    levels: int,
-    steps: int,
+def attended(
+    host: Host,
+    plan: MultiscalePlan,
     attention: LevelAttention | None,
     position: StepPosition | Sequence[StepPosition],
     both_masks: bool,
     options: Mapping[str, object],
     *,
     conditional: bool = False,
-) -> tuple[dict[int, list[LayerFactory]], list[StepPosition]]:
-    """What a user calls an attention, as the plan wants it: factories by level, and positions.
+) -> MultiscalePlan:
+    """A plan with what a user calls an attention: factories by level, and positions.
 
     A factory raises where its layer does not fit the events of the level. An option may be one of
     the attention of a single level.
 
     Args:
-        owner: the builder, for errors.
-        assembly: that of the host.
-        image_shape: ``(C, H, W)``.
-        levels: number of levels.
-        steps: number of steps in a level.
+        host: the host.
+        plan: without attention.
         attention: an attention, several, or a mapping from levels to that.
         position: one or several.
         both_masks: two layers with complementary masks at each position.
         options: options of the layers.
         conditional: whether the model hands a context to its layers.
     """
-    positive_int(owner, "levels", levels)
-    positive_int(owner, "steps", steps)
     per_level = (
-        attention if isinstance(attention, Mapping) else dict.fromkeys(range(levels), attention)
+        attention
+        if isinstance(attention, Mapping)
+        else dict.fromkeys(range(plan.levels), attention)
     )
     kinds_of = {level: as_list(kinds) for level, kinds in per_level.items() if kinds is not None}
     if kinds_of:
         every = [kind for kinds in kinds_of.values() for kind in kinds]
-        check_attentions(owner, assembly.host, every, both_masks, options)
-    factories: dict[int, list[LayerFactory]] = {}
-    for level, kinds in kinds_of.items():
-        own = _options_of_kinds(assembly.host, kinds, options)
-        factories[level] = attention_factories(owner, assembly.host, kinds, both_masks, own)
+        check_attentions(plan.owner, host, every, both_masks, options)
+    made = {
+        level: attention_factories(
+            plan.owner, host, kinds, both_masks, _options_of_kinds(host, kinds, options)
+        )
+        for level, kinds in kinds_of.items()
+    }
     positions = as_list(position)
-    layers = steps * len(positions) * sum(map(len, factories.values()))
-    for level, made in factories.items():
-        places = _LevelPlaces(owner, assembly, level, image_shape, conditional, layers)
-        factories[level] = [partial(places.fitting, make) for make in made]
-    return factories, positions
+    layers = plan.steps * len(positions) * sum(map(len, made.values()))
+    factories: dict[int, list[LayerFactory]] = {}
+    for level, makes in made.items():
+        places = _LevelPlaces(host, plan, level, conditional, layers)
+        factories[level] = [partial(places.fitting, make) for make in makes]
+    return replace(plan, attention=factories, positions=positions)
 
 
 def _options_of_kinds(
@@ -90,13 +84,12 @@ def _options_of_kinds(
 
 
 @dataclass(frozen=True)
-class _LevelPlaces(Generic[Model]):
+class _LevelPlaces:
     """The places of a level, for which layers are made and tried."""
 
-    owner: str
-    assembly: Assembly[Model]
+    host: Host
+    plan: MultiscalePlan
     level: int
-    image_shape: Sequence[int]
     conditional: bool
     layers: int
 
@@ -107,23 +100,22 @@ class _LevelPlaces(Generic[Model]):
             OptionError: no layer of the host, or options that do not go with the channels.
             ShapeError: a layer for events of other shapes.
         """
-        host = self.assembly.host
         try:
             layer = make(channels)
         except AttnFlowError:
             raise
         except Exception as error:
             raise OptionError(
-                f"{self.owner}: the attention of level {self.level} cannot be made for {channels} "
-                f"channels: {error}"
+                f"{self.plan.owner}: the attention of level {self.level} cannot be made for "
+                f"{channels} channels: {error}"
             ) from error
-        if not isinstance(layer, host.layer_type):
+        if not isinstance(layer, self.host.layer_type):
             raise OptionError(
-                f"{self.owner}: expected the attention of level {self.level} to be a layer of "
-                f"{host.name} ({host.layer_type.__name__}), found {type(layer).__name__}; "
-                f"{_how_to_make(host, layer)}"
+                f"{self.plan.owner}: expected the attention of level {self.level} to be a layer of "
+                f"{self.host.name} ({self.host.layer_type.__name__}), found "
+                f"{type(layer).__name__}; {_how_to_make(self.host, layer)}"
             )
-        height, width = (size >> (self.level + 1) for size in self.image_shape[1:])
+        height, width = (size >> (self.level + 1) for size in self.plan.image_shape[1:])
         self._try(layer, (channels, height, width))
         for part in attention_layers([layer]):
             part.share_bounds(self.layers)
@@ -131,13 +123,13 @@ class _LevelPlaces(Generic[Model]):
 
     def _try(self, layer: nn.Module, shape: tuple[int, int, int]) -> None:
         """Run a layer once, where that tells whether it fits and changes nothing."""
-        own = type(layer) in self.assembly.host.attentions.values()
+        own = type(layer) in self.host.attentions.values()
         try:
             # This package's layers take no rows too, at no cost; a user's may also learn from rows.
             trial, rows = (layer, 0) if own else (copy.deepcopy(layer).eval(), 2)
             event, context = _probe(trial, rows, shape)
             with torch.no_grad(), nullcontext() if own else undisturbed(trial, event):
-                self.assembly.to_latent(trial, event, context)
+                self.host.layer_to_latent(trial, event, context)
         except (ShapeError, OptionError) as error:
             raise ShapeError(self._misfit(layer, shape, error)) from error
         except Exception as error:
@@ -147,9 +139,9 @@ class _LevelPlaces(Generic[Model]):
 
     def _misfit(self, layer: nn.Module, shape: tuple[int, int, int], error: Exception) -> str:
         return (
-            f"{self.owner}: {type(layer).__name__} does not fit level {self.level}, with events of "
-            f"shape {shape}: {error}; choose other options, fewer levels, or the levels that get "
-            f"attention, as in attention={{0: ...}}"
+            f"{self.plan.owner}: {type(layer).__name__} does not fit level {self.level}, with "
+            f"events of shape {shape}: {error}; choose other options, fewer levels, or the levels "
+            f"that get attention, as in attention={{0: ...}}"
         )
 
 

@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import nn
 
-from attnflow_plugin.backbones.assembly import Assembly, Model
-from attnflow_plugin.backbones.channel_lstm import ChannelLSTM, condition_net
+from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
 from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
-from attnflow_plugin.backbones.level_attention import attention_of_levels
+from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
-    HostParts,
     Level,
     LevelAttention,
     MultiscalePlan,
@@ -21,6 +18,7 @@ from attnflow_plugin.backbones.multiscale import (
     StepPosition,
 )
 from attnflow_plugin.backbones.zero_conv import ZeroConv
+from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import as_list
 from attnflow_plugin.options import one_of, positive_int
 
@@ -43,7 +41,6 @@ class MARFlowRecipe(Recipe):
         dropout: dropout of the coupling nets.
         components: components of the mixtures.
         prior_name: kind of prior.
-        with_unused_parameters: have parameters of the released model that do nothing.
     """
 
     hidden_channels: int
@@ -51,11 +48,10 @@ class MARFlowRecipe(Recipe):
     dropout: float
     components: int
     prior_name: Prior
-    with_unused_parameters: bool = False
 
-    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+    def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
         """The mixture coupling: the first half passes, and goes on to the next level."""
-        coupling = parts.layers.MixtureLogisticCoupling(
+        coupling = host.layers.MixtureLogisticCoupling(
             level.event[0],
             partial(
                 GatedAttentionNet,
@@ -65,26 +61,21 @@ class MARFlowRecipe(Recipe):
             ),
             components=self.components,
         )
-        if self.with_unused_parameters:
-            # The gain was the length of a vector with one entry, whose direction does nothing.
-            coupling.unused_direction = nn.Parameter(torch.ones_like(coupling.gain))
         return [coupling]
 
-    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+    def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """The prior of what a level factors out, given what it keeps."""
         kept_channels = 0 if level.kept is None else level.kept[0]
         if self.prior_name == "gaussian":
             if not kept_channels:
                 return []
-            return [parts.layers.AffineCoupling(level.event[0], ZeroConv, flip=not keeps_first)]
-        prior = parts.layers.ChannelAutoregression(
+            return [host.layers.AffineCoupling(level.event[0], ZeroConv, flip=not keeps_first)]
+        prior = host.layers.ChannelAutoregression(
             level.event[0],
             partial(ChannelLSTM, hidden_channels=PRIOR_CHANNELS, **_kernel(level)),
             kept_channels=kept_channels,
             keeps_first=keeps_first,
         )
-        if self.with_unused_parameters and not kept_channels:
-            prior.unused_condition = condition_net(level.event[0], PRIOR_CHANNELS)
         return [prior]
 
 
@@ -96,7 +87,7 @@ def _kernel(level: Level) -> dict[str, int]:
 
 
 def build_marflow(  # noqa: D417
-    assembly: Assembly[Model],
+    host: Host[Model],
     image_shape: Sequence[int],
     *,
     levels: int,
@@ -111,7 +102,6 @@ def build_marflow(  # noqa: D417
     components: int = 32,
     blocks: int = 10,
     dropout: float = 0.2,
-    with_unused_parameters: bool = False,
 ) -> Model:
     """Build mARFlow, with attention in its steps.
 
@@ -141,8 +131,6 @@ def build_marflow(  # noqa: D417
         components: logistic components of each mixture.
         blocks: blocks of each coupling net.
         dropout: dropout in the coupling nets, in training only.
-        with_unused_parameters: have the parameters that the released model counts but that do
-            nothing: in normflows the number of parameters is then that of the paper.
 
     Returns:
         The model, in training mode.
@@ -164,16 +152,9 @@ def build_marflow(  # noqa: D417
     layer_options = dict(attention_options or {})
     if _has_heads(attention):
         layer_options.setdefault("heads", positive_int(name, "heads", heads))
-    factories, positions = attention_of_levels(
-        name, assembly, image_shape, levels, steps, attention, position, both_masks, layer_options
-    )
-    recipe = MARFlowRecipe(
-        hidden_channels, blocks, dropout, components, prior, with_unused_parameters
-    )
-    plan = MultiscalePlan(
-        name, image_shape, levels, steps, recipe, attention=factories, positions=positions
-    )
-    return assembly.flow(plan)
+    recipe = MARFlowRecipe(hidden_channels, blocks, dropout, components, prior)
+    plan = MultiscalePlan(name, image_shape, levels, steps, recipe)
+    return host.assemble(attended(host, plan, attention, position, both_masks, layer_options))
 
 
 def _has_heads(attention: LevelAttention | None) -> bool:

@@ -1,21 +1,21 @@
 """The plan of a multi-scale flow: shapes of its levels and layers of its steps; host-free."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.factories import Attention, LayerFactory
 from attnflow_plugin.insertion.places import PositionName
 from attnflow_plugin.options import one_of, positive_int
 
 __all__ = [
-    "HostParts",
+    "STAGES",
     "Level",
     "LevelAttention",
     "MultiscalePlan",
@@ -28,20 +28,8 @@ __all__ = [
 LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
 StepPosition = PositionName
 
-
-class HostParts(NamedTuple):
-    """What a host contributes to a step.
-
-    Attributes:
-        actnorm: its normalization, from channels.
-        permutation: its 1x1 convolution, from channels and whether the matrix is dense, where the
-            host has both kinds, or given by an LU decomposition.
-        layers: the module with this package's layers as classes of the host.
-    """
-
-    actnorm: LayerFactory
-    permutation: Callable[[int, bool], nn.Module]
-    layers: ModuleType
+#: Parts of a step, each with the attention behind it; the first also has what is before it.
+STAGES = ("actnorm", "permutation", "coupling")
 
 
 @dataclass(frozen=True)
@@ -75,23 +63,23 @@ class Recipe(ABC):
     dense_permutations: bool = False
 
     @abstractmethod
-    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+    def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
         """The coupling of a step, with what belongs to it, from data to latent."""
 
-    def step(self, parts: HostParts, level: Level, step: int) -> Step:
+    def step(self, host: Host, level: Level, step: int) -> Step:
         """The layers of a step."""
         channels = level.event[0]
         return Step(
-            parts.actnorm(channels),
-            parts.permutation(channels, self.dense_permutations),
-            self.coupling(parts, level, step),
+            host.make_actnorm(channels),
+            host.make_permutation(channels, dense=self.dense_permutations),
+            self.coupling(host, level, step),
         )
 
-    def opening(self, parts: HostParts, level: Level) -> list[nn.Module]:
+    def opening(self, host: Host, level: Level) -> list[nn.Module]:
         """What comes before the steps of a level."""
         return []
 
-    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+    def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """What turns the fixed prior of a level into a learned one that may see the kept half.
 
         A normal prior whose mean and scale are computed from the kept half is a standard normal
@@ -177,23 +165,36 @@ class MultiscalePlan:
                 levels.append(Level(index, event, event, None))
         return levels
 
-    def step_layers(self, parts: HostParts, level: Level) -> Iterator[list[nn.Module]]:
-        """The layers of each step of a level, from data to latent, with attention in its places."""
+    def scales(self, host: Host) -> list[tuple[list[nn.Module], Level]]:
+        """Layers from data to latent, up to each level that factors something out."""
+        scales, layers = [], []
+        for level in self.shapes():
+            layers += [host.squeeze(), *self.recipe.opening(host, level)]
+            for stages in self.steps_of(host, level):
+                layers += host.step([layer for stage in stages for layer in stage])
+            layers += self.prior_layers(host, level, keeps_first=host.keeps_first)
+            if level.factored is not None:
+                scales.append((layers, level))
+                layers = []
+        return scales
+
+    def steps_of(self, host: Host, level: Level) -> Iterator[list[list[nn.Module]]]:
+        """The layers of each step of a level by :data:`STAGES`, with attention in its places."""
         for index in range(self.steps):
-            step = self.recipe.step(parts, level, index)
+            step = self.recipe.step(host, level, index)
             yield [
-                *self._attention_at("before_actnorm", level),
-                step.actnorm,
-                *self._attention_at("after_actnorm", level),
-                step.permutation,
-                *self._attention_at("after_permutation", level),
-                *step.coupling,
-                *self._attention_at("after_coupling", level),
+                [
+                    *self._attention_at("before_actnorm", level),
+                    step.actnorm,
+                    *self._attention_at("after_actnorm", level),
+                ],
+                [step.permutation, *self._attention_at("after_permutation", level)],
+                [*step.coupling, *self._attention_at("after_coupling", level)],
             ]
 
-    def prior_layers(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+    def prior_layers(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """The learned prior of a level; attention that is inserted later leaves it alone."""
-        layers = self.recipe.prior(parts, level, keeps_first=keeps_first)
+        layers = self.recipe.prior(host, level, keeps_first=keeps_first)
         for layer in layers:
             layer.is_prior = True  # type: ignore[assignment]
         return layers

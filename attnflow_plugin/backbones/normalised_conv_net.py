@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.zero_conv import ZeroConv
-from attnflow_plugin.initialisation import DataInitialised
-from attnflow_plugin.training import statistics
+from attnflow_plugin.training import DataInitialised, statistics
 
 __all__ = ["NormalisedConvNet"]
 

@@ -1,28 +1,23 @@
 """The Glow of the source: a density of its own, and the conditions of another Glow."""
 
 import math
-from collections.abc import Iterator
 
 from einops import rearrange
 from torch import Tensor, nn
 
-from attnflow_plugin.backbones.assembly import Assembly, Model
-from attnflow_plugin.backbones.multiscale import HostParts, Level, MultiscalePlan
+from attnflow_plugin.backbones.multiscale import STAGES, MultiscalePlan
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.hosts import Host
 
 __all__ = [
     "SOURCE_LOG_PROB",
-    "STAGES",
-    "SourcePlan",
     "SourceTower",
     "latent_context",
     "level_context",
     "stage_context",
 ]
 
-#: Parts of a step, each with the attention behind it; the first also has what is before it.
-STAGES = ("actnorm", "permutation", "coupling")
 #: Name of the log-density of the source among the contexts.
 SOURCE_LOG_PROB = "source log_prob"
 
@@ -42,24 +37,6 @@ def latent_context(level: int) -> str:
     return f"level {level}, latent"
 
 
-class SourcePlan(MultiscalePlan):
-    """A plan whose steps are kept in parts."""
-
-    def stages(self, parts: HostParts, level: Level) -> Iterator[list[list[nn.Module]]]:
-        """The layers of each step of a level, by :data:`STAGES`, from data to latent."""
-        for index in range(self.steps):
-            step = self.recipe.step(parts, level, index)
-            yield [
-                [
-                    *self._attention_at("before_actnorm", level),
-                    step.actnorm,
-                    *self._attention_at("after_actnorm", level),
-                ],
-                [step.permutation, *self._attention_at("after_permutation", level)],
-                [*step.coupling, *self._attention_at("after_coupling", level)],
-            ]
-
-
 class SourceTower(nn.Module):
     r"""An unconditional Glow that shows what it computes on the way from data to latent.
 
@@ -71,24 +48,24 @@ class SourceTower(nn.Module):
 
     Args:
         plan: what it consists of.
-        assembly: that of the host to whose layers the plan refers.
+        host: the host whose layers it has.
     """
 
-    def __init__(self, plan: SourcePlan, assembly: Assembly[Model]) -> None:
+    def __init__(self, plan: MultiscalePlan, host: Host) -> None:
         super().__init__()
-        levels, parts = plan.shapes(), assembly.parts
+        levels = plan.shapes()
+        self._host = host
         self.image_channels = plan.image_shape[0]
         self.steps = nn.ModuleList(
             nn.ModuleList(
                 nn.ModuleList(nn.ModuleList(layers) for layers in stages)
-                for stages in plan.stages(parts, level)
+                for stages in plan.steps_of(host, level)
             )
             for level in levels
         )
         self.priors = nn.ModuleList(
-            nn.ModuleList(plan.prior_layers(parts, level, keeps_first=True)) for level in levels
+            nn.ModuleList(plan.prior_layers(host, level, keeps_first=True)) for level in levels
         )
-        self._to_latent = assembly.to_latent
 
     def forward(self, source: Tensor) -> dict[str, Tensor]:
         """The contexts of a batch of sources ``(B, C, H, W)``."""
@@ -115,7 +92,7 @@ class SourceTower(nn.Module):
     def _through(self, layers: nn.Module, event: Tensor) -> tuple[Tensor, Tensor]:
         log_det = event.new_zeros(event.shape[0])
         for layer in layers:  # type: ignore[attr-defined]
-            event, step = self._to_latent(layer, event)
+            event, step = self._host.layer_to_latent(layer, event)
             log_det = log_det + step
         return event, log_det
 

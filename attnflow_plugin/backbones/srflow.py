@@ -7,10 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from attnflow_plugin.backbones.assembly import Assembly, Model
-from attnflow_plugin.backbones.level_attention import attention_of_levels
+from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
-    HostParts,
     Level,
     LevelAttention,
     MultiscalePlan,
@@ -22,6 +20,7 @@ from attnflow_plugin.backbones.normalised_conv_net import NormalisedConvNet
 from attnflow_plugin.backbones.rrdb import RRDBEncoder, level_name
 from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior
@@ -33,8 +32,6 @@ Splits = Literal["released", "all"]
 
 #: Steps of a normalisation and a 1x1 convolution only, with which every level begins.
 TRANSITION_STEPS = 2
-#: Output channels of a convolution of the released model that nothing uses.
-UNUSED_CHANNELS = 96
 # How many of the last levels keep everything.
 _LEVELS_WITHOUT_SPLIT: dict[Splits, int] = {"released": 2, "all": 1}
 
@@ -56,7 +53,7 @@ class SRFlowRecipe(Recipe):
     features_in_attention: bool = False
     dense_permutations = True
 
-    def coupling(self, parts: HostParts, level: Level, step: int) -> list[nn.Module]:
+    def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
         """An affine injector and a conditional affine coupling."""
         layers = [
             layer_class(
@@ -65,28 +62,28 @@ class SRFlowRecipe(Recipe):
                 context_channels=self.feature_channels,
                 scale_map=self.scale_map,
             )
-            for layer_class in (parts.layers.AffineInjector, parts.layers.AffineCoupling)
+            for layer_class in (host.layers.AffineInjector, host.layers.AffineCoupling)
         ]
         return [_of_level(layer, level) for layer in layers]
 
-    def opening(self, parts: HostParts, level: Level) -> list[nn.Module]:
+    def opening(self, host: Host, level: Level) -> list[nn.Module]:
         """The transition steps."""
         channels = level.event[0]
         return [
             layer
             for _ in range(TRANSITION_STEPS)
             for layer in (
-                parts.actnorm(channels),
-                parts.permutation(channels, self.dense_permutations),
+                host.make_actnorm(channels),
+                host.make_permutation(channels, dense=self.dense_permutations),
             )
         ]
 
-    def prior(self, parts: HostParts, level: Level, *, keeps_first: bool) -> list[nn.Module]:
+    def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
         """The kept half gives mean and scale of the other, through a single convolution."""
         if level.kept is None or level.factored is None:
             return []
         scale_map = of_prior(self.scale_map)
-        coupling = parts.layers.AffineCoupling(
+        coupling = host.layers.AffineCoupling(
             level.event[0], ZeroConv, flip=not keeps_first, scale_map=scale_map
         )
         return [coupling]
@@ -104,7 +101,7 @@ def _of_level(layer: nn.Module, level: Level) -> nn.Module:
 
 
 def build_srflow(  # noqa: D417
-    assembly: Assembly[Model],
+    host: Host[Model],
     image_shape: Sequence[int],
     *,
     scale: int,
@@ -122,7 +119,6 @@ def build_srflow(  # noqa: D417
     scale_map: ScaleMapName = "bounded",
     splits: Splits = "released",
     image_head: bool = False,
-    with_unused_parameters: bool = False,
 ) -> Model:
     """Build SRFlow, the density of images given their low-resolution versions, with attention.
 
@@ -138,9 +134,9 @@ def build_srflow(  # noqa: D417
     :func:`~attnflow_plugin.metrics.dequantize`, low-resolution images are not; bits per dimension
     are over the ``C * H * W`` dimensions of the former.
 
-    With ``scale_map="sigmoid_floor"`` and ``with_unused_parameters=True`` it has the layers and, in
-    normflows, the parameters of the released model, to the last one. The 1x1 convolutions of nflows
-    are given by an LU decomposition and have a bias.
+    With ``scale_map="sigmoid_floor"`` and ``image_head=True`` it has the layers and, in normflows,
+    the parameters of the released model, but for a convolution there that nothing uses. The 1x1
+    convolutions of nflows are given by an LU decomposition and have a bias.
 
     Args:
         image_shape: ``(C, H, W)`` at high resolution; H and W divisible by ``2 ** levels`` and by
@@ -164,8 +160,6 @@ def build_srflow(  # noqa: D417
             the other half conditions. ``"released"``: after all but the last two, so never with up
             to two levels; the models of the paper are such. ``"all"``: after all but the last.
         image_head: give the encoder what it needs to be pre-trained as a super-resolution net.
-        with_unused_parameters: have what the released model counts although its density does not
-            depend on it: the image head, and one convolution that nothing uses.
 
     Returns:
         The model, in training mode.
@@ -189,25 +183,11 @@ def build_srflow(  # noqa: D417
         growth_channels=rrdb_growth_channels,
         image_channels=image_shape[0],
         image_size=[size // scale for size in image_shape[1:]],
-        image_head=image_head or with_unused_parameters,
+        image_head=image_head,
     )
-    if with_unused_parameters:
-        encoder.unused = nn.Conv2d(encoder.feature_channels, UNUSED_CHANNELS, 3)
     layer_options = dict(attention_options or {})
     if context_in_attention:
         layer_options["context_channels"] = encoder.feature_channels
-    factories, positions = attention_of_levels(
-        name,
-        assembly,
-        image_shape,
-        levels,
-        steps,
-        attention,
-        position,
-        both_masks,
-        layer_options,
-        conditional=True,
-    )
     one_of(name, "splits", splits, _LEVELS_WITHOUT_SPLIT)
     plan = MultiscalePlan(
         name,
@@ -220,11 +200,10 @@ def build_srflow(  # noqa: D417
             scale_map,
             context_in_attention,
         ),
-        attention=factories,
-        positions=positions,
         splits=frozenset(range(levels - _LEVELS_WITHOUT_SPLIT[splits])),
     )
-    return assembly.flow(plan, encoder)
+    plan = attended(host, plan, attention, position, both_masks, layer_options, conditional=True)
+    return host.assemble(plan, encoder)
 
 
 def encoder_of(model: nn.Module) -> RRDBEncoder:

@@ -13,7 +13,7 @@ A ``Host`` knows what the layers of one library are called and how its models ru
 """
 
 from attnflow_plugin.hosts import Host, Role
-from attnflow_plugin.insertion.engine import insert
+from attnflow_plugin.insertion.engine import insert_attention
 from attnflow_plugin.insertion.factories import Attention
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 
@@ -23,5 +23,5 @@ __all__ = [
     "InsertedLayer",
     "InsertionReport",
     "Role",
-    "insert",
+    "insert_attention",
 ]

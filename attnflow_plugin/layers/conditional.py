@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.initialisation import DataInitialised
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import sample_parameters
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.options import positive_int
-from attnflow_plugin.training import statistics
+from attnflow_plugin.training import DataInitialised, statistics
 
 __all__ = [
     "ConditionalActNorm",

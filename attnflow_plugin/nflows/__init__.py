@@ -4,26 +4,16 @@ In nflows ``forward`` maps data to latent and ``inverse`` latent to data, and li
 are written data to latent.
 """
 
-from attnflow_plugin.hosts import require
+from attnflow_plugin.hosts import bound, require
 
 require("attnflow_plugin.nflows", "nflows.transforms", "nflows")
 
+from attnflow_plugin import densities, insertion, search, training  # noqa: E402
+from attnflow_plugin.backbones import full_glow, glow, marflow, srflow  # noqa: E402
 from attnflow_plugin.nflows import layers  # noqa: E402
-from attnflow_plugin.nflows.assembly import build_full_glow, build_glow, build_marflow, build_srflow  # noqa: E402
-from attnflow_plugin.nflows.insertion import insert_attention  # noqa: E402
-from attnflow_plugin.nflows.joint import (  # noqa: E402
-    JointNegativeLogLikelihood,
-    joint_log_prob,
-)
+from attnflow_plugin.nflows.host import NFLOWS  # noqa: E402
 from attnflow_plugin.nflows.layers import *  # noqa: E402, F403
-from attnflow_plugin.nflows.priors import ChannelAutoregressivePrior  # noqa: E402
-from attnflow_plugin.nflows.sampling import rsample, sample  # noqa: E402
-from attnflow_plugin.nflows.search import search_attention  # noqa: E402
-from attnflow_plugin.nflows.training import (  # noqa: E402
-    NegativeLogLikelihood,
-    log_prob,
-    prepare,
-)
+from attnflow_plugin.nflows.parts import ChannelAutoregressivePrior  # noqa: E402
 
 __all__ = [
     "ChannelAutoregressivePrior",
@@ -42,3 +32,25 @@ __all__ = [
     "search_attention",
 ]
 __all__ += layers.__all__
+
+build_full_glow = bound(NFLOWS, full_glow.build_full_glow)
+build_glow = bound(NFLOWS, glow.build_glow)
+build_marflow = bound(NFLOWS, marflow.build_marflow)
+build_srflow = bound(NFLOWS, srflow.build_srflow)
+insert_attention = bound(NFLOWS, insertion.insert_attention)
+joint_log_prob = bound(NFLOWS, densities.joint_log_prob)
+log_prob = bound(NFLOWS, densities.log_prob)
+prepare = bound(NFLOWS, training.prepare)
+rsample = bound(NFLOWS, densities.rsample)
+sample = bound(NFLOWS, densities.sample)
+search_attention = bound(NFLOWS, search.search_attention)
+
+
+class NegativeLogLikelihood(densities.NegativeLogLikelihood):  # noqa: D101
+    __doc__ = densities.NegativeLogLikelihood.__doc__
+    host = NFLOWS
+
+
+class JointNegativeLogLikelihood(densities.JointNegativeLogLikelihood):  # noqa: D101
+    __doc__ = densities.JointNegativeLogLikelihood.__doc__
+    host = NFLOWS

@@ -1,10 +1,16 @@
-"""What the insertion engine has to know about nflows."""
+"""nflows as a host: its vocabulary, how its models run, and making them."""
 
+import math
 from functools import partial
 from typing import ClassVar
 
 from nflows import transforms
-from nflows.distributions import Distribution
+from nflows.distributions import (
+    ConditionalDiagonalNormal,
+    DiagonalNormal,
+    Distribution,
+    StandardNormal,
+)
 from nflows.flows import Flow
 from nflows.transforms.autoregressive import AutoregressiveTransform
 from nflows.transforms.coupling import CouplingTransform
@@ -12,26 +18,37 @@ from nflows.transforms.linear import Linear
 from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
+from attnflow_plugin.backbones.multiscale import MultiscalePlan
 from attnflow_plugin.backbones.source_tower import SourceTower
-from attnflow_plugin.hosts import Host, Role, Run, attentions_of, is_users_own, methods_of
-from attnflow_plugin.inputs import EventSize
+from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
+from attnflow_plugin.inputs import EventSize, require_rows, unsqueezed
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.nflows import layers
-from attnflow_plugin.nflows.checks import event_size
-from attnflow_plugin.nflows.encoded import EncodedTransform
+from attnflow_plugin.layers.base import Context
+from attnflow_plugin.nflows import layers, models
+from attnflow_plugin.nflows.parts import (
+    EncodedTransform,
+    FullPrecisionConv1x1,
+    LearningActNorm,
+    ReadyActNorm,
+)
 
 __all__ = ["NFLOWS", "Nflows"]
 
 
-class Nflows(Host):
-    """The vocabulary of nflows."""
+class Nflows(Host[Flow]):
+    """What the package asks of nflows."""
 
     name = "nflows"
     layer_type = transforms.Transform
     base_type = Distribution
     to_latent_method = "forward"
     one_way_errors = (NotImplementedError, transforms.InverseNotAvailable)
-    attentions: ClassVar = attentions_of(layers)
+    layers: ClassVar = layers
+    actnorm = transforms.ActNorm
+    learning_actnorm = LearningActNorm
+    ready_actnorm = ReadyActNorm
+    squeeze = transforms.SqueezeTransform
+    keeps_first = False
     iterating = (transforms.CompositeTransform, SourceTower)
     roles = (
         (
@@ -110,12 +127,96 @@ class Nflows(Host):
         return spline, spline
 
     def event_size(self, model: nn.Module) -> EventSize | None:
-        """By the shape of the base distribution."""
-        return event_size(model)
+        """By the shape of the base distribution, if layers of this host's keep the size."""
+        base, first = (getattr(model, name, None) for name in ("_distribution", "_transform"))
+        if not (self.is_own(model) and isinstance(first, nn.Module) and isinstance(base, _SIZED)):
+            return None
+        latent = tuple(base._shape)
+        if isinstance(first, EncodedTransform):
+            first = first.transform
+        if isinstance(first, transforms.MultiscaleCompositeTransform):
+            latent = tuple(first._output_shapes[0])
+            if len(first._transforms) > 1:  # What it factors out is half of its event.
+                latent = (2 * latent[0], *latent[1:])
+            first = first._transforms[0]
+        composite = isinstance(first, transforms.CompositeTransform)
+        run = first._transforms.children() if composite else [first]  # type: ignore[union-attr]
+        if not all(map(self.is_own, run)):
+            return None
+
+        def find_shape() -> tuple[int, ...] | None:
+            squeezes = [module for module in first.modules() if isinstance(module, self.squeeze)]
+            return unsqueezed(latent, math.prod(squeeze.factor for squeeze in squeezes))
+
+        return EventSize(math.prod(base._shape), find_shape)
+
+    def check_context(
+        self, owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False
+    ) -> None:
+        """By the encoders of contexts, and one for each row."""
+        models.check_context(owner, model, context, rows, read=read)
+        require_rows(owner, context, rows)
+
+    def log_prob(self, model: nn.Module, x: Tensor, context: Context) -> Tensor:
+        """The same for all models."""
+        return model.log_prob(x, context)  # type: ignore[operator]
+
+    def draw(
+        self, model: nn.Module, num_samples: int, context: Context, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """From noise of the dtype of the parameters."""
+        return models.draw(model, num_samples, context, temperature)
+
+    def encoder(self, model: nn.Module) -> nn.Module | None:
+        """The encoder of its transform."""
+        transform = getattr(model, "_transform", None)
+        return transform.encoder if isinstance(transform, EncodedTransform) else None
+
+    def log_prob_and_encoded(
+        self, model: nn.Module, x: Tensor, context: Context
+    ) -> tuple[Tensor, Context]:
+        """By the parts of ``Flow.log_prob``."""
+        transform = model._transform
+        assert isinstance(transform, EncodedTransform)
+        encoded = transform.encoder(context)
+        latent, log_det = transform.transform(x, encoded)
+        return model._distribution.log_prob(latent) + log_det, encoded  # type: ignore[operator, union-attr]
+
+    def make_actnorm(self, channels: int) -> nn.Module:
+        """For images, and for vectors too."""
+        return transforms.ActNorm(channels)
+
+    def is_initialised(self, actnorm: nn.Module) -> bool:
+        """By its buffer."""
+        return bool(actnorm.initialized)
+
+    def make_permutation(self, channels: int, *, dense: bool) -> nn.Module:
+        """Of the one kind that there is, given by an LU decomposition."""
+        return FullPrecisionConv1x1(channels)
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""
         return transforms.CompositeTransform(layers)
+
+    def step(self, layers: list[nn.Module]) -> list[nn.Module]:
+        """As they are."""
+        return layers
+
+    def layer_to_latent(
+        self, layer: nn.Module, event: Tensor, context: Context = None
+    ) -> tuple[Tensor, Tensor]:
+        """Every layer takes a context."""
+        return layer(event, context)
+
+    def assemble(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> Flow:
+        """A ``Flow`` over a ``MultiscaleCompositeTransform``."""
+        scales = plan.scales(self)
+        transform = transforms.MultiscaleCompositeTransform(num_transforms=len(scales))
+        for scale, level in scales:
+            transform.add_transform(self.chain(scale), level.event)
+        if encoder is not None and not isinstance(encoder, nn.Identity):
+            transform = EncodedTransform(encoder, transform)
+        return Flow(transform, _base(plan))
 
 
 _UNIT_BOX = Domain("lie in the box [0, 1]")
@@ -135,6 +236,19 @@ def _there_and_back(
     embedded = embedding(context)
     z, _ = transform(x, embedded)
     return transform.inverse(z, embedded)[0]  # type: ignore[operator]
+
+
+_SIZED = (ConditionalDiagonalNormal, DiagonalNormal, StandardNormal)
+
+
+def _base(plan: MultiscalePlan) -> Distribution:
+    dims = math.prod(plan.image_shape)
+    if plan.num_classes is None:
+        return StandardNormal([dims])
+    # Mean and log-standard deviation of every class, starting at the standard normal.
+    encoder = nn.Embedding(plan.num_classes, 2 * dims)
+    nn.init.zeros_(encoder.weight)
+    return ConditionalDiagonalNormal([dims], encoder)
 
 
 NFLOWS = Nflows()

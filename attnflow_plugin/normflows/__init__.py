@@ -4,33 +4,21 @@ In normflows ``inverse`` maps data to latent and ``forward`` latent to data, and
 written latent to data.
 """
 
-from attnflow_plugin.hosts import require
+from attnflow_plugin.hosts import bound, require
 
 require("attnflow_plugin.normflows", "normflows", "normflows")
 
+from attnflow_plugin import densities, insertion, search, training  # noqa: E402
+from attnflow_plugin.backbones import full_glow, glow, marflow, srflow  # noqa: E402
 from attnflow_plugin.normflows import layers  # noqa: E402
-from attnflow_plugin.normflows.assembly import (  # noqa: E402
-    build_full_glow,
-    build_glow,
-    build_marflow,
-    build_srflow,
+from attnflow_plugin.normflows.containers import (  # noqa: E402
+    Chain,
+    ConditionalMultiscaleFlow,
+    GlowStep,
 )
-from attnflow_plugin.normflows.conditional import ConditionalMultiscaleFlow  # noqa: E402
-from attnflow_plugin.normflows.containers import Chain, GlowStep  # noqa: E402
-from attnflow_plugin.normflows.insertion import insert_attention  # noqa: E402
-from attnflow_plugin.normflows.joint import (  # noqa: E402
-    JointNegativeLogLikelihood,
-    joint_log_prob,
-)
+from attnflow_plugin.normflows.host import NORMFLOWS  # noqa: E402
 from attnflow_plugin.normflows.layers import *  # noqa: E402, F403
-from attnflow_plugin.normflows.priors import ChannelAutoregressivePrior  # noqa: E402
-from attnflow_plugin.normflows.sampling import rsample, sample  # noqa: E402
-from attnflow_plugin.normflows.search import search_attention  # noqa: E402
-from attnflow_plugin.normflows.training import (  # noqa: E402
-    NegativeLogLikelihood,
-    log_prob,
-    prepare,
-)
+from attnflow_plugin.normflows.parts import ChannelAutoregressivePrior  # noqa: E402
 
 __all__ = [
     "Chain",
@@ -52,3 +40,25 @@ __all__ = [
     "search_attention",
 ]
 __all__ += layers.__all__
+
+build_full_glow = bound(NORMFLOWS, full_glow.build_full_glow)
+build_glow = bound(NORMFLOWS, glow.build_glow)
+build_marflow = bound(NORMFLOWS, marflow.build_marflow)
+build_srflow = bound(NORMFLOWS, srflow.build_srflow)
+insert_attention = bound(NORMFLOWS, insertion.insert_attention)
+joint_log_prob = bound(NORMFLOWS, densities.joint_log_prob)
+log_prob = bound(NORMFLOWS, densities.log_prob)
+prepare = bound(NORMFLOWS, training.prepare)
+rsample = bound(NORMFLOWS, densities.rsample)
+sample = bound(NORMFLOWS, densities.sample)
+search_attention = bound(NORMFLOWS, search.search_attention)
+
+
+class NegativeLogLikelihood(densities.NegativeLogLikelihood):  # noqa: D101
+    __doc__ = densities.NegativeLogLikelihood.__doc__
+    host = NORMFLOWS
+
+
+class JointNegativeLogLikelihood(densities.JointNegativeLogLikelihood):  # noqa: D101
+    __doc__ = densities.JointNegativeLogLikelihood.__doc__
+    host = NORMFLOWS

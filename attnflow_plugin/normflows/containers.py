@@ -1,13 +1,24 @@
-"""Flows made of flows, and how a context reaches them."""
+"""Flows made of flows, a multi-scale model with a context, and how a context reaches layers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import normflows as nf
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import plain_shape
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.inputs import (
+    context_rows,
+    require_context,
+    require_labels,
+    require_rows,
+    require_temperature,
+)
 from attnflow_plugin.layers.base import Context
+from attnflow_plugin.options import non_negative_int
 
-__all__ = ["Chain", "GlowStep", "run_with_context"]
+__all__ = ["Chain", "ConditionalMultiscaleFlow", "GlowStep", "run_with_context", "tempered"]
 
 
 class Chain(nf.flows.Flow):
@@ -105,3 +116,172 @@ def run_with_context(
     if getattr(flow, "takes_context", isinstance(flow, _HOST_FLOWS_WITH_CONTEXT)):
         return run(event, context)  # type: ignore[operator]
     return run(event)  # type: ignore[operator]
+
+
+class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
+    r"""A ``MultiscaleFlow`` whose layers see a context: the density :math:`p(x | context)`.
+
+    The methods are those of ``normflows.ConditionalNormalizingFlow``; latents are lists, from the
+    coarsest level to the finest, as in ``MultiscaleFlow``.
+
+    Args:
+        q0: base distributions, from the coarsest level.
+        flows: list of flows for each level, latent to data.
+        merges: merge operations between levels.
+        embedding: turns what the user gives as context into what the layers take, a tensor or a
+            mapping of names to tensors; for instance an ``nn.Embedding`` for class labels. Without
+            one the user may give a mapping, of which each layer takes what its ``context_name``
+            says.
+    """
+
+    def __init__(
+        self,
+        q0: list[nn.Module],
+        flows: list[list[nn.Module]],
+        merges: list[nn.Module],
+        embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__(q0, flows, merges, class_cond=False)
+        self.embedding = nn.Identity() if embedding is None else embedding
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        """Negative log-likelihood of each row, shape ``(B,)``."""
+        return -self.log_prob(x, context)
+
+    def forward_kld(self, x: Tensor, context: Context = None) -> Tensor:
+        """Mean negative log-likelihood, the training loss."""
+        return -self.log_prob(x, context).mean()
+
+    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
+        """Log-density of each row given its context, shape ``(B,)``."""
+        return self._log_prob(x, self._embedded(context, plain_shape(x)[0]))
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Context = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Data to latents, with the log-det of shape ``(B,)``."""
+        return self._to_latent(x, self._embedded(context, plain_shape(x)[0]))
+
+    def forward_and_log_det(
+        self, z: list[Tensor], context: Context = None
+    ) -> tuple[Tensor, Tensor]:
+        """Latents to data, with the log-det of shape ``(B,)``."""
+        return self._to_data(z, self._embedded(context, plain_shape(z[0])[0]))
+
+    def _log_prob(self, x: Tensor, embedded: Context) -> Tensor:
+        z, log_prob = self._to_latent(x, embedded)
+        for base, latent in zip(self.q0, z, strict=True):
+            log_prob = log_prob + base.log_prob(latent)
+        return log_prob
+
+    def _to_latent(self, x: Tensor, embedded: Context) -> tuple[list[Tensor], Tensor]:
+        log_det = x.new_zeros(x.shape[0])
+        latents = []
+        for level in range(len(self.q0) - 1, -1, -1):
+            for flow in reversed(self.flows[level]):
+                x, step = run_with_context(flow, "inverse", x, embedded)
+                log_det = log_det + step
+            if level > 0:
+                (x, factored), step = self.merges[level - 1].inverse(x)
+                log_det = log_det + step
+                latents.append(factored)
+        return [x, *latents[::-1]], log_det
+
+    def _to_data(self, z: list[Tensor], embedded: Context) -> tuple[Tensor, Tensor]:
+        x = z[0]
+        log_det = x.new_zeros(x.shape[0])
+        for level, flows in enumerate(self.flows):
+            if level > 0:
+                x, step = self.merges[level - 1]([x, z[level]])
+                log_det = log_det + step
+            for flow in flows:
+                x, step = run_with_context(flow, "forward", x, embedded)
+                log_det = log_det + step
+        return x, log_det
+
+    def sample(
+        self,
+        num_samples: int = 1,
+        context: Context = None,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw one sample for each row of the context.
+
+        Args:
+            num_samples: number of samples; the context has as many rows, or one for all.
+            context: the contexts.
+            temperature: factor on the standard deviation of the base distributions.
+
+        Returns:
+            Samples, and their log-densities under the model itself, at temperature one.
+
+        Raises:
+            MissingContextError: there is no context.
+            ShapeError: the context has another number of rows.
+            OptionError: the temperature is not positive, or a base has none; no number of samples.
+        """
+        num_samples = non_negative_int("sample", "num_samples", num_samples)
+        require_temperature(temperature)
+        if context is None:
+            raise MissingContextError("sample: expected a context, found none")
+        require_context("sample", context, num_samples)
+        rows = context_rows("sample", context)
+        if rows not in (1, num_samples):
+            raise ShapeError(
+                f"sample: expected one context, or one for each of {num_samples} samples, found "
+                f"{rows}"
+            )
+        embedded = _repeated(self._embedded(context, rows), num_samples)
+        with tempered(list(self.q0), temperature):
+            z = [base(num_samples)[0] for base in self.q0]
+        x, log_det = self._to_data(z, embedded)
+        log_probs = [base.log_prob(latent) for base, latent in zip(self.q0, z, strict=True)]
+        return x, sum(log_probs) - log_det
+
+    def _embedded(self, context: Context, rows: int) -> Context:
+        name = type(self).__name__
+        if context is None:
+            raise MissingContextError(f"{name}: expected a context, found none")
+        require_context(name, context, rows)
+        require_rows(name, context, rows)
+        if isinstance(self.embedding, nn.Embedding):
+            require_labels(name, context, self.embedding.num_embeddings, rows, one_hot=False)
+        return self.embedding(context)
+
+
+def _repeated(context: Context, rows: int) -> Context:
+    """One context for all rows, or one for each, embedded before it is repeated."""
+    if isinstance(context, Mapping):
+        return {name: _expanded(entry, rows) for name, entry in context.items()}
+    assert context is not None
+    return _expanded(context, rows)
+
+
+def _expanded(context: Tensor, rows: int) -> Tensor:
+    return context.expand(rows, *context.shape[1:])
+
+
+@contextmanager
+def tempered(bases: Sequence[nn.Module], temperature: float) -> Iterator[None]:
+    """Multiply the standard deviations of all bases, as long as the context lasts.
+
+    Raises:
+        OptionError: a base has no temperature, and another one than 1 is asked for.
+    """
+    if temperature == 1:
+        yield
+        return
+    for base in bases:
+        if not hasattr(base, "temperature"):
+            raise OptionError(
+                f"sample: expected a base distribution with a temperature, found "
+                f"{type(base).__name__}"
+            )
+    kept = [base.temperature for base in bases]
+    try:
+        for base in bases:
+            base.temperature = temperature  # type: ignore[assignment]
+        yield
+    finally:
+        for base, previous in zip(bases, kept, strict=True):
+            base.temperature = previous

@@ -1,5 +1,6 @@
-"""What the insertion engine has to know about normflows."""
+"""normflows as a host: its vocabulary, how its models run, and making them."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
@@ -9,25 +10,43 @@ from normflows.flows.affine.autoregressive import Autoregressive
 from normflows.flows.neural_spline.coupling import Coupling, PiecewiseRationalQuadraticCDF
 from torch import Tensor, nn
 
-from attnflow_plugin.hosts import Host, Role, Run, attentions_of, is_users_own, methods_of
-from attnflow_plugin.inputs import EventSize
+from attnflow_plugin.backbones.multiscale import MultiscalePlan
+from attnflow_plugin.constants import plain_shape
+from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
+from attnflow_plugin.inputs import EventSize, unsqueezed
 from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
-from attnflow_plugin.normflows import layers
-from attnflow_plugin.normflows.checks import event_size
-from attnflow_plugin.normflows.containers import Chain, GlowStep
+from attnflow_plugin.layers.base import Context
+from attnflow_plugin.normflows import layers, models
+from attnflow_plugin.normflows.containers import (
+    Chain,
+    ConditionalMultiscaleFlow,
+    GlowStep,
+    run_with_context,
+)
+from attnflow_plugin.normflows.parts import (
+    ChannelAutoregressivePrior,
+    FullPrecisionConv1x1,
+    LearningActNorm,
+    ReadyActNorm,
+)
 
 __all__ = ["NORMFLOWS", "Normflows"]
 
 
-class Normflows(Host):
-    """The vocabulary of normflows."""
+class Normflows(Host[nf.MultiscaleFlow]):
+    """What the package asks of normflows."""
 
     name = "normflows"
     layer_type = nf.flows.Flow
     base_type = nf.distributions.BaseDistribution
     to_latent_method = "inverse"
     one_way_errors = (NotImplementedError,)
-    attentions: ClassVar = attentions_of(layers)
+    layers: ClassVar = layers
+    actnorm = nf.flows.ActNorm
+    learning_actnorm = LearningActNorm
+    ready_actnorm = ReadyActNorm
+    squeeze = nf.flows.Squeeze
+    keeps_first = True
     # Not SourceTower, which runs its lists from data to latent, against the order of these.
     iterating = (
         nf.NormalizingFlow,
@@ -137,12 +156,113 @@ class Normflows(Host):
         return spline, spline
 
     def event_size(self, model: nn.Module) -> EventSize | None:
-        """By the shapes of the base distributions."""
-        return event_size(model) if hasattr(model, "q0") else None
+        """By the shapes of the base distributions, if layers of this host's keep the size."""
+        flows = getattr(model, "flows", None)
+        if not (hasattr(model, "q0") and self.is_own(model) and isinstance(flows, nn.ModuleList)):
+            return None
+        bases = models.bases_of(model)
+        if not bases or any(type(base) not in _SIZED for base in bases):
+            return None
+        levels = list(flows) if isinstance(model, nf.MultiscaleFlow) else [flows]
+        if not all(self.is_own(flow) for level in levels for flow in level.children()):
+            return None
+        shapes = [tuple(int(size) for size in base.shape) for base in bases]  # type: ignore[union-attr]
+        numbers = sum(map(math.prod, shapes))
+        finest = shapes[-1]
+        if len(shapes) > 1:  # What the finest level factors out is half of its event.
+            finest = (2 * finest[0], *finest[1:])
+
+        def find_shape() -> tuple[int, ...] | None:
+            squeezes = [
+                module for module in levels[-1].modules() if isinstance(module, self.squeeze)
+            ]
+            return unsqueezed(finest, 2 ** len(squeezes))
+
+        # A base with a size of one broadcasts, unless the finest level says that this is its size.
+        doubtful = shapes[-1:] if math.prod(finest) == numbers else shapes
+        return EventSize(numbers, find_shape, exact=not any(1 in sizes for sizes in doubtful))
+
+    def check_context(
+        self, owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False
+    ) -> None:
+        """By the kind of model, and the classes of its base distributions."""
+        models.check_context(owner, model, context, rows, read=read)
+
+    def log_prob(self, model: nn.Module, x: Tensor, context: Context) -> Tensor:
+        """Models differ in how they take context."""
+        return models.log_prob(model, x, context)
+
+    def draw(
+        self, model: nn.Module, num_samples: int, context: Context, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """With the temperature in the base distributions as long as it takes."""
+        return models.draw(model, num_samples, context, temperature)
+
+    def encoder(self, model: nn.Module) -> nn.Module | None:
+        """The embedding of a multi-scale flow with a context."""
+        return model.embedding if isinstance(model, ConditionalMultiscaleFlow) else None
+
+    def log_prob_and_encoded(
+        self, model: nn.Module, x: Tensor, context: Context
+    ) -> tuple[Tensor, Context]:
+        """By the parts of ``ConditionalMultiscaleFlow.log_prob``."""
+        assert isinstance(model, ConditionalMultiscaleFlow)
+        encoded = model._embedded(context, plain_shape(x)[0])
+        return model._log_prob(x, encoded), encoded
+
+    def make_actnorm(self, channels: int) -> nn.Module:
+        """For images."""
+        return nf.flows.ActNorm((channels, 1, 1))
+
+    def is_initialised(self, actnorm: nn.Module) -> bool:
+        """By its buffer."""
+        return bool(actnorm.data_dep_init_done)
+
+    def make_permutation(self, channels: int, *, dense: bool) -> nn.Module:
+        """Of either kind."""
+        return FullPrecisionConv1x1(channels, use_lu=not dense)
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""
         return Chain(layers)
+
+    def step(self, layers: list[nn.Module]) -> list[nn.Module]:
+        """One layer that hands on a context."""
+        return [GlowStep(layers[::-1])]
+
+    def layer_to_latent(
+        self, layer: nn.Module, event: Tensor, context: Context = None
+    ) -> tuple[Tensor, Tensor]:
+        """With the context for a layer that takes one."""
+        return run_with_context(layer, "inverse", event, context)
+
+    def assemble(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> nf.MultiscaleFlow:
+        """A ``MultiscaleFlow``, or a ``ConditionalMultiscaleFlow`` if there is a context."""
+        # The host lists scales from the coarsest to the finest, and flows from latent to data.
+        scales = plan.scales(self)[::-1]
+        flows = [layers[::-1] for layers, _ in scales]
+        bases = [_base(plan, level.factored) for _, level in scales]
+        merges = [nf.flows.Merge() for _ in scales[1:]]
+        if encoder is not None:
+            return ConditionalMultiscaleFlow(bases, flows, merges, encoder)
+        return nf.MultiscaleFlow(bases, flows, merges, class_cond=plan.num_classes is not None)
+
+
+# Those whose attribute `shape` is that of their samples.
+_SIZED = (
+    nf.distributions.AffineGaussian,
+    nf.distributions.ClassCondDiagGaussian,
+    nf.distributions.base.ConditionalDiagGaussian,
+    nf.distributions.DiagGaussian,
+    nf.distributions.GlowBase,
+    ChannelAutoregressivePrior,
+)
+
+
+def _base(plan: MultiscalePlan, shape: tuple[int, int, int] | None) -> nn.Module:
+    if plan.num_classes is not None:
+        return nf.distributions.ClassCondDiagGaussian(shape, plan.num_classes)
+    return nf.distributions.DiagGaussian(shape, trainable=plan.learned_base)
 
 
 def _log_prob(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:

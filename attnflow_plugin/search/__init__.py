@@ -5,7 +5,7 @@ inserts some candidates at some places, ``trial`` trains and scores one such mod
 keeps what the trials gave, ``greedy`` decides which to run and which to keep, ``result`` tells.
 """
 
-from attnflow_plugin.search.attention_search import AttentionSearch
+from attnflow_plugin.search.attention_search import search_attention
 from attnflow_plugin.search.candidates import DEFAULT_CANDIDATES, Candidates
 from attnflow_plugin.search.gain import Gain
 from attnflow_plugin.search.placement import Placement
@@ -13,10 +13,10 @@ from attnflow_plugin.search.result import SearchResult, Trial
 
 __all__ = [
     "DEFAULT_CANDIDATES",
-    "AttentionSearch",
     "Candidates",
     "Gain",
     "Placement",
     "SearchResult",
     "Trial",
+    "search_attention",
 ]

@@ -1,9 +1,8 @@
-"""``search_attention``, for both hosts."""
+"""``search_attention``: a whole search, from what the user gives to what was found."""
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from os import PathLike
@@ -24,9 +23,9 @@ from attnflow_plugin.search.greedy import Greedy, Limits, Progress
 from attnflow_plugin.search.placement import Inserter, Placement
 from attnflow_plugin.search.result import SearchResult
 from attnflow_plugin.search.storage import Storage, digest
-from attnflow_plugin.search.trial import LogProb, MakeOptimizer, Train, Trainer
+from attnflow_plugin.search.trial import MakeOptimizer, Train, Trainer
 
-__all__ = ["AttentionSearch"]
+__all__ = ["search_attention"]
 
 _OWNER = "search_attention"
 #: Rows to try candidates with: few, but enough to see whether events leave a box.
@@ -34,121 +33,109 @@ _EXAMPLES = 16
 _ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
-@dataclass(frozen=True)
-class AttentionSearch:
-    """The search in the models of one host.
+def search_attention(  # noqa: D417
+    host: Host,
+    model: nn.Module,
+    batches: Batches,
+    candidates: Candidates | None = None,
+    budget: int = 10_000,
+    *,
+    held_out: Batches,
+    position: Position | Sequence[Position] = "after_coupling",
+    both_masks: bool = True,
+    steps: int = 100,
+    train: Train = "all",
+    optimizer: MakeOptimizer = _ADAM,
+    standard_errors: float = 3.0,
+    least_gain: float = 0.001,
+    max_layers: int | None = None,
+    max_parameters: int | None = None,
+    seed: int = 0,
+    check_domain: bool = True,
+    path: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    r"""Search for the places of a trained model where attention pays.
 
-    Attributes:
-        host: the host.
-        log_prob: its log-density of a batch.
+    Greedy and paired. In every round each candidate is tried at each place: it is inserted,
+    as the identity, into a copy of the model, which is trained for ``steps`` steps. All trials
+    see the same batches and the same noise, and so does the **baseline**, the model without the
+    new layer, which is trained as long: a gain is one over training on. The best trial is kept
+    if its gain on ``held_out`` is large enough,
+
+    .. math:: \bar d > k \sqrt{\tfrac{1}{N} \mathrm{var}(d)}, \qquad
+        d_n = \log p_{new}(x_n) - \log p_{base}(x_n),
+
+    and the next round tries what else pays on top of it, until nothing does.
+
+    The model itself is not changed before
+    :meth:`~attnflow_plugin.search.SearchResult.apply`, and random states are put back, but for
+    what ``batches`` and ``held_out`` draw themselves.
+
+    **Cost**: one baseline, and in each round a training of ``steps`` steps for each candidate
+    at each place. Memory for a copy of the model in training, and for ``steps`` batches.
+
+    Args:
+        model: the model, trained already.
+        batches: training batches, tensors or pairs of data and context. The first ``steps``
+            are used, in this order, by every trial; fewer are gone through several times.
+        candidates: what may go to a place, as in ``insert_attention``: a name, a function from
+            channels to a layer, a sequence of these, or a mapping of labels to them or to pairs
+            ``(attention, options)``. By default iMap with exponential scales, iTrans and
+            attention coupling.
+        budget: training steps over all trials. A round that it does not cover is not begun.
+        held_out: batches that only score; at least two examples.
+        position: the places, as in ``insert_attention``.
+        both_masks: candidates by name are pairs of layers with complementary masks.
+        steps: training steps of a trial.
+        train: what a trial trains, ``"all"`` or only the ``"new"`` layers, which is cheaper.
+            The model without new layers is trained as a whole either way.
+        optimizer: makes an optimizer from parameters; Adam with 1e-3 by default.
+        standard_errors: k.
+        least_gain: bits per dimension that a gain has to exceed as well.
+        max_layers: largest number of placements to keep; a pair of masks counts as one.
+        max_parameters: largest number of new parameters.
+        seed: of the new layers' weights and of the noise in training.
+        check_domain: as in ``insert_attention``.
+        path: a file for the results of trials. The same call goes on where it stopped; budget,
+            limits and thresholds may differ.
+        progress: called with each :class:`~attnflow_plugin.search.Trial` that was run.
+
+    Returns:
+        What was tried and what was kept.
+
+    Raises:
+        OptionError: no batches, a wrong option, an unknown candidate, a budget that does not
+            cover one round, or a file of another search.
+        InsertionError: no such place, or a candidate that fits nowhere.
+        ShapeError: batches of the wrong shape.
+        NonFiniteError: non-finite data, or a model without new layers that does not stay
+            finite. A trial that does not is recorded and never kept.
     """
-
-    host: Host
-    log_prob: LogProb
-
-    def search_attention(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        candidates: Candidates | None = None,
-        budget: int = 10_000,
-        *,
-        held_out: Batches,
-        position: Position | Sequence[Position] = "after_coupling",
-        both_masks: bool = True,
-        steps: int = 100,
-        train: Train = "all",
-        optimizer: MakeOptimizer = _ADAM,
-        standard_errors: float = 3.0,
-        least_gain: float = 0.001,
-        max_layers: int | None = None,
-        max_parameters: int | None = None,
-        seed: int = 0,
-        check_domain: bool = True,
-        path: str | PathLike[str] | None = None,
-        progress: Progress | None = None,
-    ) -> SearchResult:
-        r"""Search for the places of a trained model where attention pays.
-
-        Greedy and paired. In every round each candidate is tried at each place: it is inserted,
-        as the identity, into a copy of the model, which is trained for ``steps`` steps. All trials
-        see the same batches and the same noise, and so does the **baseline**, the model without the
-        new layer, which is trained as long: a gain is one over training on. The best trial is kept
-        if its gain on ``held_out`` is large enough,
-
-        .. math:: \bar d > k \sqrt{\tfrac{1}{N} \mathrm{var}(d)}, \qquad
-            d_n = \log p_{new}(x_n) - \log p_{base}(x_n),
-
-        and the next round tries what else pays on top of it, until nothing does.
-
-        The model itself is not changed before
-        :meth:`~attnflow_plugin.search.SearchResult.apply`, and random states are put back, but for
-        what ``batches`` and ``held_out`` draw themselves.
-
-        **Cost**: one baseline, and in each round a training of ``steps`` steps for each candidate
-        at each place. Memory for a copy of the model in training, and for ``steps`` batches.
-
-        Args:
-            model: the model, trained already.
-            batches: training batches, tensors or pairs of data and context. The first ``steps``
-                are used, in this order, by every trial; fewer are gone through several times.
-            candidates: what may go to a place, as in ``insert_attention``: a name, a function from
-                channels to a layer, a sequence of these, or a mapping of labels to them or to pairs
-                ``(attention, options)``. By default iMap with exponential scales, iTrans and
-                attention coupling.
-            budget: training steps over all trials. A round that it does not cover is not begun.
-            held_out: batches that only score; at least two examples.
-            position: the places, as in ``insert_attention``.
-            both_masks: candidates by name are pairs of layers with complementary masks.
-            steps: training steps of a trial.
-            train: what a trial trains, ``"all"`` or only the ``"new"`` layers, which is cheaper.
-                The model without new layers is trained as a whole either way.
-            optimizer: makes an optimizer from parameters; Adam with 1e-3 by default.
-            standard_errors: k.
-            least_gain: bits per dimension that a gain has to exceed as well.
-            max_layers: largest number of placements to keep; a pair of masks counts as one.
-            max_parameters: largest number of new parameters.
-            seed: of the new layers' weights and of the noise in training.
-            check_domain: as in ``insert_attention``.
-            path: a file for the results of trials. The same call goes on where it stopped; budget,
-                limits and thresholds may differ.
-            progress: called with each :class:`~attnflow_plugin.search.Trial` that was run.
-
-        Returns:
-            What was tried and what was kept.
-
-        Raises:
-            OptionError: no batches, a wrong option, an unknown candidate, a budget that does not
-                cover one round, or a file of another search.
-            InsertionError: no such place, or a candidate that fits nowhere.
-            ShapeError: batches of the wrong shape.
-            NonFiniteError: non-finite data, or a model without new layers that does not stay
-                finite. A trial that does not is recorded and never kept.
-        """
-        limits = _limits(budget, standard_errors, least_gain, max_layers, max_parameters)
-        positive_int(_OWNER, "steps", steps)
-        non_negative_int(_OWNER, "seed", seed)
-        one_of(_OWNER, "train", train, get_args(Train))
-        training, scoring = _data(batches, held_out, steps)
-        known = read_candidates(_OWNER, self.host, candidates, both_masks)
-        example = training[0].head(_EXAMPLES)
-        inserter = Inserter(self.host, known, as_list(position), example, seed, check_domain)
-        fitting, others = inserter.placements(model)
-        trainer = Trainer(self.log_prob, inserter, training, scoring, steps, optimizer, train)
-        storage = Storage(path, _fingerprint(model, trainer, fitting))
-        dims = training[0].x[0].numel()
-        sizes = {placement: report.num_parameters for placement, report in fitting.items()}
-        greedy = Greedy(model, sizes, trainer, storage, limits, progress, dims)
-        stopped = greedy.run()
-        return SearchResult(
-            trials=tuple(greedy.trials),
-            chosen=tuple(greedy.kept),
-            gain=greedy.total_gain(),
-            steps=greedy.spent,
-            stopped=stopped,
-            skipped=others,
-            _inserter=inserter,
-        )
+    limits = _limits(budget, standard_errors, least_gain, max_layers, max_parameters)
+    positive_int(_OWNER, "steps", steps)
+    non_negative_int(_OWNER, "seed", seed)
+    one_of(_OWNER, "train", train, get_args(Train))
+    training, scoring = _data(batches, held_out, steps)
+    known = read_candidates(_OWNER, host, candidates, both_masks)
+    example = training[0].head(_EXAMPLES)
+    inserter = Inserter(host, known, as_list(position), example, seed, check_domain)
+    fitting, others = inserter.placements(model)
+    trainer = Trainer(inserter, training, scoring, steps, optimizer, train)
+    storage = Storage(path, _fingerprint(model, trainer, fitting))
+    dims = training[0].x[0].numel()
+    sizes = {placement: report.num_parameters for placement, report in fitting.items()}
+    greedy = Greedy(model, sizes, trainer, storage, limits, progress, dims)
+    stopped = greedy.run()
+    return SearchResult(
+        trials=tuple(greedy.trials),
+        chosen=tuple(greedy.kept),
+        gain=greedy.total_gain(),
+        steps=greedy.spent,
+        stopped=stopped,
+        skipped=others,
+        _inserter=inserter,
+    )
 
 
 def _data(

@@ -9,16 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.densities import log_prob, without_graph
 from attnflow_plugin.errors import NonFiniteError, SingularAttentionError
 from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.running import undisturbed
-from attnflow_plugin.sampling import without_graph
 from attnflow_plugin.search.data import Batch
 from attnflow_plugin.search.placement import Inserter, Placement, device_of
 
-__all__ = ["LogProb", "MakeOptimizer", "Train", "Trainer"]
+__all__ = ["MakeOptimizer", "Train", "Trainer"]
 
-LogProb = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Train = Literal["all", "new"]
 
@@ -28,7 +27,6 @@ class Trainer:
     """Everything that the trials of a search have in common.
 
     Attributes:
-        log_prob: the host's log-density of a batch.
         inserter: inserts placements.
         batches: what to train on, from the start for every trial.
         held_out: what to score with.
@@ -37,7 +35,6 @@ class Trainer:
         train: ``"all"`` parameters of a model, or those of its new layers if it has any.
     """
 
-    log_prob: LogProb
     inserter: Inserter
     batches: Sequence[Batch]
     held_out: Sequence[Batch]
@@ -90,14 +87,15 @@ class Trainer:
         x, context = batch.to(device_of(model, batch))
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = -self.log_prob(model, x, context).mean()
+            loss = -log_prob(self.inserter.host, model, x, context).mean()
             loss.backward()
         return float(loss.detach())
 
     def _score(self, model: nn.Module) -> Tensor:
         model.eval()
         batches = [batch.to(device_of(model, batch)) for batch in self.held_out]
-        scores = [without_graph(partial(self.log_prob, model, *batch)) for batch in batches]
+        run = partial(log_prob, self.inserter.host, model)
+        scores = [without_graph(partial(run, *batch)) for batch in batches]
         return torch.cat([score.double().cpu() for score in scores])
 
 

@@ -10,9 +10,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from attnflow_plugin import layers
 from attnflow_plugin.backbones import ConditionTrunk, ZeroConv
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from attnflow_plugin.initialisation import learning_from_data
 from attnflow_plugin.layers.conditional import order_of
 from attnflow_plugin.testing import check_layer
+from attnflow_plugin.training import learning_from_data
 from tests.full_glow.models import fresh
 from tests.support import randomised
 

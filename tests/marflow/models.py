@@ -22,7 +22,6 @@ VARIANTS = {
     "gaussian-prior": Variant((1, 4, 4), 2, {"prior": "gaussian"}),
     "imap": Variant((1, 4, 4), 1, {"attention": "imap", "position": "after_actnorm"}),
     "itrans": Variant((1, 4, 8), 1, {"attention": "itrans"}),
-    "unused-parameters": Variant((1, 4, 4), 1, {"with_unused_parameters": True}),
 }
 
 

@@ -2,15 +2,18 @@
 
 import copy
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from attnflow_plugin.search import AttentionSearch
+from attnflow_plugin.nflows.host import NFLOWS
+from attnflow_plugin.normflows.host import NORMFLOWS
 from tests.search.planted import FAST_ADAM, gaussian, planted
 from tests.support import HOSTS, host_module
 
 STEPS = 7
+HOST_OBJECTS = {"normflows": NORMFLOWS, "nflows": NFLOWS}
 
 pytestmark = pytest.mark.parametrize("host", HOSTS)
 
@@ -19,7 +22,7 @@ class Spy:
     """A log-density that remembers every call: in training or not, data, random state."""
 
     def __init__(self, host):
-        self._log_prob = host_module(host).log_prob
+        self._log_prob = host.log_prob
         self.calls = []
 
     def __call__(self, model, x, context):
@@ -40,12 +43,13 @@ class Spy:
 
 
 def spied(problem, **options):
-    spy = Spy(problem.host)
-    bound = host_module(problem.host).search_attention.__self__
-    search = AttentionSearch(bound.host, spy).search_attention
+    host = HOST_OBJECTS[problem.host]
+    spy = Spy(host)
     defaults = {"position": "after_permutation", "steps": STEPS, "optimizer": FAST_ADAM}
     given = {"held_out": problem.held_out, **defaults, **options}
-    search(problem.model, problem.batches, ["imap", "itrans"], **given)
+    with patch.object(host, "log_prob", spy):
+        search = host_module(problem.host).search_attention
+        search(problem.model, problem.batches, ["imap", "itrans"], **given)
     return spy
 
 

@@ -11,7 +11,7 @@ import attnflow_plugin.normflows
 from attnflow_plugin.backbones import NormalisedConvNet
 from attnflow_plugin.backbones.rrdb import RRDBEncoder
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from attnflow_plugin.initialisation import DataInitialised
+from attnflow_plugin.training import DataInitialised
 from tests.srflow.models import VARIANTS, batch, build, fresh
 from tests.support import HOSTS, host_module
 

@@ -1,4 +1,4 @@
-"""The channel-autoregressive prior as a base distribution of normflows."""
+"""Parts of models, made from the host's own: what normflows lacks or does otherwise."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,59 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
+from attnflow_plugin.constants import without_autocast
 from attnflow_plugin.layers.channel_autoregression import ChannelAutoregression
+from attnflow_plugin.training import statistics
 
-__all__ = ["ChannelAutoregressivePrior"]
+__all__ = [
+    "ChannelAutoregressivePrior",
+    "FullPrecisionConv1x1",
+    "LearningActNorm",
+    "ReadyActNorm",
+]
+
+
+class FullPrecisionConv1x1(nf.flows.Invertible1x1Conv):
+    """Under autocast the host's own rounds the event and the matrix, but not the log-det."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Map latent to data."""
+        with without_autocast(z):
+            return super().forward(z)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to latent."""
+        with without_autocast(z):
+            return super().inverse(z)
+
+
+class ReadyActNorm(nf.flows.ActNorm):
+    """An initialised ``ActNorm``: the same parameters and keys, no branch on the data.
+
+    The host's class asks in every call whether it has been initialised, which breaks the graph of
+    ``torch.compile``.
+    """
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent to data."""
+        return nf.flows.AffineConstFlow.forward(self, z)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to latent."""
+        return nf.flows.AffineConstFlow.inverse(self, z)
+
+
+class LearningActNorm(ReadyActNorm):
+    """An ``ActNorm`` that takes its parameters from the next batch of data, in place."""
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to latent, with the parameters set first."""
+        if not self.data_dep_init_done:
+            mean, std = statistics("ActNorm", self.s.shape[1], z)
+            self.s.copy_(std.log().reshape(self.s.shape))
+            self.t.copy_(mean.reshape(self.t.shape))
+            self.data_dep_init_done.fill_(1.0)
+        return super().inverse(z)
 
 
 class ChannelAutoregressivePrior(nf.distributions.BaseDistribution):

@@ -1,7 +1,6 @@
-"""Sampling with a temperature that leaves no trace in the model."""
+"""What the models of nflows say about their contexts and labels, and sampling from them."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from nflows.distributions import ConditionalDiagonalNormal, Distribution, StandardNormal
@@ -9,65 +8,61 @@ from nflows.flows import Flow
 from nflows.utils import torchutils
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import OptionError
-from attnflow_plugin.inputs import require_model, require_temperature
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.inputs import require_context, require_labels
 from attnflow_plugin.layers.base import Context
-from attnflow_plugin.nflows.checks import check_context
-from attnflow_plugin.nflows.encoded import EncodedTransform
+from attnflow_plugin.nflows.parts import EncodedTransform
 from attnflow_plugin.options import positive_int
-from attnflow_plugin.sampling import without_graph
 
-__all__ = ["rsample", "sample"]
+__all__ = ["check_context", "draw"]
 
 
-def sample(
-    model: Flow,
-    num_samples: int,
-    *,
-    context: Tensor | None = None,
-    temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Draw samples from any nflows ``Flow``, without a graph.
+def check_context(
+    owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False
+) -> None:
+    """Raise for a context or labels that the model cannot take; see ``Host.check_context``.
 
-    What comes back needs no gradient and keeps no memory of the way; :func:`rsample` is for losses
-    of samples. The names are those of ``torch.distributions``. Samples have the dtype of the
-    model's parameters, while the host draws noise in float32.
-
-    Args:
-        model: the flow.
-        num_samples: number of samples, for each context if there are any.
-        context: the contexts, as in the host.
-        temperature: factor on the standard deviation of the base distribution, which has to be a
-            ``StandardNormal`` or a ``ConditionalDiagonalNormal`` unless it is one.
-
-    Returns:
-        Samples, ``(n, ...)``, or ``(contexts, n, ...)`` as in the host, and their log-densities
-        under the model at temperature one.
-
-    Raises:
-        OptionError: the temperature is not positive, the base distribution is another one, no
-            model of nflows, or no positive number of samples.
-        MissingContextError: no context for a model that needs one.
-        ShapeError: a context that is no tensor, or labels of no class.
+    Their number is left open: a sample of another number of rows is drawn for each of them.
     """
-    draw = partial(rsample, model, num_samples, context=context, temperature=temperature)
-    return without_graph(draw)
+    embedding = _label_embedding(model)
+    if context is None:
+        base = getattr(model, "_distribution", None)
+        if embedding is not None or type(base) is ConditionalDiagonalNormal:
+            what = "a context" if embedding is None else "labels as context"
+            raise MissingContextError(f"{owner}: {type(model).__name__} expects {what}, found none")
+        return
+    require_context(owner, context, rows)
+    if embedding is not None:
+        classes = embedding.num_embeddings
+        require_labels(owner, context, classes, rows, one_hot=False, read=read)
+    elif isinstance(context, Mapping) and _takes_tensors(model):
+        raise ShapeError(
+            f"{owner}: expected the context as a tensor, found a mapping of {sorted(context)}; "
+            f"nflows makes one tensor of what a Flow is given, so join them, and take them apart "
+            f"in a transform"
+        )
 
 
-def rsample(
-    model: Flow,
-    num_samples: int,
-    *,
-    context: Tensor | None = None,
-    temperature: float = 1.0,
+def _takes_tensors(model: nn.Module) -> bool:
+    """Whether the host's own ``log_prob`` runs, which makes a tensor of every context."""
+    return getattr(type(model), "log_prob", None) is Distribution.log_prob
+
+
+def _label_embedding(model: nn.Module) -> nn.Embedding | None:
+    """What turns labels into what the model sees of them, if its context is labels."""
+    first: object = getattr(model, "_embedding_net", None)
+    if isinstance(first, nn.Identity):
+        base, transform = model._distribution, model._transform
+        encodes = isinstance(transform, EncodedTransform)
+        first = transform.encoder if encodes else getattr(base, "_context_encoder", None)  # type: ignore[union-attr]
+    return first if isinstance(first, nn.Embedding) else None
+
+
+def draw(
+    model: Flow, num_samples: int, context: Context, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Draw samples from any nflows ``Flow``, with gradients to its parameters.
-
-    The same as :func:`sample` but for the graph, which takes memory as long as a sample is kept.
-    """
-    require_model("sample", "nflows", model)
+    """Samples and their log-densities, with a graph; see ``Host.draw``."""
     num_samples = positive_int("sample", "num_samples", num_samples)
-    require_temperature(temperature)
     check_context("sample", model, context, num_samples, read=True)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     return _drawn(model, num_samples, context, temperature, dtype)
@@ -76,7 +71,7 @@ def rsample(
 def _drawn(
     model: Flow,
     num_samples: int,
-    context: Tensor | None,
+    context: Context,
     temperature: float,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
