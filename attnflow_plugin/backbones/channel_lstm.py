@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnflow_plugin.backbones.nets import zeroed
+
 __all__ = ["ChannelLSTM"]
 
 CONDITION_CHANNELS = 4
@@ -54,10 +56,7 @@ class ChannelLSTM(nn.Module):
             1 + condition_channels, hidden_channels, kernel, padding=kernel // 2
         )
         self.cells = nn.ModuleList(_Cell(hidden_channels, kernel, dilation) for _ in range(layers))
-        self.last = nn.Conv2d(hidden_channels, 2, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        assert self.last.bias is not None
-        nn.init.zeros_(self.last.bias)
+        self.last = zeroed(nn.Conv2d(hidden_channels, 2, 3, padding=1))
 
     def forward(self, channels: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Means and raw log-scales of all channels, each ``(B, N, H, W)``."""

@@ -7,8 +7,6 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-from attnflow_plugin.backbones.condition_trunk import ConditionTrunk
-from attnflow_plugin.backbones.full_glow_net import FullGlowNet
 from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
     Level,
@@ -18,14 +16,13 @@ from attnflow_plugin.backbones.multiscale import (
     Step,
     StepPosition,
 )
-from attnflow_plugin.backbones.source_mean_net import SourceMeanNet
+from attnflow_plugin.backbones.nets import ConditionTrunk, FullGlowNet, SourceMeanNet, ZeroConv
 from attnflow_plugin.backbones.source_tower import (
     SourceTower,
     latent_context,
     level_context,
     stage_context,
 )
-from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior

@@ -17,7 +17,7 @@ from attnflow_plugin.backbones.multiscale import (
     Recipe,
     StepPosition,
 )
-from attnflow_plugin.backbones.zero_conv import ZeroConv
+from attnflow_plugin.backbones.nets import ZeroConv
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import as_list
 from attnflow_plugin.options import one_of, positive_int

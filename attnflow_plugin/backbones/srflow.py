@@ -16,9 +16,8 @@ from attnflow_plugin.backbones.multiscale import (
     StepPosition,
     checked_image_shape,
 )
-from attnflow_plugin.backbones.normalised_conv_net import NormalisedConvNet
+from attnflow_plugin.backbones.nets import NormalisedConvNet, ZeroConv
 from attnflow_plugin.backbones.rrdb import RRDBEncoder, level_name
-from attnflow_plugin.backbones.zero_conv import ZeroConv
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import LayerFactory

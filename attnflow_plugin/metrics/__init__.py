@@ -1,12 +1,16 @@
 """Metrics of densities and of images; those that need other libraries import them on use."""
 
-from attnflow_plugin.metrics.bicubic import resize_bicubic
 from attnflow_plugin.metrics.bits import bits_per_dim, dequantize
-from attnflow_plugin.metrics.diversity import pairwise_diversity, pixel_diversity
 from attnflow_plugin.metrics.inception import fid, inception_score, kid
-from attnflow_plugin.metrics.low_resolution import downscale, lr_psnr
-from attnflow_plugin.metrics.lpips import LPIPS
-from attnflow_plugin.metrics.scores import psnr, ssim
+from attnflow_plugin.metrics.resizing import downscale, resize_bicubic
+from attnflow_plugin.metrics.scores import (
+    LPIPS,
+    lr_psnr,
+    pairwise_diversity,
+    pixel_diversity,
+    psnr,
+    ssim,
+)
 from attnflow_plugin.metrics.temperatures import TemperatureTable, over_temperatures
 
 __all__ = [

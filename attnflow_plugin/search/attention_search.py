@@ -17,13 +17,17 @@ from attnflow_plugin.insertion import InsertionReport
 from attnflow_plugin.insertion.factories import as_list
 from attnflow_plugin.insertion.places import Position
 from attnflow_plugin.options import non_negative_int, one_of, positive_int
-from attnflow_plugin.search.candidates import Candidates, read_candidates
-from attnflow_plugin.search.data import Batch, Batches, read_batches
+from attnflow_plugin.search.given import (
+    Batch,
+    Batches,
+    Candidates,
+    read_batches,
+    read_candidates,
+)
 from attnflow_plugin.search.greedy import Greedy, Limits, Progress
 from attnflow_plugin.search.placement import Inserter, Placement
 from attnflow_plugin.search.result import SearchResult
-from attnflow_plugin.search.storage import Storage, digest
-from attnflow_plugin.search.trial import MakeOptimizer, Train, Trainer
+from attnflow_plugin.search.trial import MakeOptimizer, Storage, Train, Trainer, digest
 
 __all__ = ["search_attention"]
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import NonFiniteError, OptionError
-from attnflow_plugin.search.gain import Gain, paired_gain
 from attnflow_plugin.search.placement import Placement
-from attnflow_plugin.search.result import Trial
-from attnflow_plugin.search.storage import Storage
-from attnflow_plugin.search.trial import Trainer
+from attnflow_plugin.search.result import Gain, Trial, paired_gain
+from attnflow_plugin.search.trial import Storage, Trainer
 
 __all__ = ["Greedy", "Limits"]
 

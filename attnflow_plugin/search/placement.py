@@ -16,8 +16,7 @@ from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.engine import insert_at, places_in
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.insertion.places import Place, Position
-from attnflow_plugin.search.candidates import Candidate
-from attnflow_plugin.search.data import Batch
+from attnflow_plugin.search.given import Batch, Candidate
 
 __all__ = ["Inserter", "Placement"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attnflow_plugin import AttentionCoupling, IMap, ITrans
-from attnflow_plugin.backbones.conv_net import ConvNet
+from attnflow_plugin.backbones.nets import ConvNet
 from attnflow_plugin.layers.affine import AffineCoupling
 from tests.benchmarks.host_glows import nflows_step
 from tests.benchmarks.interleaved import DEVICE, spread, take_turns

@@ -7,7 +7,7 @@ from torch import nn
 from attnflow_plugin import layers
 from attnflow_plugin.backbones import GatedAttentionNet
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
-from attnflow_plugin.backbones.conv_net import ConvNet
+from attnflow_plugin.backbones.nets import ConvNet
 
 net = partial(ConvNet, hidden_channels=4)
 attentive = partial(GatedAttentionNet, hidden_channels=4, blocks=1, heads=2, dropout=0.0)

@@ -1,4 +1,4 @@
-"""Bicubic resizing as MATLAB's imresize does it, in which super-resolution data sets are made."""
+"""Making images smaller and larger, as super-resolution data sets are made."""
 
 import math
 from collections.abc import Sequence, Sized
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.metrics.images import check_tensor
+from attnflow_plugin.metrics.images import LEVELS, check_images, check_tensor, to_levels
 from attnflow_plugin.options import positive_int
 
-__all__ = ["resize_bicubic"]
+__all__ = ["downscale", "resize_bicubic"]
 
 RADIUS = 2
 """Reach of the cubic kernel, in pixels of the coarser grid."""
@@ -59,6 +59,35 @@ def resize_bicubic(images: Tensor, size: Sequence[int]) -> Tensor:
     sizes = (height + 2 * cut_rows, width + 2 * cut_columns)
     resized = F.interpolate(mirrored, sizes, mode="bicubic", antialias=True)
     return resized[:, :, cut_rows : cut_rows + height, cut_columns : cut_columns + width]
+
+
+def downscale(images: Tensor, scale: int) -> Tensor:
+    r"""The low-resolution images of a super-resolution task.
+
+    Images are rounded to whole values from 0 to 255, shrunk by :func:`resize_bicubic`, clamped and
+    rounded again, like image files that were resized and saved.
+
+    Args:
+        images: in [0, 1], shape ``(B, C, H, W)``, with sides divisible by ``scale``.
+        scale: how many times smaller to make them.
+
+    Returns:
+        In [0, 1], in steps of 1/255, shape ``(B, C, H / scale, W / scale)``, dtype
+        of the images.
+
+    Raises:
+        ShapeError: no images in [0, 1], or sides that are not divisible.
+        NonFiniteError: NaN or infinity in the images.
+    """
+    check_images("downscale", "images", images)
+    scale = positive_int("downscale", "scale", scale)
+    height, width = images.shape[-2:]
+    if height % scale or width % scale:
+        raise ShapeError(f"downscale: expected sides divisible by {scale}, found {height}x{width}")
+    # In double precision, so that weights which sum to a half of a level are rounded reproducibly.
+    levels = to_levels(images).double() / LEVELS
+    small = resize_bicubic(levels, (height // scale, width // scale)).clamp(0, 1)
+    return (to_levels(small).double() / LEVELS).to(images.dtype)
 
 
 def _mirror(old: int, new: int) -> tuple[Tensor, int]:
