@@ -19,11 +19,9 @@ import sys
 from pathlib import Path
 
 from ablation.arms import ARMS, GROUPS, QUICK
-from ablation.jobs import LENGTHS, SIZES, all_jobs
-from ablation.published import unpack
+from ablation.outcomes import unpack
 from ablation.report import write_page, write_report
-from ablation.running import run_all
-from ablation.timing import step_times
+from ablation.runs import LENGTHS, SIZES, all_jobs, run_all, step_times
 
 ROUNDS = 15
 

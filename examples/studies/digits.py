@@ -11,102 +11,72 @@ may gain by learning faster: in normflows, learned constants in the place of iTr
 
 import argparse
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import current_process, get_context
 from pathlib import Path
 from types import ModuleType
 
+import harness
 import numpy as np
 import torch
-from attention_views import view_attention
-from glows import GLOWS, HOSTS, TEMPERATURE
-from plots import plot_all
-from results import Job, Run, save_json, table
+from digits_pictures import TEMPERATURE, Shown, plot_all, view_attention
+from glows import GLOWS, HOSTS
+from harness import PLAIN, Run
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from attnflow_plugin.metrics import bits_per_dim, dequantize
 
 LEVELS = 17
 DIMENSIONS = 64
-# What to insert, with which options.
-ARMS: dict[str, dict | None] = {"plain": None, "imap": {}, "itrans": {}}
+# What is inserted.
+ARMS = {PLAIN: None, "imap": "imap", "itrans": "itrans"}
 WORKERS = 2
 
 
 def load_data() -> tuple[Tensor, Tensor]:
     """Grey values from 0 to 16, shape (images, 1, 8, 8): 1437 to train on, 360 to test on."""
     images = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1)
-    shuffled = images[torch.randperm(len(images), generator=seeded(0))]
+    shuffled = images[torch.randperm(len(images), generator=harness.seeded(0))]
     return shuffled[:1437], shuffled[1437:]
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def batches(images: Tensor, seed: int) -> Iterator[Tensor]:
-    random = seeded(seed)
-    while True:
-        chosen = torch.randint(len(images), (64,), generator=random)
-        yield dequantize(images[chosen], LEVELS, generator=random)
-
-
-def run(job: Job) -> Run:
+def run(library: str, arm: str, seed: int, steps: int) -> Run:
     """Train and evaluate one model; what is random depends on the seed, not on the arm."""
-    torch.set_num_threads(1)  # The other core belongs to the other worker.
-    host = HOSTS[job.host]
+    host = HOSTS[library]
     train_images, test_images = load_data()
-    stream = batches(train_images, job.seed)
-    train_set = dequantize(train_images, LEVELS, generator=seeded(0))
-    test_set = dequantize(test_images, LEVELS, generator=seeded(1))
+    stream = harness.batches(train_images, LEVELS, seed)
+    train_set = dequantize(train_images, LEVELS, generator=harness.seeded(0))
+    test_set = dequantize(test_images, LEVELS, generator=harness.seeded(1))
 
-    torch.manual_seed(job.seed)
-    model = GLOWS[job.host]()
+    torch.manual_seed(seed)
+    model = GLOWS[library]()
     with torch.no_grad():
         host.log_prob(model, next(stream))  # The first batch initialises every ActNorm.
     inserted: tuple[nn.Module, ...] = ()
-    options = ARMS[job.arm]
-    if options is not None:
-        inserted = host.insert_attention(model, job.arm, example=train_set[:1], **options).layers
+    if ARMS[arm] is not None:
+        inserted = host.insert_attention(model, ARMS[arm], example=train_set[:1]).layers
+
+    def evaluate(data: Tensor) -> float:
+        return harness.mean_bits(lambda x: host.log_prob(model, x), [data], DIMENSIONS, LEVELS)
+
+    def loss(x: Tensor) -> Tensor:
+        return bits_per_dim(host.log_prob(model, x), DIMENSIONS, LEVELS).mean()
+
+    def after(step: int) -> None:
+        if step % max(1, steps // 25) == 0 or step == steps:
+            curve.append((step, evaluate(test_set)))
 
     started = time.perf_counter()
-    curve = train(host, model, stream, test_set, job)
-    return Run(
-        job=job,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        seconds=time.perf_counter() - started,
-        train=evaluate(host, model, train_set),
-        curve=curve,
-        samples=draw(host, model, 48),
-        views=view_attention(lambda x: host.log_prob(model, x), inserted, test_set[:3]),
-    )
-
-
-def train(
-    host: ModuleType, model: nn.Module, stream: Iterator[Tensor], test_set: Tensor, job: Job
-) -> list[tuple[int, float]]:
-    """Maximum likelihood; returns the test bits/dim on the way."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.steps)
-    curve = [(0, evaluate(host, model, test_set))]
-    line = int(current_process().name.split("-")[-1]) - 1  # One line of bars for each worker.
-    for step in tqdm(range(1, job.steps + 1), str(job), position=line, leave=False, mininterval=1):
-        loss = bits_per_dim(host.log_prob(model, next(stream)), DIMENSIONS, LEVELS).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % max(1, job.steps // 25) == 0 or step == job.steps:
-            curve.append((step, evaluate(host, model, test_set)))
-    return curve
-
-
-@torch.no_grad()
-def evaluate(host: ModuleType, model: nn.Module, data: Tensor) -> float:
-    return float(bits_per_dim(host.log_prob(model, data), DIMENSIONS, LEVELS).mean())
+    curve = [(0, evaluate(test_set))]
+    harness.fit(model, loss, stream, steps, f"{arm}, seed {seed}", after)
+    values = {
+        "seconds": time.perf_counter() - started,
+        "train_bits_per_dim": evaluate(train_set),
+        "test_bits_per_dim": curve[-1][1],
+    }
+    samples = draw(host, model, 48)
+    views = view_attention(lambda x: host.log_prob(model, x), inserted, test_set[:3])
+    shown = Shown(curve, samples, views)
+    return Run(arm, seed, harness.count_parameters(model), values, shown)
 
 
 @torch.no_grad()
@@ -118,24 +88,51 @@ def draw(host: ModuleType, model: nn.Module, count: int) -> np.ndarray:
     return levels.squeeze(1).numpy()
 
 
+def table(runs: list[Run]) -> str:
+    """Every seed of every arm, in columns."""
+    arms = harness.by_arm(runs)
+    seeds = [f"seed {run.seed}: train test" for run in arms[PLAIN]]
+    rows = [["", "parameters", "s/run", *seeds, "test, minus plain"]]
+    for name, arm in arms.items():
+        numbers = [run.values for run in arm]
+        each = [f"{v['train_bits_per_dim']:.3f} {v['test_bits_per_dim']:.3f}" for v in numbers]
+        seconds = f"{np.mean([v['seconds'] for v in numbers]):.0f}"
+        gain = "" if name == PLAIN else _gain(arm, arms[PLAIN])
+        rows.append([name, f"{arm[0].parameters:,}", seconds, *each, gain])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def _gain(arm: list[Run], plain: list[Run]) -> str:
+    """Negative is better."""
+    pair = (harness.scores(runs, "test_bits_per_dim") for runs in (arm, plain))
+    found = harness.paired_difference(*pair)
+    over = "1 seed" if found.seeds == 1 else f"std, {found.seeds} seeds"
+    return f"{found.text('+.3f', '.3f')} ({over})"
+
+
 def main() -> None:
     options = parse_options()
     jobs = [
-        Job(options.host, arm, seed, options.steps)
+        (options.host, arm, seed, options.steps)
         for arm in reversed(ARMS)  # The slow ones first, so that no worker waits at the end.
         for seed in range(options.seeds)
     ]
-    spawn = get_context("spawn")
     started = time.perf_counter()
-    with ProcessPoolExecutor(
-        WORKERS, mp_context=spawn, initializer=tqdm.set_lock, initargs=(spawn.RLock(),)
-    ) as pool:
-        runs = list(pool.map(run, jobs))
+    found = list(harness.do_all(run, jobs, WORKERS))
+    runs = sorted(found, key=lambda run: list(ARMS).index(run.arm))
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{options.host} Glow, {options.steps} steps; bits/dim, lower is better\n")
     print(table(runs))
-    save_json(runs, options.out / "results.json")
-    plot_all(load_data()[0][:48].squeeze(1).numpy(), runs, options.out)
+    rows = [
+        {"host": options.host, "arm": run.arm, "seed": run.seed, "steps": options.steps}
+        | {"parameters": run.parameters, **run.values, "test_curve": run.shown.curve}
+        for run in runs
+    ]
+    harness.write_json(rows, options.out / "results.json", indent=1)
+    plot_all(load_data()[0][:48].squeeze(1).numpy(), runs, options.host, options.out)
     print(f"\n{time.perf_counter() - started:.0f} s; pictures and results in {options.out}")
 
 

@@ -25,8 +25,6 @@ warnings.filterwarnings("ignore", message="torch.(lu|triangular_solve) is deprec
 
 STEPS_PER_LEVEL = 4
 HIDDEN_CHANNELS = 64
-# As usual for a Glow: at 1 some of its samples in a thousand overflow, with attention or without.
-TEMPERATURE = 0.7
 
 
 def normflows_glow() -> nf.MultiscaleFlow:

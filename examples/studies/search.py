@@ -10,24 +10,25 @@ noise. The images that the search decides on are neither trained on nor tested o
 """
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import NamedTuple
 
+import harness
 import normflows as nf
 import torch
+from harness import Run, count_parameters
 from torch import Tensor
 from tqdm import tqdm
 from trainer.data import load_data
 from trainer.options import Options
 
-from attnflow_plugin.metrics import bits_per_dim, dequantize
+from attnflow_plugin.metrics import dequantize
 from attnflow_plugin.normflows import insert_attention, log_prob, prepare, search_attention
 from attnflow_plugin.search import DEFAULT_CANDIDATES
 
@@ -46,22 +47,10 @@ class Split(NamedTuple):
     levels: int
 
     def noisy(self, images: Tensor, seed: int) -> Tensor:
-        return dequantize(images, self.levels, generator=seeded(seed))
+        return dequantize(images, self.levels, generator=harness.seeded(seed))
 
     def batches(self, seed: int) -> Iterator[Tensor]:
-        random = seeded(seed)
-        while True:
-            chosen = torch.randint(len(self.train), (64,), generator=random)
-            yield dequantize(self.train[chosen], self.levels, generator=random)
-
-
-class Outcome(NamedTuple):
-    """One model at the end."""
-
-    arm: str
-    seed: int
-    new_parameters: int
-    test: float
+        return harness.batches(self.train, self.levels, seed)
 
 
 def load(name: str) -> Split:
@@ -69,10 +58,6 @@ def load(name: str) -> Split:
     data = load_data(Options(data=name))
     images, count = data.train.images, len(data.train) // 5
     return Split(images[:-count], images[-count:], data.test.images, data.levels)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def glow(channels: int, size: int) -> nf.MultiscaleFlow:
@@ -93,21 +78,12 @@ def glow(channels: int, size: int) -> nf.MultiscaleFlow:
 
 
 def train(model: nf.MultiscaleFlow, batches: Iterator[Tensor], steps: int, title: str) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for x in tqdm(islice(batches, steps), title, steps, leave=False, mininterval=1):
-        loss = -log_prob(model, x).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    harness.fit(model, lambda x: -log_prob(model, x).mean(), batches, steps, title)
 
 
-@torch.no_grad()
 def test(model: nf.MultiscaleFlow, split: Split) -> float:
-    batches = split.noisy(split.test, 1).split(256)
-    values = torch.cat([log_prob(model, x) for x in batches])
-    return float(bits_per_dim(values, split.test.shape[1:], split.levels).mean())
+    parts, dims = split.noisy(split.test, 1).split(256), split.test[0].numel()
+    return harness.mean_bits(lambda x: log_prob(model, x), parts, dims, split.levels)
 
 
 def arms(
@@ -120,7 +96,8 @@ def arms(
         for label, attention in DEFAULT_CANDIDATES.items()
     }
     yield PLAIN, deepcopy(model)
-    for arm, limits in searches(count(everywhere["imap"]) - count(model)).items():
+    small = count_parameters(everywhere["imap"]) - count_parameters(model)
+    for arm, limits in searches(small).items():
         yield arm, searched(model, split, seed, options, arm, limits)
     yield from ((f"{label} everywhere", changed) for label, changed in everywhere.items())
 
@@ -173,11 +150,7 @@ def searched(
     return found
 
 
-def count(model: nf.MultiscaleFlow) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def run(split: Split, seed: int, options: argparse.Namespace) -> list[Outcome]:
+def run(split: Split, seed: int, options: argparse.Namespace) -> list[Run]:
     torch.manual_seed(seed)
     model = glow(split.train.shape[1], split.train.shape[2])
     prepare(model, next(split.batches(seed)))
@@ -186,28 +159,27 @@ def run(split: Split, seed: int, options: argparse.Namespace) -> list[Outcome]:
     outcomes = []
     for arm, start in arms(model, split, seed, options):
         train(start, split.batches(2000 + seed), options.then, arm)
-        new = count(start) - count(model)
-        outcomes.append(Outcome(arm, seed, new, test(start, split)))
-        print(f"seed {seed}, {arm}: {new:,} new parameters, {outcomes[-1].test:.4f}", flush=True)
+        new = count_parameters(start) - count_parameters(model)
+        outcomes.append(Run(arm, seed, new, {"test": test(start, split)}))
+        bits = outcomes[-1].values["test"]
+        print(f"seed {seed}, {arm}: {new:,} new parameters, {bits:.4f}", flush=True)
     return outcomes
 
 
-def table(outcomes: list[Outcome]) -> str:
+def table(outcomes: list[Run]) -> str:
     """Means over the seeds, and gains over the model that was left as it is."""
-    plain = {found.seed: found.test for found in outcomes if found.arm == PLAIN}
-    lines = [["", "new parameters", "test bits/dim", "gain", "gain per 1000 parameters"]]
-    lines.append(["---"] * len(lines[0]))
-    for arm in dict.fromkeys(found.arm for found in outcomes):
-        found = [outcome for outcome in outcomes if outcome.arm == arm]
-        gains = [plain[outcome.seed] - outcome.test for outcome in found]
-        size = mean(outcome.new_parameters for outcome in found)
-        cells = [f"{size:,.0f}", f"{mean(outcome.test for outcome in found):.4f}", "", ""]
+    found = harness.by_arm(outcomes)
+    plain = harness.scores(found[PLAIN], "test")
+    rows = [["", "new parameters", "test bits/dim", "gain", "gain per 1000 parameters"]]
+    for arm, runs in found.items():
+        own, size = harness.scores(runs, "test"), mean(run.parameters for run in runs)
+        cells = [f"{size:,.0f}", f"{mean(own.values()):.4f}", "", ""]
         if arm != PLAIN:
-            spread = f" ± {stdev(gains):.4f}" if len(gains) > 1 else ""
-            cells[2] = f"{mean(gains):+.4f}{spread}"
-            cells[3] = f"{1000 * mean(gains) / size:+.4f}" if size else ""
-        lines.append([arm, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            gain = harness.paired_difference(plain, own)
+            cells[2] = gain.text("+.4f", ".4f")
+            cells[3] = f"{1000 * gain.mean / size:+.4f}" if size else ""
+        rows.append([arm, *cells])
+    return harness.markdown(rows)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -217,8 +189,11 @@ def main(given: Sequence[str] | None = None) -> None:
     split = load(options.data)
     started = time.perf_counter()
     outcomes = [found for seed in range(options.seeds) for found in run(split, seed, options)]
-    rows = [outcome._asdict() for outcome in outcomes]
-    (options.out / f"{options.data}.json").write_text(json.dumps(rows, indent=1))
+    rows = [
+        {"arm": run.arm, "seed": run.seed, "new_parameters": run.parameters, **run.values}
+        for run in outcomes
+    ]
+    harness.write_json(rows, options.out / f"{options.data}.json", indent=1)
     print(f"\n{options.data}, {options.then} more steps; ± is the deviation over seeds\n")
     print(table(outcomes))
     print(f"\n{time.perf_counter() - started:.0f} s; numbers and trials in {options.out}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
+from harness import PLAIN, count_parameters
 from torch import Tensor, nn
 
 from ablation.control_layers import (
@@ -14,14 +15,12 @@ from ablation.control_layers import (
     PointwiseCoupling,
     StaticMixing,
     StudiedIMap,
-    count_parameters,
 )
 from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
 from attnflow_plugin.backbones.multiscale import StepPosition
 from attnflow_plugin.layers.masked_attention import attention_layers
 from attnflow_plugin.normflows import AttentionCoupling, ITrans, insert_attention
 
-PLAIN = "plain"
 DEPTH, HIDDEN = 4, 64
 POSITIONS = get_args(StepPosition)  # The paper counts them from 1.
 KINDS: dict[str, Callable[..., nn.Module]] = {

@@ -5,6 +5,7 @@ from typing import Any
 
 import normflows as nf
 import torch
+from harness import count_parameters
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant
@@ -157,7 +158,3 @@ class StaticMixing(ITrans):
         bias = self.position_bias(x1.patches, tokens.dtype)
         no_scores = torch.zeros_like(bias).expand(len(tokens), *bias.shape)
         return DenseWeights(self.mixing.attention(no_scores, 1, bias))
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

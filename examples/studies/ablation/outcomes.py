@@ -1,14 +1,38 @@
-"""What the runs of one data set and one length say about every arm."""
+"""What the runs of one data set and one length say about every arm, and all of them in a file."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablation.arms import ARMS, PLAIN
-from ablation.differences import Difference, Scores, at_cost, paired_difference
-from ablation.jobs import is_current
+import numpy as np
+from harness import PLAIN, Difference, Scores, paired_difference, write_json
+
+from ablation.arms import ARMS
+from ablation.runs import is_current, job_of, read_times, write_times
+
+
+def at_cost(cost: float, costs: Sequence[float], scores: Sequence[Scores]) -> Scores:
+    """Bits/dim of a Glow of some depth that costs as much, interpolated between those trained.
+
+    Args:
+        cost: parameters or time of an arm.
+        costs: those of the plain Glow and of deeper ones, growing.
+        scores: their bits/dim.
+
+    Returns:
+        Nothing if the deepest Glow is cheaper.
+    """
+    if not costs or cost > costs[-1]:
+        return {}
+    seeds = set.intersection(*(set(score) for score in scores))
+    known = {s: [score[s] for score in scores] for s in seeds}
+    return {
+        seed: None if None in values else float(np.interp(cost, costs, values))
+        for seed, values in known.items()
+    }
+
 
 DEPTHS = sorted(
     (name for name in ARMS if name == PLAIN or name.startswith("depth-")),
@@ -93,3 +117,39 @@ def _against_deeper(
         return None
     reference = at_cost(costs[arm], [costs[g] for g in glows], [scores[g] for g in glows])
     return paired_difference(scores[arm], reference) if reference else None
+
+
+Times = Mapping[str, Mapping[str, float]]
+PARTS = {"arms", "environments", "runs", "times"}
+ENVIRONMENT = ("versions", "hardware")
+
+
+def publish(results: Sequence[Result], times: Times, path: Path) -> None:
+    """Write all runs, and once only what is the same in those of an arm or of a machine."""
+    environments: list[dict[str, Any]] = []
+    runs = []
+    for result in results:
+        environment = {name: result[name] for name in ENVIRONMENT}
+        if environment not in environments:
+            environments.append(environment)
+        config = {k: v for k, v in result["config"].items() if k != "definition"}
+        outcome = {k: v for k, v in result.items() if k not in ("config", *ENVIRONMENT)}
+        runs.append(config | outcome | {"environment": environments.index(environment)})
+    arms = {result["config"]["arm"]: result["config"]["definition"] for result in results}
+    write_json({"arms": arms, "environments": environments, "runs": runs, "times": times}, path)
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Put published results into a folder, where they are done; what was done there stays."""
+    found = json.loads(path.read_text())
+    if missing := sorted(PARTS - found.keys()):
+        raise ValueError(f"{path}: expected a file that a report wrote, found none of {missing}")
+    for run in found["runs"]:
+        job = job_of(run)
+        config = {name: run.pop(name) for name in ("arm", "seed", "data", "length", "steps")}
+        config["definition"] = found["arms"][job.arm]
+        environment = found["environments"][run.pop("environment")]
+        if not job.is_done(folder):
+            write_json({"config": config, **run, **environment}, job.path(folder))
+    for data, times in found["times"].items():
+        write_times(times | read_times(folder, data), folder, data)

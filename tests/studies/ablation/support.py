@@ -1,8 +1,9 @@
 """Runs that were never made, and runs that are short enough for tests."""
 
 import pytest
-from ablation import jobs
-from ablation.jobs import Job, write_json
+from ablation import runs
+from ablation.runs import Job
+from harness import write_json
 
 VERSIONS = {"python": "3.11", "torch": "2.9"}
 HARDWARE = {"processor": "a clerk", "machine": "abacus", "instructions": "beads", "cores": 3}
@@ -29,4 +30,4 @@ def write_result(
 
 @pytest.fixture
 def three_steps(monkeypatch):
-    monkeypatch.setitem(jobs.LENGTHS, "quick", {"digits": 3, "photographs": 3})
+    monkeypatch.setitem(runs.LENGTHS, "quick", {"digits": 3, "photographs": 3})

@@ -5,9 +5,10 @@ from itertools import chain
 
 import pytest
 import torch
-from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, PLAIN, QUICK, attention_net
-from ablation.control_layers import ConvCoupling, MaskedFlow, count_parameters
-from ablation.tables import AGAINST
+from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, QUICK, attention_net
+from ablation.control_layers import ConvCoupling, MaskedFlow
+from ablation.report import AGAINST
+from harness import PLAIN, count_parameters
 
 from attnflow_plugin.backbones import ConvNet
 from attnflow_plugin.layers import AttentionCoupling, IMap, ITrans

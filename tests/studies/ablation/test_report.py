@@ -6,9 +6,10 @@ import sys
 import ablate
 import pytest
 from ablation.arms import ARMS, Arm
-from ablation.jobs import Job, write_json
-from ablation.published import unpack
+from ablation.outcomes import unpack
 from ablation.report import END, START, write_page, write_report
+from ablation.runs import Job
+from harness import write_json
 
 from tests.studies.ablation.support import write_result
 

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ablation import jobs, running
-from ablation.arm_trainer import ArmTrainer
+from ablation import runs
 from ablation.arms import ARMS, Arm
-from ablation.jobs import Job, all_jobs
-from ablation.running import run, run_all, train
-from ablation.timing import step_times
+from ablation.runs import ArmTrainer, Job, all_jobs, run, run_all, step_times, train
 from trainer.module import NotFiniteError
 
 from attnflow_plugin.layers import IMap
@@ -109,15 +106,15 @@ def test_what_was_redefined_is_done_again(tmp_path, monkeypatch):
         changed.setitem(ARMS, "imap", Arm({"imap": {"activation": "sigmoid"}}))
         assert not job.is_done(tmp_path)
     with monkeypatch.context() as changed:
-        changed.setitem(jobs.LENGTHS, "short", {"digits": 7, "photographs": 7})
+        changed.setitem(runs.LENGTHS, "short", {"digits": 7, "photographs": 7})
         assert not job.is_done(tmp_path)
     assert job.is_done(tmp_path)
 
 
 def test_the_curve_is_evaluated_on_the_way_and_at_the_end(monkeypatch):
     monkeypatch.setattr(ArmTrainer, "evaluate", lambda self: 2.0)
-    monkeypatch.setattr(running, "AT_LEAST", 1)
-    monkeypatch.setattr(running, "EVALUATIONS", 2)
+    monkeypatch.setattr(runs, "AT_LEAST", 1)
+    monkeypatch.setattr(runs, "EVALUATIONS", 2)
     curve = train(ArmTrainer("plain", "digits", 0, 5))["curve"]
     assert curve == [(2, 2.0), (4, 2.0), (5, 2.0)]
 
@@ -161,6 +158,6 @@ def test_times_are_relative_and_measured_once(tmp_path):
 
 
 def test_the_machine_is_recorded():
-    hardware = running.environment()["hardware"]
+    hardware = runs.environment()["hardware"]
     assert hardware["cores"] > 0
     assert hardware["processor"]

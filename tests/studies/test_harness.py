@@ -1,10 +1,14 @@
-"""The statistics, against scipy's paired test and by hand."""
+"""Jobs in other processes, and the statistics, against scipy's paired test and by hand."""
 
+import json
 import math
+import time
 
+import harness
 import numpy as np
 import pytest
-from ablation.differences import at_cost, paired_difference
+from ablation.outcomes import at_cost
+from harness import paired_difference
 from scipy import stats
 
 PLAIN = {0: 2.70, 1: 2.63, 2: 2.68, 3: 2.75, 4: 2.61}
@@ -54,3 +58,42 @@ def test_a_glow_of_equal_cost_is_between_its_neighbours():
     assert at_cost(3.0, costs, scores) == {0: 1.5, 1: 4.0}
     assert at_cost(4.1, costs, scores) == {}
     assert at_cost(1.5, costs, [{0: None}, *scores[1:]]) == {0: None}
+
+
+def test_a_difference_in_words():
+    found = paired_difference({0: 1.0, 1: 2.0}, {0: 0.5, 1: 1.0})
+    assert found.text("+.2f", ".3f") == "+0.75 ± 0.354"
+    assert paired_difference({0: 1.0}, {0: 1.5}).text("+.2f", ".3f") == "-0.50"
+
+
+def test_numbers_of_runs_are_json_whatever_they_are(tmp_path):
+    harness.write_runs([harness.Run("imap", 2, 10, {"bits": math.nan})], tmp_path / "runs.json")
+    (row,) = json.loads((tmp_path / "runs.json").read_text())
+    assert row == {"arm": "imap", "seed": 2, "parameters": 10, "bits": None}
+
+
+def note(folder, name):
+    """A job that leaves a file; one fails as soon as another waits."""
+    if name == "fails":
+        deadline = time.monotonic() + 60
+        while not (folder / "waits").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise ValueError("as it should")
+    (folder / name).touch()
+    if name == "waits":
+        time.sleep(30)
+        (folder / "waited").touch()
+    return name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_jobs(tmp_path, workers):
+    jobs = [(tmp_path, name) for name in "abc"]
+    assert list(harness.do_all(note, jobs, workers)) == list("abc")
+
+
+def test_one_that_fails_ends_the_others(tmp_path):
+    names = ["fails", "waits", *"abcdef"]
+    with pytest.raises(ValueError, match="as it should"):
+        list(harness.do_all(note, [(tmp_path, name) for name in names], 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["waits"]

@@ -1,5 +1,8 @@
-"""The pictures of the digits demo."""
+"""The pictures of the digits demo: samples, curves, and what inserted layers attend to."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -8,34 +11,112 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from attention_views import AttentionView
-from glows import TEMPERATURE
+import torch
+from harness import PLAIN, Run, by_arm
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from results import Run, by_arm
+from torch import Tensor, nn
 
-TITLES = {"plain": "Glow", "imap": "Glow + iMap", "itrans": "Glow + iTrans"}
-COLOURS = {"plain": "0.35", "imap": "tab:blue", "itrans": "tab:orange"}
+TITLES = {PLAIN: "Glow", "imap": "Glow + iMap", "itrans": "Glow + iTrans"}
+COLOURS = {PLAIN: "0.35", "imap": "tab:blue", "itrans": "tab:orange"}
 DARKEST = 16
+# As usual for a Glow: at 1 some of its samples in a thousand overflow, with attention or without.
+TEMPERATURE = 0.7
 EXTENT = (0, 8, 8, 0)
 
 
-def plot_all(data: np.ndarray, runs: list[Run], folder: Path) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn of a model: its bits/dim on the way (steps, on test), samples, attention."""
+
+    curve: list[tuple[int, float]]
+    samples: np.ndarray
+    views: "list[AttentionView]"
+
+    @property
+    def test(self) -> float:
+        return self.curve[-1][1]
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """One layer over a few images.
+
+    Attributes:
+        images: the input of the model, shape ``(B, 8, 8)``.
+        weights: ``layer.attention`` at the layer's own input.
+        flip: whether it attends to the flipped half.
+        change: size of what the layer changes, relative to the size of its input.
+    """
+
+    images: np.ndarray
+    weights: np.ndarray
+    flip: bool
+    change: float
+
+
+@torch.no_grad()
+def view_attention(
+    run_model: Callable[[Tensor], object], layers: Sequence[nn.Module], images: Tensor
+) -> list[AttentionView]:
+    """The layers at the resolution next to the data, from data to latent."""
+    with recorded_inputs(layers) as inputs:
+        run_model(images)
+    finest = max((x.shape[-1] for x in inputs.values()), default=0)
+    return [
+        AttentionView(
+            images=images.squeeze(1).numpy(),
+            weights=layer.attention(x).numpy(),
+            flip=layer.flip,
+            change=float((layer.to_latent(x)[0] - x).norm() / x.norm()),
+        )
+        for layer, x in inputs.items()
+        if x.shape[-1] == finest
+    ]
+
+
+@contextmanager
+def recorded_inputs(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Collect what each layer receives, in the order in which they run from data to latent.
+
+    A forward hook would not do: normflows calls ``inverse``, which hooks do not see.
+    """
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def record(layer: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+        to_latent = layer.to_latent
+
+        def recording(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            inputs[layer] = x
+            return to_latent(x, context)
+
+        return recording
+
+    for layer in layers:
+        layer.to_latent = record(layer)
+    try:
+        yield inputs
+    finally:
+        for layer in layers:
+            del layer.to_latent
+
+
+def plot_all(data: np.ndarray, runs: Sequence[Run], host: str, folder: Path) -> None:
     """Samples and attention of the first seed, curves of all; ``data`` is (images, 8, 8)."""
     arms = by_arm(runs)
     plot_samples(data, {name: arm[0] for name, arm in arms.items()}, folder / "samples.png")
-    plot_curves(arms, folder / "curves.png")
-    plot_scale_maps(arms["imap"][0].views, folder / "imap_attention.png")
-    plot_matrices(arms["itrans"][0].views, folder / "itrans_attention.png")
+    plot_curves(arms, host, folder / "curves.png")
+    plot_scale_maps(arms["imap"][0].shown.views, folder / "imap_attention.png")
+    plot_matrices(arms["itrans"][0].shown.views, folder / "itrans_attention.png")
 
 
 def plot_samples(data: np.ndarray, runs: dict[str, Run], path: Path) -> None:
     figure, axes = plt.subplots(1, 1 + len(runs), figsize=(12, 4.2), layout="constrained")
     _show_grid(axes[0], data, "data")
     for ax, (arm, run) in zip(axes[1:], runs.items(), strict=True):
-        _show_grid(ax, run.samples, f"{TITLES[arm]}, {run.test:.3f} bits/dim")
-    steps = runs["plain"].job.steps
+        _show_grid(ax, run.shown.samples, f"{TITLES[arm]}, {run.shown.test:.3f} bits/dim")
+    steps, _ = runs[PLAIN].shown.curve[-1]
     figure.suptitle(f"Digits, and samples after {steps} steps (temperature {TEMPERATURE})")
     _save(figure, path)
 
@@ -51,20 +132,20 @@ def _show_grid(ax: Axes, images: np.ndarray, title: str, columns: int = 6) -> No
     ax.set_axis_off()
 
 
-def plot_curves(arms: dict[str, list[Run]], path: Path) -> None:
+def plot_curves(arms: dict[str, list[Run]], host: str, path: Path) -> None:
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, arm in arms.items():
-        steps = [step for step, _ in arm[0].curve]
-        curves = np.array([[bits for _, bits in run.curve] for run in arm])
+        steps = [step for step, _ in arm[0].shown.curve]
+        curves = np.array([[bits for _, bits in run.shown.curve] for run in arm])
         ax.plot(steps, curves.T, color=COLOURS[name], alpha=0.3, linewidth=0.8)
         label = f"{TITLES[name]}: {curves[:, -1].mean():.3f}"
         ax.plot(steps, curves.mean(0), color=COLOURS[name], linewidth=2, label=label)
-    end = min(run.test for arm in arms.values() for run in arm)
-    start = max(run.curve[len(run.curve) // 6][1] for run in arms["plain"])
+    end = min(run.shown.test for arm in arms.values() for run in arm)
+    start = max(run.shown.curve[len(run.shown.curve) // 6][1] for run in arms[PLAIN])
     ax.set_ylim(end - 0.05, start)
     ax.set(xlabel="training step", ylabel="test bits/dim (lower is better)")
-    seeds = len(arms["plain"])
-    ax.set_title(f"8x8 digits, {arms['plain'][0].job.host}, mean of {seeds} seed{'s'[: seeds > 1]}")
+    seeds = len(arms[PLAIN])
+    ax.set_title(f"8x8 digits, {host}, mean of {seeds} seed{'s'[: seeds > 1]}")
     ax.legend(title="at the end")
     ax.grid(alpha=0.3)
     _save(figure, path)

@@ -1,14 +1,15 @@
-"""The scripts that compare arms: paired, resumable, with everything they promise."""
+"""The comparisons of conditional flows: paired, resumable, with everything they promise."""
 
 import json
 import signal
 
-import comparison
+import conditional
 import label_to_photo
 import numpy as np
 import pytest
 import super_resolution
-from comparison import Measured, Run, compare, table
+from conditional import compare, table
+from harness import Run
 from trainer.module import FlowModule
 from trainer.options import Options
 
@@ -24,11 +25,11 @@ def tiny(out, **changes):
 
 
 def bits(training):
-    return Measured({"bits": training.evaluate(training.module.flow, 32)})
+    return {"bits": training.evaluate(training.module.flow, 32)}, None
 
 
 def run_of(arm, seed, value):
-    return Run(arm, seed, 1234, Measured({"bits/dim": value}))
+    return Run(arm, seed, 1234, {"bits/dim": value})
 
 
 class TestTable:
@@ -65,7 +66,7 @@ class TestCompare:
             *[("plain", 0), ("imap", 0), ("itrans", 0)],
             *[("plain", 1), ("imap", 1), ("itrans", 1)],
         ]
-        values = [run.measured.values["bits"] for run in runs]
+        values = [run.values["bits"] for run in runs]
         assert values[:3] == pytest.approx(3 * values[:1], rel=1e-5)
         assert values[3:] == pytest.approx(3 * values[3:4], rel=1e-5)
         assert values[0] != pytest.approx(values[3], rel=1e-5)
@@ -91,17 +92,17 @@ class TestCompare:
         there = compare(options, ["plain", "imap"], 1, bits, workers=2)
         here = compare(tiny(tmp_path / "here"), ["plain", "imap"], 1, bits, workers=1)
         for one, other in zip(there, here, strict=True):
-            assert one.measured.values == pytest.approx(other.measured.values, rel=1e-5)
+            assert one.values == pytest.approx(other.values, rel=1e-5)
 
 
 @pytest.mark.parametrize(("module", "given"), SCRIPTS.values(), ids=SCRIPTS.keys())
 class TestScripts:
     def test_all_that_is_promised(self, tmp_path, capsys, monkeypatch, module, given):
-        monkeypatch.setattr(module, "IMAGES", 8)
+        monkeypatch.setattr(conditional, "IMAGES", 8)
         command = [*given, f"--out={tmp_path}", "--arms", "plain", "itrans", "--workers=1"]
         assert module.main([*command, "--steps=2"]) == 0
         said = capsys.readouterr().out
-        assert module.TITLES["itrans"] + " minus " + module.TITLES["plain"] in said
+        assert "cAttnFlow, iTrans minus " + module.COMPARISON.backbone in said
         plain, itrans = json.loads((tmp_path / "results.json").read_text())
         assert (plain["arm"], itrans["arm"]) == ("plain", "itrans")
         assert np.isfinite([plain["bits/dim"], itrans["bits/dim"]]).all()
@@ -121,6 +122,6 @@ class TestScripts:
 
 def test_lr_psnr_is_finite_for_exact_images(tmp_path):
     options = super_resolution.options_of(super_resolution.parse(["--data=faces"]))
-    targets, low = comparison.shown_images(options, 4)
+    targets, low = conditional.test_images(options, 4)
     metrics = super_resolution.metrics(options.scale)
     assert metrics["LR-PSNR"](targets, targets, low).tolist() == 4 * [60.0]
