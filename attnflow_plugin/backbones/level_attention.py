@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attnflow_plugin.backbones.multiscale import LevelAttention, MultiscalePlan, StepPosition
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 from attnflow_plugin.hosts import Host
+from attnflow_plugin.insertion.copying import undisturbed
 from attnflow_plugin.insertion.factories import (
     Attention,
     LayerFactory,
@@ -20,7 +21,6 @@ from attnflow_plugin.insertion.factories import (
     attention_factories,
     check_attentions,
 )
-from attnflow_plugin.insertion.running import undisturbed
 from attnflow_plugin.layers.base import Context, InvertibleLayer
 from attnflow_plugin.layers.masked_attention import attention_layers
 

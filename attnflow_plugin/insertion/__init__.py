@@ -2,7 +2,7 @@
 
 The steps, in their order, which ``engine`` puts together:
 
-* ``request`` reads the example; ``copying`` copies the model;
+* ``request`` reads the example; ``copying`` copies the model, and says what runs of copies share;
 * ``probe`` runs a copy and records what its layers are called with;
 * ``places`` finds the places that a position names, and ``factories`` what goes to each;
 * ``checks`` refuses places where events are on circles or in boxes (``domains``), and wrappers;

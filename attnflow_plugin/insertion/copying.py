@@ -1,7 +1,11 @@
-"""A copy of a model that shares nothing with it which a run of the copy could change."""
+"""A copy of a model that shares nothing with it, and what every run of a copy has in common."""
 
 import copy
-from collections.abc import Iterable, Iterator
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import GeneratorType, TracebackType
 
@@ -9,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError
+from attnflow_plugin.hosts import Run
 
-__all__ = ["independent_copy"]
+__all__ = ["Batch", "independent_copy", "is_out_of_memory", "undisturbed"]
 
 #: Objects that cannot be copied, one of which is found with every attempt.
 _MOST_ATTEMPTS = 100
@@ -143,3 +148,62 @@ def _not_copied(model: nn.Module, path: list[object], error: Exception) -> Inser
         f"shapes, found {found} in {type(model).__name__} that cannot be: {error}; take it out of "
         f"the model for the insertion"
     )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An example, and what else the user's own ``log_prob`` takes with it."""
+
+    example: Tensor
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    def give(self, run: Run) -> object:
+        """Call a function with copies, since some hosts write to what they are given."""
+        args = [_fresh(value) for value in self.args]
+        kwargs = {name: _fresh(value) for name, value in self.kwargs.items()}
+        return run(self.example.clone(), *args, **kwargs)
+
+    def of(self, example: Tensor) -> "Batch":
+        """The same with other data."""
+        return Batch(example, self.args, self.kwargs)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
+    """Neither disturb the surroundings nor be disturbed by them.
+
+    All random generators get their states back: torch's, on every device, Python's, NumPy's.
+    Autocast and inference mode are off inside: layers that are made in them would have another
+    dtype, or could never be trained.
+    """
+    tensors = [example, *model.parameters(), *model.buffers()]
+    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+    numpy_random = sys.modules["numpy"].random if "numpy" in sys.modules else None
+    numpy_state = numpy_random.get_state() if numpy_random else None
+    python_state = random.getstate()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+            for kind in {"cpu", *(tensor.device.type for tensor in tensors)}:
+                if torch.amp.is_autocast_available(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy_random:
+            numpy_random.set_state(numpy_state)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says nothing about the model but that memory does not suffice."""
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "not enough memory" in str(error)
+        or "out of memory" in str(error)
+    )
+
+
+def _fresh(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) else value

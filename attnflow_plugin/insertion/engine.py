@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import AttnFlowError, InsertionError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.checks import require_line, require_whole_model
-from attnflow_plugin.insertion.copying import independent_copy
+from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.factories import (
     Attention,
     LayerFactory,
@@ -19,7 +19,6 @@ from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_pl
 from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 from attnflow_plugin.insertion.request import cannot_run, read_batch
-from attnflow_plugin.insertion.running import Batch, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Change, Insertion, commit, planned_changes
 from attnflow_plugin.insertion.trial import Trial

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from attnflow_plugin.hosts import Host, Run
+from attnflow_plugin.insertion.copying import Batch, is_out_of_memory
 from attnflow_plugin.insertion.domains import LINE, BaseCall, Domain, rows_of
-from attnflow_plugin.insertion.running import Batch, is_out_of_memory
 from attnflow_plugin.insertion.sight import noisy, saturates, sees_others
 
 __all__ = ["Call", "Probe", "Stamp"]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError, MissingContextError, NonFiniteError
 from attnflow_plugin.hosts import Host
+from attnflow_plugin.insertion.copying import Batch
 from attnflow_plugin.insertion.recognise import advice
-from attnflow_plugin.insertion.running import Batch
 
 __all__ = ["cannot_run", "read_batch"]
 

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import DomainError, InsertionError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.copying import independent_copy
+from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory
 from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe
-from attnflow_plugin.insertion.running import Batch, is_out_of_memory
 from attnflow_plugin.insertion.transaction import Insertion, commit, planned_changes
 
 __all__ = ["Trial"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.metrics.images import LEVELS, check_images, check_tensor, to_levels
+from attnflow_plugin.metrics.levels import LEVELS, check_images, check_tensor, to_levels
 from attnflow_plugin.options import positive_int
 
 __all__ = ["downscale", "resize_bicubic"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
 from attnflow_plugin.hosts import require
-from attnflow_plugin.metrics.images import (
+from attnflow_plugin.metrics.levels import (
     LEVELS,
     check_colours,
     check_images,

@@ -1,0 +1,163 @@
+"""Grey levels: what the metrics ask of images, and densities of spread levels in bits."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from attnflow_plugin.errors import NonFiniteError, ShapeError
+from attnflow_plugin.options import positive_int
+
+__all__ = [
+    "LEVELS",
+    "bits_per_dim",
+    "check_colours",
+    "check_images",
+    "check_pair",
+    "check_tensor",
+    "dequantize",
+    "to_levels",
+]
+
+LEVELS = 255
+
+
+def dequantize(
+    values: Tensor, levels: int = 256, *, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Spread integer values over [0, 1): :math:`(v + u) / levels` with :math:`u \sim U[0, 1)`.
+
+    The density of the result, integrated over the cell of a value, is a lower bound of the
+    probability of that value, which makes :func:`bits_per_dim` an upper bound of its code length.
+
+    Args:
+        values: integers from 0 to ``levels - 1``, in any dtype and shape.
+        levels: number of grey levels.
+        generator: source of the noise, for reproducible evaluation.
+
+    Returns:
+        Floating-point tensor of the same shape: of the dtype of ``values`` if that is float32 or
+        float64, float32 for half precision, in which the cells have no room, else of the default
+        dtype.
+
+    Raises:
+        ShapeError: values outside of the range or not whole.
+
+    Example:
+        >>> bool((dequantize(torch.tensor([0, 255])) < 1).all())
+        True
+    """
+    check_tensor("dequantize", "values", values)
+    levels = positive_int("dequantize", "levels", levels)
+    dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+    dtype = torch.promote_types(dtype, torch.float32)
+    exact = values.to(dtype)
+    if values.numel() and not bool(
+        ((exact >= 0) & (exact <= levels - 1) & (exact == exact.floor())).all()
+    ):
+        low, high = float(exact.amin()), float(exact.amax())
+        scaled = low >= 0 and high <= 1
+        raise ShapeError(
+            f"dequantize: expected whole values from 0 to {levels - 1}, found values from {low} to "
+            f"{high}, or fractions"
+            + (f"; images in [0, 1] are (images * {levels - 1}).round() here" if scaled else "")
+        )
+    noise = torch.rand(exact.shape, dtype=dtype, device=values.device, generator=generator)
+    # Rounding may carry 255 + u to 256; the largest number below one is the value that was meant.
+    return ((exact + noise) / levels).clamp(max=1 - torch.finfo(dtype).eps / 2)
+
+
+def bits_per_dim(log_prob: Tensor, event_shape: int | Sequence[int], levels: int = 256) -> Tensor:
+    r"""Bits per dimension of data with ``levels`` grey levels, from densities on [0, 1).
+
+    .. math:: -\frac{\log p(x)}{D \log 2} + \log_2 levels
+
+    A density that is uniform on [0, 1) gives exactly 8 bits at 256 levels.
+
+    Args:
+        log_prob: log-density of data from :func:`dequantize`, in nats, any shape.
+        event_shape: shape of one event, or its number of dimensions D.
+        levels: grey levels, as given to :func:`dequantize`.
+
+    Returns:
+        Bits per dimension, shape of ``log_prob``; lower is better.
+    """
+    shape = tuple(event_shape) if isinstance(event_shape, Iterable) else (event_shape,)
+    dims = math.prod(positive_int("bits_per_dim", "every size", size) for size in shape)
+    levels = positive_int("bits_per_dim", "levels", levels)
+    return math.log2(levels) - log_prob / (dims * math.log(2))
+
+
+def check_tensor(owner: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is a tensor.
+
+    Raises:
+        ShapeError: it is something else, such as an array or a list.
+    """
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"{owner}: expected {name} as a tensor, found {type(value).__name__}; convert an array "
+            f"by torch.from_numpy, and stack a list by torch.stack"
+        )
+
+
+def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
+    """Raise unless ``images`` are floating point in [0, 1], of shape ``(B, C, H, W)``.
+
+    Raises:
+        ShapeError: wrong rank, dtype or range, or nothing in it.
+        NonFiniteError: NaN or infinity.
+    """
+    check_tensor(owner, name, images)
+    expected = "(B, C, H, W)" if rank == 4 else "(S, B, C, H, W)"
+    if images.dim() != rank or not images.numel():
+        raise ShapeError(
+            f"{owner}: expected {name} of shape {expected}, not empty, found {tuple(images.shape)}"
+        )
+    if not images.is_floating_point():
+        raise ShapeError(
+            f"{owner}: expected {name} in floating point from 0 to 1, found {images.dtype}; divide "
+            f"grey levels by {LEVELS}"
+        )
+    if not bool(images.isfinite().all()):
+        raise NonFiniteError(f"{owner}: expected finite {name}, found NaN or infinity")
+    low, high = (float(bound) for bound in images.detach().aminmax())
+    if low < 0 or high > 1:
+        raise ShapeError(
+            f"{owner}: expected {name} from 0 to 1, found values from {low:g} to {high:g}; "
+            "clamp samples first"
+        )
+
+
+def check_colours(owner: str, name: str, images: Tensor) -> None:
+    """Raise unless images have the three channels that networks of colour images take.
+
+    Raises:
+        ShapeError: another number of channels.
+    """
+    if images.shape[1] != 3:
+        remedy = (
+            "; give grey images as images.expand(-1, 3, -1, -1)" if images.shape[1] == 1 else ""
+        )
+        raise ShapeError(
+            f"{owner}: expected {name} of 3 channels, found {tuple(images.shape)}{remedy}"
+        )
+
+
+def check_pair(owner: str, images: Tensor, targets: Tensor) -> None:
+    """Raise unless both are images, of one shape."""
+    check_images(owner, "images", images)
+    check_images(owner, "targets", targets)
+    if images.shape != targets.shape:
+        raise ShapeError(
+            f"{owner}: expected images and targets of one shape, found {tuple(images.shape)} and "
+            f"{tuple(targets.shape)}"
+        )
+
+
+def to_levels(images: Tensor, *, truncate: bool = False) -> Tensor:
+    """Images in [0, 1] as uint8, rounded to the nearest level or, if asked, to the one below."""
+    # In half precision 255 times a value is off by up to a sixteenth of a level.
+    exact = images.detach().to(torch.promote_types(images.dtype, torch.float32)) * LEVELS
+    return (exact.floor() if truncate else exact.round()).to(torch.uint8)
