@@ -83,6 +83,37 @@ def brute_force_log_det(run, x):
     return torch.linalg.slogdet(own)[1]
 
 
+def assert_exact(layer: nn.Module, shape: Sequence[int]) -> None:
+    """The core of ``check_layer`` alone, at a tenth of its time: log-dets and round trips.
+
+    For the many combinations of options and shapes that are each checked in full elsewhere.
+    """
+    torch.manual_seed(0)
+    layer = randomised(layer).double()
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    z, log_det = layer.to_latent(x)
+    back, log_det_back = layer.to_data(z)
+    expected = brute_force_log_det(lambda event: layer.to_latent(event)[0], x)
+    torch.testing.assert_close(log_det, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-8)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-8)
+
+
+def spoiled(event, value, entry=0):
+    """A copy with the value in the middle row."""
+    event = event.clone()
+    event[1].flatten()[entry] = value
+    return event
+
+
+def assert_only_the_middle_row_is_lost(found, expected):
+    (out, log_det), (expected_out, expected_log_det) = found, expected
+    assert log_det[1].isnan()
+    assert not out[1].isfinite().all()
+    assert torch.equal(out[::2], expected_out[::2])
+    assert torch.equal(log_det[::2], expected_log_det[::2])
+
+
 def stack(
     layer_class: type, depth: int, noise: float, channels: int, **options: object
 ) -> list[nn.Module]:

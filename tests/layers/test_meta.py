@@ -26,8 +26,9 @@ def assert_runs(layer, direction, event, context=None):
 
 
 @pytest.mark.parametrize("name", CASES)
-@each_direction
-def test_attention(name, direction):
+def test_attention(name):
+    # In turn: every kind of layer and of matrix has several cases.
+    direction = ("to_latent", "to_data")[list(CASES).index(name) % 2]
     with torch.device("meta"):
         layer = CASES[name].build()
     assert_runs(layer, direction, batch(*CASES[name].shape))

@@ -40,7 +40,7 @@ def assert_traced_like_eager(layer, direction, shape, *context_shape):
         return tuple(torch.randn(rows, *sizes) for sizes in (shape, *context_shape))
 
     module = Directed(layer, direction)
-    traced = torch.jit.trace(module, batch(3))
+    traced = torch.jit.trace(module, batch(3), check_trace=False)
     given = batch(5)
     for found, expected in zip(traced(*given), module(*given), strict=True):
         torch.testing.assert_close(found, expected)
@@ -97,7 +97,7 @@ def inputs_of_marflow(name, rows):
 )
 def test_models(host, models, name, inputs):
     module = LogProb(host, models.build(host, name))
-    traced = torch.jit.trace(module, inputs(name, 3))
+    traced = torch.jit.trace(module, inputs(name, 3), check_trace=False)
     given = inputs(name, 5)
     torch.testing.assert_close(traced(*given), module(*given), rtol=1e-4, atol=1e-4)
 
