@@ -121,7 +121,7 @@ def joint_log_prob(  # noqa: D417
         source: batch of the images that they are conditioned on.
 
     Returns:
-        :math:`\log p(target | source)` and :math:`\log p(source)`, each of shape ``(B,)``.
+        $\log p(target | source)$ and $\log p(source)$, each of shape ``(B,)``.
 
     Raises:
         OptionError: a model of another kind.
@@ -163,11 +163,11 @@ class NegativeLogLikelihood(nn.Module):
 
 
 class JointNegativeLogLikelihood(nn.Module):
-    r"""The joint loss of a Full-Glow, :math:`-\log p(y | x) - w \log p(x)`, as a module to wrap.
+    r"""The joint loss of a Full-Glow, $-\log p(y | x) - w \log p(x)$, as a module to wrap.
 
     The tower of the source runs once for both terms. All parameters of the model take part; in
-    :math:`-\log p(y | x)` alone the learned priors of the source do not, which
-    DistributedDataParallel has to be told.
+    $-\log p(y | x)$ alone the learned priors of the source do not, which DistributedDataParallel
+    has to be told.
 
     Args:
         model: made by ``build_full_glow`` of the host.

@@ -1,7 +1,7 @@
 """What the package has to know about a host library, and importing what is needed on use only.
 
-Everything is written once, free of hosts, with a host as its first argument. :class:`Host` is all
-that is asked of one, and :func:`bound` makes a function of any host one of this host.
+Everything is written once, free of hosts, with a host as its first argument. `Host` is all that is
+asked of one, and `bound` makes a function of any host one of this host.
 """
 
 import functools

@@ -31,7 +31,7 @@ class DataInitialised(nn.Module, ABC):
     The hosts' ActNorm learns from whatever comes first, a sample or a batch of one. A module of
     this kind waits for ``prepare``, and stays at its starting values if that is never called.
 
-    A subclass calls :meth:`see` with its input and implements :meth:`initialise`.
+    A subclass calls `see` with its input and implements `initialise`.
     """
 
     initialised: Tensor

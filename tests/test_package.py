@@ -89,3 +89,10 @@ def test_runtime_dependencies_are_torch_and_einops_only():
         dependencies = tomllib.load(file)["project"]["dependencies"]
     names = [dependency.partition(">")[0] for dependency in dependencies]
     assert sorted(names) == ["einops", "torch"]
+
+
+def test_docstrings_are_written_in_markdown():
+    # The site shows them as they are: `name` and $formula$, not roles of reStructuredText.
+    written = re.compile(r":\w+:`|\.\. math::")
+    sources = Path(attnflow_plugin.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if written.search(path.read_text("utf-8"))] == []

@@ -154,19 +154,19 @@ def build_full_glow(  # noqa: D417
     trunk: Trunk = "pooling",
     scale_map: ScaleMapName = "bounded",
 ) -> Model:
-    r"""Build a Full-Glow, the density :math:`p(target | source)` of images, with attention.
+    r"""Build a Full-Glow, the density $p(target | source)$ of images, with attention.
 
     A Glow of the source runs from data to latent and shows what it computes; each layer of a second
     Glow, that of the target, is conditioned on the source after the same layer of the same step:
-    :class:`ConditionalActNorm`, :class:`ConditionalConv1x1` and :class:`AffineCoupling`. With
-    attention in the steps of both this is the backbone of cAttnFlow.
+    `ConditionalActNorm`, `ConditionalConv1x1` and `AffineCoupling`. With attention in the steps of
+    both this is the backbone of cAttnFlow.
 
-    In normflows it is a :class:`~attnflow_plugin.normflows.ConditionalMultiscaleFlow`, in nflows a
-    ``Flow``; the source is the context of ``log_prob`` and ``sample``, and must have as many
-    channels as the target. Bits per dimension of the target given the source come from
-    ``log_prob``. ``joint_log_prob`` gives the density of the source as well, from the same run, and
-    :class:`JointNegativeLogLikelihood` is the loss that Full-Glow is trained with. Call
-    ``prepare(model, targets, sources)`` first, which initialises both Glows from data.
+    In normflows it is a `ConditionalMultiscaleFlow`, in nflows a ``Flow``; the source is the
+    context of ``log_prob`` and ``sample``, and must have as many channels as the target. Bits per
+    dimension of the target given the source come from ``log_prob``. ``joint_log_prob`` gives the
+    density of the source as well, from the same run, and `JointNegativeLogLikelihood` is the loss
+    that Full-Glow is trained with. Call ``prepare(model, targets, sources)`` first, which
+    initialises both Glows from data.
 
     Where this differs from the published models: by default log-scales are bounded, log-dets belong
     to samples rather than to the batch, and boundary maps of instances are not among the
@@ -195,10 +195,10 @@ def build_full_glow(  # noqa: D417
             source factors out at its level.
         trunk: nets of the conditional ActNorm and 1x1 convolution. ``"pooling"`` has as many
             parameters at every size; ``"tied"`` is that of Full-Glow, whose parameters are those of
-            one size, see :class:`~attnflow_plugin.backbones.ConditionTrunk`.
+            one size, see `ConditionTrunk`.
         scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"`` as in Full-Glow, or
-            another one of :class:`AffineCoupling`. The scales of the priors are bounded with
-            ``"bounded"`` only.
+            another one of `AffineCoupling`. The scales of the priors are bounded with ``"bounded"``
+            only.
 
     Returns:
         The model, in training mode.

@@ -16,17 +16,20 @@ __all__ = ["GatedAttentionNet"]
 class GatedAttentionNet(nn.Module):
     r"""Blocks of a gated convolution and a gated self-attention over all positions.
 
-    With h the feature map of a block, LN the layer norm over channels and :math:`a \cdot \sigma(b)`
-    the gate of the two halves (a, b) of a branch's output,
+    With h the feature map of a block, LN the layer norm over channels and $a \cdot \sigma(b)$ the
+    gate of the two halves (a, b) of a branch's output,
 
-    .. math::
-        h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{conv}(h))), \qquad
-        h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{attention}(h + \mathrm{position})))
+    $$
+    \begin{aligned}
+    h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{conv}(h))), \qquad
+    h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{attention}(h + \mathrm{position})))
+    \end{aligned}
+    $$
 
     Nothing in it need be invertible: it computes the parameters of a coupling from the half that
-    passes. In :class:`~attnflow_plugin.layers.AffineCoupling` or in a host's own coupling it is the
-    usual way of giving a flow attention. The last convolution starts at zero, so that an affine
-    coupling starts as the identity. Weights are normalised (weight norm).
+    passes. In `AffineCoupling` or in a host's own coupling it is the usual way of giving a flow
+    attention. The last convolution starts at zero, so that an affine coupling starts as the
+    identity. Weights are normalised (weight norm).
 
     **Cost**: quadratic in the number of positions, through ``scaled_dot_product_attention``.
 

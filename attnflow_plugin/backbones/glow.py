@@ -100,12 +100,11 @@ def build_glow(  # noqa: D417
 ) -> Model:
     """Build a Glow with attention in its steps.
 
-    In normflows it is a ``MultiscaleFlow``, or a
-    :class:`~attnflow_plugin.normflows.ConditionalMultiscaleFlow` with ``context_shape``; in nflows
-    a ``Flow`` over a ``MultiscaleCompositeTransform``. Steps consist of the host's ``ActNorm`` and
-    1x1 convolution and of :class:`AffineCoupling`, whose scale is bounded on both sides where the
-    hosts' is not. Under autocast nothing but the nets uses the lower precision. Call ``prepare``
-    with a batch of data before training.
+    In normflows it is a ``MultiscaleFlow``, or a `ConditionalMultiscaleFlow` with
+    ``context_shape``; in nflows a ``Flow`` over a ``MultiscaleCompositeTransform``. Steps consist
+    of the host's ``ActNorm`` and 1x1 convolution and of `AffineCoupling`, whose scale is bounded on
+    both sides where the hosts' is not. Under autocast nothing but the nets uses the lower
+    precision. Call ``prepare`` with a batch of data before training.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** levels``.
@@ -117,8 +116,7 @@ def build_glow(  # noqa: D417
         both_masks: two layers with complementary masks at each position.
         attention_options: options of the attention layers.
         coupling_net: ``"conv"``, the net of Glow; ``"attention"``, a
-            :class:`~attnflow_plugin.backbones.GatedAttentionNet`; or a function from input and
-            output channels to a net.
+            `GatedAttentionNet`; or a function from input and output channels to a net.
         coupling_net_options: further options of that net, such as ``blocks`` and ``dropout``.
         scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"``, ``"sigmoid_inv"``,
             ``"exp"`` as in the hosts.

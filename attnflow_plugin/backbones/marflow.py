@@ -107,10 +107,10 @@ def build_marflow(  # noqa: D417
 
     In normflows it is a ``MultiscaleFlow``, in nflows a ``Flow`` over a
     ``MultiscaleCompositeTransform``. Steps consist of the host's ``ActNorm`` and 1x1 convolution
-    and of a :class:`MixtureLogisticCoupling` whose net is a
-    :class:`~attnflow_plugin.backbones.GatedAttentionNet`; the half that a level factors out has a
-    prior that sees the half it keeps. Call ``prepare`` with a batch of data before training, and
-    ``model.eval()`` before measuring likelihoods: the coupling nets drop units in training.
+    and of a `MixtureLogisticCoupling` whose net is a `GatedAttentionNet`; the half that a level
+    factors out has a prior that sees the half it keeps. Call ``prepare`` with a batch of data
+    before training, and ``model.eval()`` before measuring likelihoods: the coupling nets drop units
+    in training.
 
     The released model passes the second half and swaps the halves after each coupling; here the
     first half passes, which is the same with one layer less.

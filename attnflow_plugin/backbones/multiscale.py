@@ -179,7 +179,7 @@ class MultiscalePlan:
         return scales
 
     def steps_of(self, host: Host, level: Level) -> Iterator[list[list[nn.Module]]]:
-        """The layers of each step of a level by :data:`STAGES`, with attention in its places."""
+        """The layers of each step of a level by `STAGES`, with attention in its places."""
         for index in range(self.steps):
             step = self.recipe.step(host, level, index)
             yield [

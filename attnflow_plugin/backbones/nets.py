@@ -60,7 +60,7 @@ class ConvNet(nn.Module):
 
 
 class ZeroConv(nn.Module):
-    r"""A 3x3 convolution that starts at zero, times a learned scale :math:`\exp(3 l)` per channel.
+    r"""A 3x3 convolution that starts at zero, times a learned scale $\exp(3 l)$ per channel.
 
     Args:
         inputs: input channels.
@@ -88,7 +88,7 @@ class NormalisedConvNet(nn.Module):
 
     The first two have, in place of a bias, a shift and scale of each channel, with which
     ``prepare`` gives their outputs mean zero and standard deviation one on the first batch. The
-    last one is a :class:`~attnflow_plugin.backbones.ZeroConv`.
+    last one is a `ZeroConv`.
 
     Args:
         inputs: input channels.
@@ -140,7 +140,7 @@ def _small_conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 
 
 class FullGlowNet(nn.Module):
-    """Convolutions 3x3, 1x1 and 3x3, the last one a :class:`ZeroConv` that sees the border.
+    """Convolutions 3x3, 1x1 and 3x3, the last one a `ZeroConv` that sees the border.
 
     A condition, the last channels of the input, goes through two 3x3 convolutions of its own first.
 

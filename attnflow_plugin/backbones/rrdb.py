@@ -29,15 +29,14 @@ class RRDBEncoder(nn.Module):
     r"""Features of a low-resolution image for every level of a flow, from residual dense blocks.
 
     A convolution, ``blocks`` residual-in-residual dense blocks (RRDB) and another convolution make
-    features of the size of the image. From these come, for level :math:`l` counted from the data,
-    features of :math:`scale / 2^{l+1}` times that size: larger ones by doubling (nearest
-    neighbour), each time followed by a convolution, smaller ones by averaging. Behind them are
-    stacked the outputs of four blocks, evenly spread, brought to the same size by nearest
-    neighbour.
+    features of the size of the image. From these come, for level $l$ counted from the data,
+    features of $scale / 2^{l+1}$ times that size: larger ones by doubling (nearest neighbour), each
+    time followed by a convolution, smaller ones by averaging. Behind them are stacked the outputs
+    of four blocks, evenly spread, brought to the same size by nearest neighbour.
 
     With ``image_head`` the encoder can be trained as a super-resolution net by itself, see
-    :func:`pretraining_loss`, which is how SRFlow starts. The head has further convolutions, which
-    the features do not depend on.
+    `pretraining_loss`, which is how SRFlow starts. The head has further convolutions, which the
+    features do not depend on.
 
     **Cost**: 5.8 million parameters at the defaults, linear in the number of pixels.
 
@@ -53,7 +52,7 @@ class RRDBEncoder(nn.Module):
         growth_channels: channels that every convolution of a dense block adds.
         image_channels: channels of the image.
         image_size: ``(h, w)``, the only size that is accepted; ``None`` for any.
-        image_head: have what :meth:`super_resolve` needs.
+        image_head: have what `super_resolve` needs.
 
     Attributes:
         feature_channels: channels of each feature map, 320 at the defaults.
@@ -123,7 +122,7 @@ class RRDBEncoder(nn.Module):
         return self.head(_activated(self._doubled(deep)[-1]) if self.up else deep)
 
     def freeze(self) -> None:
-        """Keep the parameters as they are, in training mode too, until :meth:`unfreeze`.
+        """Keep the parameters as they are, in training mode too, until `unfreeze`.
 
         They need no gradient then and have none: an optimiser that holds them steps over them,
         whatever its momentum or weight decay.

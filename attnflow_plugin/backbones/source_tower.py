@@ -41,10 +41,9 @@ class SourceTower(nn.Module):
     r"""An unconditional Glow that shows what it computes on the way from data to latent.
 
     As the encoder of a conditional model it takes a batch of sources and returns the contexts of
-    the layers by name: the source after every part of every step (:func:`stage_context`), after
-    every level (:func:`level_context`) and what each level factors out (:func:`latent_context`).
-    The log-density :math:`\log p(source)` of the same run is there as :data:`SOURCE_LOG_PROB`.
-    Nothing is detached.
+    the layers by name: the source after every part of every step (`stage_context`), after every
+    level (`level_context`) and what each level factors out (`latent_context`). The log-density
+    $\log p(source)$ of the same run is there as `SOURCE_LOG_PROB`. Nothing is detached.
 
     Args:
         plan: what it consists of.

@@ -121,17 +121,16 @@ def build_srflow(  # noqa: D417
 ) -> Model:
     """Build SRFlow, the density of images given their low-resolution versions, with attention.
 
-    In normflows it is a :class:`~attnflow_plugin.normflows.ConditionalMultiscaleFlow`, in nflows a
-    ``Flow``; the context is the low-resolution image, ``(B, C, H / scale, W / scale)``. Every level
-    squeezes, mixes channels in two transition steps (normalisation, 1x1 convolution), and has
-    ``steps`` steps of normalisation, 1x1 convolution, affine injector, affine coupling and
-    attention. The nets of injector and coupling see the features that an
-    :class:`~attnflow_plugin.backbones.RRDBEncoder` makes for the level. Call ``prepare`` with a
+    In normflows it is a `ConditionalMultiscaleFlow`, in nflows a ``Flow``; the context is the
+    low-resolution image, ``(B, C, H / scale, W / scale)``. Every level squeezes, mixes channels in
+    two transition steps (normalisation, 1x1 convolution), and has ``steps`` steps of normalisation,
+    1x1 convolution, affine injector, affine coupling and attention. The nets of injector and
+    coupling see the features that an `RRDBEncoder` makes for the level. Call ``prepare`` with a
     batch of data before training; ``encoder_of(model)`` is the encoder, to freeze or pre-train.
 
-    Images take values in [0, 1] and are spread over their grey level by
-    :func:`~attnflow_plugin.metrics.dequantize`, low-resolution images are not; bits per dimension
-    are over the ``C * H * W`` dimensions of the former.
+    Images take values in [0, 1] and are spread over their grey level by `dequantize`,
+    low-resolution images are not; bits per dimension are over the ``C * H * W`` dimensions of the
+    former.
 
     With ``scale_map="sigmoid_floor"`` and ``image_head=True`` it has the layers and, in normflows,
     the parameters of the released model, but for a convolution there that nothing uses. The 1x1
@@ -153,8 +152,8 @@ def build_srflow(  # noqa: D417
         attention_options: options of the attention layers.
         context_in_attention: the attention weights see the features of the level as well.
         scale_map: scale of injectors and couplings, see
-            :class:`~attnflow_plugin.layers.AffineCoupling`: ``"bounded"`` on both sides, or
-            ``"sigmoid_floor"``, as released, which contracts at every step and starts at 0.88.
+            `AffineCoupling`: ``"bounded"`` on both sides, or ``"sigmoid_floor"``, as released,
+            which contracts at every step and starts at 0.88.
         splits: after which levels half of the channels becomes latent, with a normal prior that
             the other half conditions. ``"released"``: after all but the last two, so never with up
             to two levels; the models of the paper are such. ``"all"``: after all but the last.

@@ -65,10 +65,9 @@ def insert_attention(  # noqa: D417
 
     Beside layers in the lists that the host iterates over, the new ones join the list, which moves
     the keys of later layers in the ``state_dict``: load old checkpoints first, then insert.
-    Elsewhere the layer and the new ones become one :class:`~attnflow_plugin.normflows.Chain`, or in
-    nflows one ``CompositeTransform``. Beside a layer that the model uses twice, the new ones are
-    used twice as well. An optimizer made before does not know the new parameters; see
-    :meth:`~attnflow_plugin.insertion.InsertionReport.add_to`.
+    Elsewhere the layer and the new ones become one `Chain`, or in nflows one
+    ``CompositeTransform``. Beside a layer that the model uses twice, the new ones are used twice as
+    well. An optimizer made before does not know the new parameters; see `add_to`.
 
     Args:
         model: the model.
@@ -137,7 +136,7 @@ def places_in(
     positions: Sequence[Position],
     context: object,
 ) -> list[Place]:
-    """All places of a model that :func:`insert_at` would ask about, in their order."""
+    """All places of a model that `insert_at` would ask about, in their order."""
     batch = read_batch(host, model, example, context)
     with undisturbed(model, example):
         places = find_places(host, _probe(host, model, batch), positions)

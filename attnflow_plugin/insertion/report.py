@@ -62,7 +62,7 @@ class InsertionReport:
     def parameters(self) -> Iterator[nn.Parameter]:
         """The new parameters, for an optimizer of their own.
 
-        One made before the insertion does not know them; :meth:`add_to` puts them into it.
+        One made before the insertion does not know them; `add_to` puts them into it.
         """
         return nn.ModuleList(self.layers).parameters()
 

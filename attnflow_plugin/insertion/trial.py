@@ -119,7 +119,7 @@ class Trial:
 
         Raises:
             DomainError: names the place.
-            InsertionError: as for :meth:`require_sampling`.
+            InsertionError: as for `require_sampling`.
         """
         together = {
             layer: _STRETCH if index % 2 else 1 / _STRETCH

@@ -25,8 +25,9 @@ MeanAndDeviation = tuple[float, float]
 def fid(real: Iterable[Tensor], generated: Iterable[Tensor], feature: Feature = 2048) -> float:
     r"""Fréchet inception distance of two sets of images; zero is best.
 
-    .. math::
-        \|\mu_r - \mu_g\|^2 + \mathrm{tr}\,(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2})
+    $$
+    \|\mu_r - \mu_g\|^2 + \mathrm{tr}\,(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2})
+    $$
 
     with mean and covariance of the features of each set. It is biased by the number of images: only
     distances from equally large sets can be compared, and tables use 50 000.
@@ -66,12 +67,12 @@ def kid(
     r"""Kernel inception distance of two sets of images; zero is best, and can be undercut.
 
     The unbiased estimate of the squared maximum mean discrepancy of the features under the kernel
-    :math:`k(x, y) = (x^\top y / D + 1)^3`, in random subsets of both sets.
+    $k(x, y) = (x^\top y / D + 1)^3$, in random subsets of both sets.
 
     Args:
         real: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
         generated: batches of images of the model.
-        feature: as for :func:`fid`.
+        feature: as for `fid`.
         subsets: number of subsets.
         subset_size: images in a subset, no more than in either set.
         seed: seed of the subsets; the global generators are left alone.
@@ -80,8 +81,8 @@ def kid(
         Mean and standard deviation over the subsets.
 
     Raises:
-        MissingHostError: as for :func:`fid`.
-        ShapeError: as for :func:`fid`, or fewer than ``subset_size`` in a set.
+        MissingHostError: as for `fid`.
+        ShapeError: as for `fid`, or fewer than ``subset_size`` in a set.
         NonFiniteError: NaN or infinity in the images.
 
     References:
@@ -109,10 +110,11 @@ def inception_score(
 ) -> MeanAndDeviation:
     r"""Inception score of a set of images; from one, which is worst, to the number of classes.
 
-    .. math:: \exp \mathbb{E}_x\, \mathrm{KL}(p(y \mid x) \,\|\, p(y))
+    $$
+    \exp \mathbb{E}_x\, \mathrm{KL}(p(y \mid x) \,\|\, p(y))
+    $$
 
-    with the classes :math:`y` that the Inception network sees in an image, in random parts of the
-    set.
+    with the classes $y$ that the Inception network sees in an image, in random parts of the set.
 
     Args:
         generated: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
@@ -125,8 +127,8 @@ def inception_score(
         Mean and standard deviation over the parts.
 
     Raises:
-        MissingHostError: as for :func:`fid`.
-        ShapeError: as for :func:`fid`, or fewer than ``splits``.
+        MissingHostError: as for `fid`.
+        ShapeError: as for `fid`, or fewer than ``splits``.
         NonFiniteError: NaN or infinity in the images.
 
     References:

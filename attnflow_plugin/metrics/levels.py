@@ -26,10 +26,10 @@ LEVELS = 255
 def dequantize(
     values: Tensor, levels: int = 256, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    r"""Spread integer values over [0, 1): :math:`(v + u) / levels` with :math:`u \sim U[0, 1)`.
+    r"""Spread integer values over [0, 1): $(v + u) / levels$ with $u \sim U[0, 1)$.
 
     The density of the result, integrated over the cell of a value, is a lower bound of the
-    probability of that value, which makes :func:`bits_per_dim` an upper bound of its code length.
+    probability of that value, which makes `bits_per_dim` an upper bound of its code length.
 
     Args:
         values: integers from 0 to ``levels - 1``, in any dtype and shape.
@@ -44,7 +44,7 @@ def dequantize(
     Raises:
         ShapeError: values outside of the range or not whole.
 
-    Example:
+    Examples:
         >>> bool((dequantize(torch.tensor([0, 255])) < 1).all())
         True
     """
@@ -71,14 +71,16 @@ def dequantize(
 def bits_per_dim(log_prob: Tensor, event_shape: int | Sequence[int], levels: int = 256) -> Tensor:
     r"""Bits per dimension of data with ``levels`` grey levels, from densities on [0, 1).
 
-    .. math:: -\frac{\log p(x)}{D \log 2} + \log_2 levels
+    $$
+    -\frac{\log p(x)}{D \log 2} + \log_2 levels
+    $$
 
     A density that is uniform on [0, 1) gives exactly 8 bits at 256 levels.
 
     Args:
-        log_prob: log-density of data from :func:`dequantize`, in nats, any shape.
+        log_prob: log-density of data from `dequantize`, in nats, any shape.
         event_shape: shape of one event, or its number of dimensions D.
-        levels: grey levels, as given to :func:`dequantize`.
+        levels: grey levels, as given to `dequantize`.
 
     Returns:
         Bits per dimension, shape of ``log_prob``; lower is better.

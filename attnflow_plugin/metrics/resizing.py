@@ -20,14 +20,14 @@ RADIUS = 2
 def resize_bicubic(images: Tensor, size: Sequence[int]) -> Tensor:
     r"""Resize images as ``imresize(image, size)`` of MATLAB does by default.
 
-    Along each axis, with :math:`s` the new length over the old one, a new pixel is the weighted
-    mean of old ones with Keys' cubic kernel of :math:`a = -1/2`, stretched by :math:`1/s` when the
-    image shrinks, and with the image mirrored at its borders, border pixels included. Other
-    programs differ in each of these points, by enough to move a PSNR.
+    Along each axis, with $s$ the new length over the old one, a new pixel is the weighted mean of
+    old ones with Keys' cubic kernel of $a = -1/2$, stretched by $1/s$ when the image shrinks, and
+    with the image mirrored at its borders, border pixels included. Other programs differ in each of
+    these points, by enough to move a PSNR.
 
     Values are neither clamped nor rounded. Edges overshoot, as the kernel is negative in places.
 
-    Cost: :math:`O(1/s)` per old pixel and axis when shrinking, constant when enlarging.
+    Cost: $O(1/s)$ per old pixel and axis when shrinking, constant when enlarging.
 
     Args:
         images: floating point, shape ``(B, C, H, W)``.
@@ -64,7 +64,7 @@ def resize_bicubic(images: Tensor, size: Sequence[int]) -> Tensor:
 def downscale(images: Tensor, scale: int) -> Tensor:
     r"""The low-resolution images of a super-resolution task.
 
-    Images are rounded to whole values from 0 to 255, shrunk by :func:`resize_bicubic`, clamped and
+    Images are rounded to whole values from 0 to 255, shrunk by `resize_bicubic`, clamped and
     rounded again, like image files that were resized and saved.
 
     Args:

@@ -38,7 +38,9 @@ SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
 def psnr(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = False) -> Tensor:
     r"""Peak signal-to-noise ratio of each image, in decibels; higher is better.
 
-    .. math:: 10 \log_{10} \frac{255^2}{\mathrm{mean}\,(x - y)^2}
+    $$
+    10 \log_{10} \frac{255^2}{\mathrm{mean}\,(x - y)^2}
+    $$
 
     over all channels and pixels of the two images in whole values from 0 to 255, which is what is
     left of them in an image file. Identical images have an infinite ratio.
@@ -79,7 +81,7 @@ def ssim(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
         images: in [0, 1], shape ``(B, C, H, W)``, at least 7x7 after cropping.
         targets: what they should be, same shape.
         crop: pixels to leave out along every border.
-        truncate: as in :func:`psnr`.
+        truncate: as in `psnr`.
 
     Returns:
         Shape ``(B,)``.
@@ -189,11 +191,13 @@ class LPIPS:
 def pixel_diversity(samples: Tensor) -> Tensor:
     r"""Standard deviation of every pixel over the samples, averaged over pixels and channels.
 
-    .. math:: 255 \, \mathrm{mean}_{chw} \sqrt{\frac{1}{S - 1} \sum_s (x_{schw} - \bar x_{chw})^2}
+    $$
+    255 \, \mathrm{mean}_{chw} \sqrt{\frac{1}{S - 1} \sum_s (x_{schw} - \bar x_{chw})^2}
+    $$
 
-    The diversity :math:`\sigma` in the tables of super-resolution flows, on their scale of whole
-    values from 0 to 255. It grows with the temperature and says nothing about quality: noise has
-    the most of it.
+    The diversity $\sigma$ in the tables of super-resolution flows, on their scale of whole values
+    from 0 to 255. It grows with the temperature and says nothing about quality: noise has the most
+    of it.
 
     Args:
         samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.
@@ -216,9 +220,9 @@ def pixel_diversity(samples: Tensor) -> Tensor:
 def pairwise_diversity(samples: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     r"""Mean distance between any two samples of the same input.
 
-    With :class:`LPIPS` this is the diversity that image translation reports.
+    With `LPIPS` this is the diversity that image translation reports.
 
-    Cost: :math:`S (S - 1) / 2` distances for each input.
+    Cost: $S (S - 1) / 2$ distances for each input.
 
     Args:
         samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.

@@ -127,12 +127,11 @@ class LearningActNorm(ReadyActNorm):
 
 
 class ChannelAutoregressivePrior(Flow):
-    r"""The base distribution :math:`p(z | c) = \prod_i p(z_i | z_{<i}, c)` over channels.
+    r"""The base distribution $p(z | c) = \prod_i p(z_i | z_{<i}, c)$ over channels.
 
-    Every factor is normal, with mean and scale from a
-    :class:`~attnflow_plugin.backbones.ChannelLSTM`; see :class:`ChannelAutoregression`. Densities
-    of all channels are computed at once, samples channel by channel. It is a ``Flow``, which in
-    nflows is a ``Distribution``: a standard normal behind one layer.
+    Every factor is normal, with mean and scale from a `ChannelLSTM`; see `ChannelAutoregression`.
+    Densities of all channels are computed at once, samples channel by channel. It is a ``Flow``,
+    which in nflows is a ``Distribution``: a standard normal behind one layer.
 
     Args:
         shape: ``(C, H, W)`` of the latents.

@@ -22,7 +22,7 @@ __all__ = ["Chain", "ConditionalMultiscaleFlow", "GlowStep", "run_with_context",
 
 
 class Chain(nf.flows.Flow):
-    r"""Several flows in a row, listed latent to data: :math:`x = f_n(\dots f_1(z))`.
+    r"""Several flows in a row, listed latent to data: $x = f_n(\dots f_1(z))$.
 
     Unlike ``normflows.flows.Composite`` it accumulates the log-det in the dtype and on the device
     of its input, and hands further arguments, such as a context, to every flow.
@@ -119,7 +119,7 @@ def run_with_context(
 
 
 class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
-    r"""A ``MultiscaleFlow`` whose layers see a context: the density :math:`p(x | context)`.
+    r"""A ``MultiscaleFlow`` whose layers see a context: the density $p(x | context)$.
 
     The methods are those of ``normflows.ConditionalNormalizingFlow``; latents are lists, from the
     coarsest level to the finest, as in ``MultiscaleFlow``.

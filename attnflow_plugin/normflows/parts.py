@@ -65,12 +65,12 @@ class LearningActNorm(ReadyActNorm):
 
 
 class ChannelAutoregressivePrior(nf.distributions.BaseDistribution):
-    r"""The base distribution :math:`p(z | c) = \prod_i p(z_i | z_{<i}, c)` over channels.
+    r"""The base distribution $p(z | c) = \prod_i p(z_i | z_{<i}, c)$ over channels.
 
-    Every factor is normal, with mean and scale from a
-    :class:`~attnflow_plugin.backbones.ChannelLSTM`; see :class:`ChannelAutoregression`. Densities
-    of all channels are computed at once, samples channel by channel. As in ``DiagGaussian``, the
-    attribute ``temperature`` multiplies the standard deviations of samples and of densities.
+    Every factor is normal, with mean and scale from a `ChannelLSTM`; see `ChannelAutoregression`.
+    Densities of all channels are computed at once, samples channel by channel. As in
+    ``DiagGaussian``, the attribute ``temperature`` multiplies the standard deviations of samples
+    and of densities.
 
     Args:
         shape: ``(C, H, W)`` of the latents.

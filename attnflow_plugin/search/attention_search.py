@@ -67,14 +67,17 @@ def search_attention(  # noqa: D417
     new layer, which is trained as long: a gain is one over training on. The best trial is kept
     if its gain on ``held_out`` is large enough,
 
-    .. math:: \bar d > k \sqrt{\tfrac{1}{N} \mathrm{var}(d)}, \qquad
-        d_n = \log p_{new}(x_n) - \log p_{base}(x_n),
+    $$
+    \begin{aligned}
+    \bar d > k \sqrt{\tfrac{1}{N} \mathrm{var}(d)}, \qquad
+            d_n = \log p_{new}(x_n) - \log p_{base}(x_n),
+    \end{aligned}
+    $$
 
     and the next round tries what else pays on top of it, until nothing does.
 
-    The model itself is not changed before
-    :meth:`~attnflow_plugin.search.SearchResult.apply`, and random states are put back, but for
-    what ``batches`` and ``held_out`` draw themselves.
+    The model itself is not changed before `apply`, and random states are put back, but for what
+    ``batches`` and ``held_out`` draw themselves.
 
     **Cost**: one baseline, and in each round a training of ``steps`` steps for each candidate
     at each place. Memory for a copy of the model in training, and for ``steps`` batches.
@@ -103,7 +106,7 @@ def search_attention(  # noqa: D417
         check_domain: as in ``insert_attention``.
         path: a file for the results of trials. The same call goes on where it stopped; budget,
             limits and thresholds may differ.
-        progress: called with each :class:`~attnflow_plugin.search.Trial` that was run.
+        progress: called with each `Trial` that was run.
 
     Returns:
         What was tried and what was kept.

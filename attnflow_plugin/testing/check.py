@@ -58,7 +58,7 @@ def check_layer(
     * **contract**: outputs have the shape and dtype of the inputs, log-dets are fresh tensors of
       shape ``(B,)`` that share no memory, inputs and contexts stay as they were, dozens of calls
       give the same, nothing is drawn from the global random generator;
-    * **Jacobian**: the log-det of each direction is :math:`\log|\det J|` of the brute-force
+    * **Jacobian**: the log-det of each direction is $\log|\det J|$ of the brute-force
       Jacobian;
     * **gradients** of result and log-det, by data, parameters and context, agree with finite
       differences;
@@ -103,7 +103,7 @@ def check_layer(
             layer itself fails.
         ShapeError: the example or the context is not a batch as described.
 
-    Example:
+    Examples:
         >>> from attnflow_plugin import IMap
         >>> check_layer(IMap(2), (2, 4)).log_det < 1e-9
         True

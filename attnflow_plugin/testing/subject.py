@@ -13,7 +13,7 @@ __all__ = ["CallError", "LayerReport", "Outcome", "Subject", "Way", "largest"]
 
 
 class LayerReport(NamedTuple):
-    """The largest absolute errors that :func:`check_layer` met, over both directions.
+    """The largest absolute errors that `check_layer` met, over both directions.
 
     Attributes:
         log_det: of the log-det against that of the Jacobian, in float64, in nats.
