@@ -154,6 +154,11 @@ CASES: dict[str, Case] = {
     "coupling-spatial-mask": coupling(3, 4, 4, mask="spatial"),
     "coupling-channel-mask": coupling(3, 4, 4, mask="channel"),
     "coupling-random-mask": coupling(3, 4, 4, mask="random"),
+    "coupling-set": coupling(4, 5, mask="channel", positions=False),
+    "coupling-sign": coupling(3, 4, 4, odd=True),
+    "coupling-sign-vector": coupling(6, odd=True),
+    "coupling-sign-windows": coupling(2, 5, 3, window=2, odd=True, flip=True),
+    "coupling-sign-set": coupling(3, 4, mask="channel", positions=False, odd=True, flip=True),
 }
 
 PAPER = {name for name, case in CASES.items() if case.options.get("init") == "paper"}

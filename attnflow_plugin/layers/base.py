@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ Context = Tensor | Mapping[str, Tensor] | None
 #: What a layer does in a step of a flow.
 Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 
-_Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+_Direction = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
 
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -102,7 +102,8 @@ class InvertibleLayer(nn.Module, ABC):
         require_finite(self, direction, "finite results of finite input", out, log_det)
         return out.to(given.dtype), _nan_where_not_finite(log_det, event)
 
-    def _own(self, context: Context) -> Tensor | None:
+    def _own(self, context: Context) -> Any:  # noqa: ANN401
+        """What the maps of the layer take of the contexts: a tensor, or none."""
         if not isinstance(context, Mapping):
             return context
         if self.context_name is None:

@@ -2,35 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.masks import MaskKind, make_mask
 from attnflow_plugin.options import positive_int, sizes_per_axis
 
-__all__ = ["Halves", "bound_in", "build_halves", "kernel_in", "per_position", "widths"]
+__all__ = ["bound_in", "kernel_in", "per_position", "widths"]
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-class Halves(NamedTuple):
-    """What follows from mask and event shape alone."""
-
-    passing: Tensor  # shape: (C, *S): M, one where the event passes and zero elsewhere
-    attended: Tensor  # shape: (C, *S): 1 - M
-    colours: Tensor  # shape: (1, C, *S): one where the event passes and minus one elsewhere
-
-
-def build_halves(
-    mask: MaskKind, shape: torch.Size, flip: bool, dtype: torch.dtype, device: torch.device
-) -> Halves:
-    """The halves of an event; see `make_mask`."""
-    passing = make_mask(mask, shape[0], shape[1:], flip, device=device).to(dtype)
-    return Halves(passing, 1 - passing, (2 * passing - 1).unsqueeze(0))
 
 
 def per_position(maps: Tensor, weight: Tensor, kernel: tuple[int, ...]) -> Tensor:

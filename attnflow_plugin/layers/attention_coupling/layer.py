@@ -3,25 +3,28 @@ r"""Second-order attention as the net of a masked affine coupling."""
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import cached_constant, plain_shape
-from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.layers.attention_coupling.embedding import (
-    Halves,
     bound_in,
-    build_halves,
     kernel_in,
     per_position,
     widths,
 )
+from attnflow_plugin.layers.attention_coupling.layout import (
+    Layout,
+    halves_of,
+    name_of_mask,
+    present_in,
+    require_alike,
+    require_axes,
+)
 from attnflow_plugin.layers.attention_coupling.token_attention import (
     TokenAttention,
-    Windows,
     token_windows,
 )
 from attnflow_plugin.layers.attention_coupling.vectors import (
@@ -31,25 +34,18 @@ from attnflow_plugin.layers.attention_coupling.vectors import (
     by_rows,
     vector_scale,
 )
+from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import patches_per_axis
 from attnflow_plugin.layers.scales import log_scale_bound, shared_bound, soft_bound
 from attnflow_plugin.masks import MaskKind, require_positions
-from attnflow_plugin.options import positive_int, sizes_per_axis
+from attnflow_plugin.options import boolean, positive_int, sizes_per_axis
 
 __all__ = ["AttentionCoupling"]
 
 #: The default bound of shifts, in units of that of log-scales: 8 for a single layer.
 SHIFT_TO_SCALE = 4.0
-
-
-class _Layout(NamedTuple):
-    """What follows from the shape of an event and the options alone."""
-
-    halves: Halves
-    windows: Windows
-    only_passing_seen: bool  # tokens are coordinates that pass or not, all in one window
 
 
 class AttentionCoupling(MaskedAttention):
@@ -73,55 +69,40 @@ class AttentionCoupling(MaskedAttention):
     every head and relative position, and P tells a position which of its channels pass. O starts at
     zero, so that the layer starts as the identity.
 
-    `ITrans` mixes the attended half with the attention matrix, which has to be invertible for that.
-    Here attention computes the parameters of a coupling and may be
-    anything: between any number of tokens, with values of its own, with knowledge of positions.
+    With ``positions=False`` there is no B, positions are a set, and $f(x_\pi) = f(x)_\pi$ for every
+    permutation of them. With ``odd`` s is computed from $(r(x_1) + r(-x_1)) / 2$ and t from
+    $(u(x_1) - u(-x_1)) / 2$, so that $f(-x) = -f(x)$. Padding passes, is not seen, and adds nothing
+    to the log-det. The page on the layers tells of vectors, of windows, and of costs.
 
-    **Positions** are those of the event. With ``patches`` the tokens are patches: every position
-    has its own embedding, and the scores add up over the positions of a patch, as in `ITrans`.
-
-    **Vectors** have their coordinates as positions, each with weights of its own, and $\sqrt C\, E$
-    for E. Attended coordinates attend to passing ones only, except in patches, in windows, and
-    where none passes. Without gradients large batches run in parts.
-
-    **Cost** per sample, the same in both directions, with N tokens, n positions, width w and the
-    kernel's k taps: O(n w (k C + w)) for the linear maps and O(N n w) for attention, or O(T n w)
-    with windows of T tokens. Parameters: $w (2 k C + k K + 1) + 3 w (w + 1) + 2 C (w + 1) + 51 H$.
-    Under autocast the net runs in the lower precision, scales and log-det in float32.
-
-    Shape:
-        ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
-        log-det: ``(B,)``, in nats.
+    After Vaswani et al., *Attention Is All You Need*, NeurIPS 2017, and Dinh, Sohl-Dickstein,
+    Bengio, *Density estimation using Real NVP*, ICLR 2017.
 
     Args:
-        channels: C.
+        channels: C. Events are ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
         patches: patches per axis, one number or one per axis; ``None`` for single positions.
         heads: number of attention heads, H.
         width: features w of a position, divisible by ``heads``; by default about 2 C, between 16
             and 64, of which vectors use the first 16: a coordinate is one number.
-        kernel: 1, or the edges of the neighbourhood that E and P see, odd numbers, one per spatial
-            axis: ``(3, 3)`` adds what a convolution sees to what attention sees, on images only.
+        kernel: 1, or the odd edges, one per spatial axis, of the neighbourhood that E and P see.
         window: tokens along each axis of the windows inside of which tokens see each other, one
             number or one per axis; ``None`` for all. With ``flip`` the windows are shifted by half.
+        positions: tokens know where they are; ``False`` for sets, with ``mask="channel"``.
+        odd: keep the symmetry $f(-x) = -f(x)$, for the same context, at twice the cost.
+        present: name, among the contexts, of a boolean mask ``(B, *S)``, false for padding; without
+            ``context_channels`` the mask may be the context itself. ``None``: nothing is padded.
         mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         scale_bound: b; scales lie between $e^{-b}$ and $e^b$. By default 2, or what
             ``insert_attention`` and the builders choose for the number of their layers.
-        shift_bound: T, in units of the event: give more where the entries of an event are far
-            larger than one, ``math.inf`` for none. By default 4 b.
+        shift_bound: T, in units of the event, ``math.inf`` for none. By default 4 b.
         context_channels: channels K of a context that joins the input of E, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
-        OptionError: unknown option, or a width that the heads do not divide.
-        MissingContextError: ``context_channels`` without a context.
-        ShapeError: a size that ``patches`` does not divide, another number of axes than in
-            ``patches``, ``window`` or ``kernel``, no positions, and as in `InvertibleLayer`.
-
-    Reference:
-        Vaswani et al., *Attention Is All You Need*, NeurIPS 2017; Dinh, Sohl-Dickstein, Bengio,
-        *Density estimation using Real NVP*, ICLR 2017; the masks are those of Sukthanker et al.,
-        *Generative Flows with Invertible Attentions*, CVPR 2022.
+        OptionError: unknown option, or options that do not go together.
+        MissingContextError: ``context_channels`` without a context, ``present`` without its mask.
+        ShapeError: a size that ``patches`` does not divide, another number of axes than in an
+            option, no positions, a vector as a set, and as in `InvertibleLayer`.
 
     Examples:
         >>> layer = AttentionCoupling(3, heads=4)
@@ -142,6 +123,9 @@ class AttentionCoupling(MaskedAttention):
         width: int | None = None,
         kernel: int | Sequence[int] = 1,
         window: int | Sequence[int] | None = None,
+        positions: bool = True,
+        odd: bool = False,
+        present: str | None = None,
         mask: MaskKind = "spatial-channel",
         flip: bool = False,
         scale_bound: float | None = None,
@@ -155,6 +139,13 @@ class AttentionCoupling(MaskedAttention):
         self.width, self._vector_width = widths(name, channels, heads, width)
         self.kernel = kernel_in(name, kernel)
         self.window = sizes_per_axis(name, "window", window)
+        self.positions, self.odd = (
+            boolean(name, option, value)
+            for option, value in (("positions", positions), ("odd", odd))
+        )
+        self.present = name_of_mask(name, present, patches, kernel)
+        if not self.positions:
+            require_alike(name, mask, patches, kernel, window)
         self._coordinates = Coordinates.of(self.mask, channels, self.flip)
         self._given_bounds = (
             bound_in(name, "scale_bound", scale_bound, finite=True),
@@ -171,7 +162,7 @@ class AttentionCoupling(MaskedAttention):
         for weight in inputs:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         self.offset = nn.Parameter(torch.zeros(self.width))
-        self.attend = TokenAttention(self.width, heads)
+        self.attend = TokenAttention(self.width, heads, self.positions)
         self.output = nn.Parameter(torch.zeros(2, channels, self.width))
         self.output_offset = nn.Parameter(torch.zeros(2, channels))
 
@@ -185,44 +176,52 @@ class AttentionCoupling(MaskedAttention):
         """The options, for ``repr``."""
         return (
             f"{self.channels}, patches={self.patches}, heads={self.heads}, width={self.width}, "
-            f"kernel={self.kernel or 1}, window={self.window}, mask={self.mask!r}, "
-            f"flip={self.flip}, scale_bound={self.scale_bound:.3g}, "
+            f"kernel={self.kernel or 1}, window={self.window}, "
+            f"positions={self.positions}, odd={self.odd}, present={self.present!r}, "
+            f"mask={self.mask!r}, flip={self.flip}, scale_bound={self.scale_bound:.3g}, "
             f"shift_bound={self.shift_bound:.3g}, context_channels={self.context_channels}"
         )
 
-    def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
+    def _own(self, context: Context) -> Context:
+        # The embedding and the mask of what is present look for their own.
+        return context
+
+    def _weights(self, event: Tensor, context: Context) -> Tensor:
         """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries.
 
-        Where only passing coordinates are seen, the columns of the others are zero.
+        Where only passing coordinates are seen, the columns of the others are zero, and so are
+        those of padding.
         """
-        layout = self._layout(event)
+        layout = self._layout(event, context)
         windows, features = layout.windows, self._embed(event, self._seen(event, context), layout)
         if layout.only_passing_seen:
             allowed = layout.halves.passing.bool().expand(1, self.channels, -1)
             windows = windows._replace(allowed=allowed)
-        return self.attend.weights(features, windows)
+        return self.attend.weights(features, windows, layout.present)
 
-    def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _to_latent(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._affine(x, context)
         return x * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
 
-    def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _to_data(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._affine(z, context)
         return (z - shift) * (-log_scale).exp(), -log_scale.flatten(1).sum(1)
 
-    def _affine(self, event: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _affine(self, event: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Log-scale and shift of every entry, zero where it passes."""
-        layout = self._layout(event)
-        raw_scale, raw_shift = self._raw(event, context, layout).unbind(1)
-        attended = layout.halves.attended
-        shift = raw_shift
+        layout = self._layout(event, context)
+        seen = self._seen(event, context)
+        raw_scale, raw_shift = self._raw(event, seen, layout).unbind(1)
+        if self.odd:
+            other_scale, other_shift = self._raw(-event, seen, layout).unbind(1)
+            raw_scale, raw_shift = (raw_scale + other_scale) / 2, (raw_shift - other_shift) / 2
+        attended, shift = layout.attended, raw_shift
         if self.shift_bound < math.inf:
             shift = soft_bound(raw_shift, self.shift_bound)
         return soft_bound(raw_scale, self.scale_bound) * attended, shift * attended
 
-    def _raw(self, event: Tensor, context: Tensor | None, layout: _Layout) -> Tensor:
+    def _raw(self, event: Tensor, seen: Tensor | None, layout: Layout) -> Tensor:
         """Log-scale and shift before they are bounded, ``(B, 2, C, *S)``."""
-        seen = self._seen(event, context)
         net: RowNet = partial(self._raw_of_positions, layout=layout)
         if event.ndim > 2:
             return net(event, seen)
@@ -231,10 +230,10 @@ class AttentionCoupling(MaskedAttention):
         scores = self.heads * plain_shape(layout.windows.tokens)[1]
         return by_rows(net, self.channels * max(self._vector_width, scores), event, seen)
 
-    def _raw_of_positions(self, event: Tensor, seen: Tensor | None, layout: _Layout) -> Tensor:
+    def _raw_of_positions(self, event: Tensor, seen: Tensor | None, layout: Layout) -> Tensor:
         """The net where every position sees all others, or those in its window."""
         features = self._embed(event, seen, layout)
-        features = F.elu(features + self.attend(features, layout.windows))
+        features = F.elu(features + self.attend(features, layout.windows, layout.present))
         return self._out(features, event).to(event.dtype)
 
     def _vector_net(self, event: Tensor) -> VectorNet:
@@ -249,22 +248,17 @@ class AttentionCoupling(MaskedAttention):
         cast = (weight.to(event.dtype) for weight in weights)
         return VectorNet.of(self.attend, self._coordinates, *cast)
 
-    def _seen(self, event: Tensor, context: Tensor | None) -> Tensor | None:
+    def _seen(self, event: Tensor, context: Context) -> Tensor | None:
         """What every position knows of the context, ``(B, n or 1, width)``."""
-        name = type(self).__name__
-        if self.kernel and len(self.kernel) != event.ndim - 2:
-            raise ShapeError(
-                f"{name}: expected {len(self.kernel)} spatial axes as in kernel="
-                f"{self.kernel}, found an event of shape {tuple(event.shape[1:])}"
-            )
-        maps = context_at(name, context, self.context_channels, event)
+        own = super()._own(context)
+        maps = context_at(type(self).__name__, own, self.context_channels, event)
         if maps is None:
             return None
         # That of a vector is the same for all of its coordinates.
         maps = maps.unsqueeze(-1) if event.ndim == 2 else maps
         return per_position(maps, self._in_use(self.context_embedding, event), self.kernel)
 
-    def _embed(self, event: Tensor, seen: Tensor | None, layout: _Layout) -> Tensor:
+    def _embed(self, event: Tensor, seen: Tensor | None, layout: Layout) -> Tensor:
         """Features of all positions, from the passing half, ``(B, n, width)``."""
         passing = event * layout.halves.passing
         if event.ndim == 2:
@@ -290,15 +284,19 @@ class AttentionCoupling(MaskedAttention):
         raw = F.linear(features, weight.flatten(0, 1), offset.flatten())
         return raw.mT.reshape(event.shape[0], 2, *event.shape[1:])
 
-    def _layout(self, event: Tensor) -> _Layout:
-        """How the positions make tokens, those make windows, and which entries pass."""
+    def _layout(self, event: Tensor, context: Context) -> Layout:
+        """How the positions make tokens, those make windows, and which entries are transformed."""
         name, shape = type(self).__name__, plain_shape(event)[1:]
         require_positions(name, shape)
+        as_set = not self.positions or self.present is not None
+        require_axes(name, shape, self.kernel, as_set)
         patches = None if self.patches is None else patches_per_axis(name, self.patches, shape)
         grid = shape[1:] or shape  # The coordinates of a vector are a sequence.
         windows = token_windows(name, grid, patches, self.window, self.flip, event.device)
-        sizes = (self.mask, shape, self.flip, event.dtype)
-        halves = cached_constant(build_halves, *sizes, device=event.device)
         alone = windows.gather is None and windows.allowed is None
-        only_passing_seen = event.ndim == 2 and alone and self._coordinates.both
-        return _Layout(halves, windows, only_passing_seen)
+        return Layout(
+            halves_of(self.mask, event, self.flip),
+            windows,
+            event.ndim == 2 and alone and self._coordinates.both,
+            present_in(name, self.present, context, event, alone=not self.context_channels),
+        )

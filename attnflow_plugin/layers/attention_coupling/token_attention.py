@@ -155,21 +155,28 @@ class TokenAttention(nn.Module):
     Args:
         width: features of a position, divisible by ``heads``.
         heads: number of heads.
+        positions: have B; without, tokens are a set.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, positions: bool) -> None:
         super().__init__()
         self.heads = heads
         # Rows are ordered by head, then query, key and value: heads are cut off without a copy.
         self.query_key_value = nn.Parameter(torch.empty(3 * width, width))
         nn.init.kaiming_uniform_(self.query_key_value, a=math.sqrt(5))
         self.offset = nn.Parameter(torch.zeros(3 * width))
-        self.bias = RelativePositionBias(heads)
+        self.bias = RelativePositionBias(heads) if positions else None
 
-    def forward(self, features: Tensor, windows: Windows) -> Tensor:
-        """Features of all positions, ``(B, n, w)``, to what they attend to, of this shape."""
+    def forward(self, features: Tensor, windows: Windows, present: Tensor | None) -> Tensor:
+        """Features of all positions, ``(B, n, w)``, to what they attend to, of this shape.
+
+        Args:
+            features: of all positions, which are tokens where some are not present.
+            windows: see there.
+            present: boolean, ``(B, *S)``: the others are not seen. ``None`` for all.
+        """
         query, key, value = self._projected(features, windows)
-        attended = _attend(query, key, value, self._bias(windows, features.dtype))
+        attended = _attend(query, key, value, self._bias(windows, features.dtype, present))
         places = attended.unflatten(0, (-1, self.heads)).flatten(1)
         return windows.join(places.unflatten(1, (features.shape[2], -1)).mT)
 
@@ -196,10 +203,10 @@ class TokenAttention(nn.Module):
         # The weights of a query sum to one, so that every token gets all of an offset.
         return (asking + value_offset.flatten()) + attended
 
-    def weights(self, features: Tensor, windows: Windows) -> Tensor:
+    def weights(self, features: Tensor, windows: Windows, present: Tensor | None) -> Tensor:
         """The weights between all tokens, ``(B, H, N, N)``; zero between windows."""
         query, key, _ = self._projected(features, windows)
-        bias = self._bias(windows, features.dtype)
+        bias = self._bias(windows, features.dtype, present)
         # Attending to the unit vectors gives the weights themselves.
         unit = torch.eye(windows.places.shape[0], dtype=query.dtype, device=query.device)
         units = unit[:, windows.tokens].movedim(1, 0).unsqueeze(1)
@@ -230,9 +237,22 @@ class TokenAttention(nn.Module):
         )
         return weight, offset
 
-    def _bias(self, windows: Windows, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores, ``(H, T, T)`` or ``(G, H, T, T)``; rows are queries."""
-        return windows.mask(self.bias(windows.sizes, dtype))
+    def _bias(self, windows: Windows, dtype: torch.dtype, present: Tensor | None) -> Tensor | None:
+        """What is added to the scores of queries and keys, the last two axes; ``None`` for nothing.
+
+        It has the shape ``(H, T, T)``, or ``(G, H, T, T)``, or where some tokens are not present
+        that of all rows, ``(B, G, H, T or 1, T)``.
+        """
+        bias = None if self.bias is None else windows.mask(self.bias(windows.sizes, dtype))
+        if present is None:
+            return bias
+        dealt = windows.cut(present.flatten(1).unsqueeze(2)).squeeze(2)
+        # Finite, so that a softmax over tokens none of which is present is no NaN.
+        hidden = (~dealt).to(dtype) * (torch.finfo(dtype).min / 2)
+        hidden = hidden.unflatten(0, (-1, windows.tokens.shape[0]))[:, :, None, None]
+        if bias is None:
+            return hidden.expand(-1, -1, self.heads, -1, -1)
+        return bias + hidden
 
 
 def _attend_from(query: Tensor, key_value: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
@@ -259,22 +279,27 @@ def _attend_few(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: T
     return by_head.diagonal(0, 1, 3).mT.flatten(2)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     r"""Attention of sequences whose features come first, $(*, d, T)$.
 
     The fused kernels of a CPU have no gradient for a bias. What ``scaled_dot_product_attention``
     does instead takes longer than these lines, which run over queries in the inner loop.
     """
     *_, features, tokens = plain_shape(query)
-    if not query.is_cpu or (tokens > FEW_TOKENS and not torch.is_grad_enabled()):
+    differentiable = bias is None or not torch.is_grad_enabled()
+    if not query.is_cpu or (tokens > FEW_TOKENS and differentiable):
         return _attend_fused(query, key, value, bias)
     scores = key.mT @ (query / math.sqrt(features))
-    scores = scores.unflatten(0, (-1, *bias.shape[:-2])) + bias.mT.contiguous()
+    if bias is not None:
+        scores = scores.unflatten(0, (-1, *bias.shape[-4:-2])) + bias.mT.contiguous()
     return value @ scores.flatten(0, -3).softmax(1)
 
 
-def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     # Fused kernels want a mask of four axes, and features that are neighbours in memory.
-    mask = bias.flatten(0, -3).unsqueeze(0)
-    rows = [part.mT.contiguous().unflatten(0, (-1, mask.shape[1])) for part in (query, key, value)]
+    mask = bias
+    if bias is not None:
+        mask = bias.flatten(1, 2) if bias.ndim == 5 else bias.flatten(0, -3).unsqueeze(0)
+    heads = 1 if mask is None else mask.shape[1]
+    rows = [part.mT.contiguous().unflatten(0, (-1, heads)) for part in (query, key, value)]
     return fused_attention(rows[0], rows[1], rows[2], mask).flatten(0, 1).mT

@@ -86,6 +86,7 @@ class VectorNet(NamedTuple):
         constants = cached_constant(_indices, coordinates, embedding.dtype, device=embedding.device)
         passing, attended, pairs, colours = constants
         known_of_each = torch.addcmul(offset, colours, colour.mT)
+        assert attend.bias is not None  # Coordinates are told apart.
         bias = attend.bias((channels,), embedding.dtype).flatten(1).index_select(1, pairs)
         return cls(
             attend,

@@ -30,9 +30,9 @@ _CONTEXTS = {
     "srflow": ("source",),
     "full-glow": ("source",),
 }
-# What is no option on the command line: the builders give it.
-OF_BUILDERS = {"flip", "context_channels"}
-ATTENTIONS = {name: {*kind.options()} - OF_BUILDERS for name, kind in attentions.ATTENTIONS.items()}
+# What is no option on the command line: the builders give it, or images have no use for it.
+NOT_OFFERED = {"flip", "context_channels", "positions", "odd", "present"}
+ATTENTIONS = {name: {*kind.options()} - NOT_OFFERED for name, kind in attentions.ATTENTIONS.items()}
 """The attentions of the package and the options of their layers."""
 _OF_ANY = {"position", "both_masks", "context_in_attention", "source_attention"}
 _FEW_GREY_LEVELS = {"digits", "mnist", "mnist-3x32x32"}
