@@ -5,13 +5,10 @@ A new model is one builder; what insertion promises is then tested on it, fresh 
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import nn
 
-from attnflow_plugin.insertion import InsertionReport
 from tests.insertion import (
     nflows_models,
     nflows_parts,
@@ -75,36 +72,3 @@ def _trained(name: str, _: torch.dtype) -> Subject:
 
 #: For each default dtype, in which hosts build.
 _trained_once = cache(_trained)
-
-
-@dataclass(frozen=True)
-class Inserted:
-    """A model with attention, what was reported, and its modules before by name."""
-
-    subject: Subject
-    report: InsertionReport
-    modules: dict[str, nn.Module]
-
-
-@cache
-def with_attention(name: str) -> Inserted:
-    """A trained model with layers that are not the identity any more.
-
-    It is made once for all tests, so none of them may change it.
-    """
-    subject = make(name, "trained")
-    modules = dict(subject.model.named_modules())
-    report = subject.insert_everywhere()
-    randomize(report.parameters(), 0.2)
-    return Inserted(subject, report, modules)
-
-
-def names_where(holds: Callable[[Subject], bool]) -> list[str]:
-    """The names of the models of which something holds."""
-    return [name for name in MODELS if holds(_facts(name))]
-
-
-@cache
-def _facts(name: str) -> Subject:
-    """A subject without its model, which nobody needs to keep."""
-    return make(name).with_model(lambda _: nn.Module())

@@ -210,6 +210,11 @@ def brute_force_log_det(subject: Subject) -> tuple[Tensor, Tensor]:
     return log_det, torch.linalg.slogdet(matrix.reshape(size, size)).logabsdet
 
 
+def drop_caches(subject: Subject) -> None:
+    """Drop what a linear layer keeps of the last graph, as both hosts do on ``train``."""
+    subject.model.train().eval()
+
+
 def train(subject: Subject, steps: int = 3, learning_rate: float = 1e-2) -> list[float]:
     """Take a few steps of Adam; returns the losses."""
     trained = [p for p in subject.model.parameters() if p.requires_grad]

@@ -1,7 +1,6 @@
 """Layers land where their position says, in the order from data to latent."""
 
 import importlib
-from collections import Counter
 
 import normflows as nf
 import pytest
@@ -10,10 +9,10 @@ from normflows import flows
 from torch import nn
 
 from attnflow_plugin.normflows import IMap, insert_attention
-from tests.insertion.models import MODELS, make, with_attention
+from tests.insertion.models import make
 from tests.insertion.normflows_models import OwnCoupling, coupling_block
 from tests.insertion.subject import Subject
-from tests.insertion.trace import density_trace, sampling_trace
+from tests.insertion.trace import density_trace, neighbour_is_adjacent, sampling_trace
 
 FOUR = ["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 
@@ -69,46 +68,6 @@ def test_reversed_composite_is_read_backwards():
     subject.insert(position=["after_actnorm", "after_permutation"], both_masks=False)
     kinds = (flows.ActNorm, flows.Permute, IMap)
     assert labels(density_trace(subject), kinds) == ["ActNorm", "IMap", "Permute", "IMap"]
-
-
-def neighbour_is_adjacent(trace: list, entry, neighbour: nn.Module, inserted: set) -> bool:
-    """Whether nothing but inserted layers runs between an inserted layer and its neighbour."""
-    before = entry.position == "before_actnorm"
-    direction, wanted = (1, ("enter", neighbour)) if before else (-1, ("exit", neighbour))
-    places = [k for k, (event, layer) in enumerate(trace) if layer is entry.layer]
-    for k in places:
-        while trace[k][1] in inserted:
-            k += direction  # noqa: PLW2901
-        if trace[k] != wanted:
-            return False
-    return bool(places)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_layer_stands_beside_its_neighbour(name):
-    made = with_attention(name)
-    trace, inserted = density_trace(made.subject), set(made.report.layers)
-    for entry in made.report.inserted:
-        assert neighbour_is_adjacent(trace, entry, made.modules[entry.neighbour], inserted)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_place_is_found_once(name):
-    made = with_attention(name)
-    found = Counter(entry.position for entry in made.report.inserted)
-    layers = made.subject.masks * len(made.subject.attention)
-    assert found == {position: count * layers for position, count in made.subject.counts.items()}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_second_insertion_finds_the_same_places(name):
-    subject = make(name, "trained")
-    before, positions = subject.log_prob(), list(subject.counts)
-    first, second = (subject.insert(position=positions) for _ in range(2))
-    assert len(second.inserted) == len(first.inserted)
-    assert not set(first.layers) & set(second.layers)
-    assert set(first.layers) | set(second.layers) <= set(subject.model.modules())
-    torch.testing.assert_close(subject.log_prob(), before, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 import attnflow_plugin.nflows as for_nflows
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.normflows import insert_attention
-from tests.insertion.models import MODELS, make
+from tests.insertion.models import make
 from tests.insertion.nflows_models import coupling, vector_flow
 from tests.insertion.normflows_models import OwnCoupling
 from tests.insertion.subject import Subject
@@ -57,24 +57,6 @@ def mixed(subject: Subject) -> Subject:
 def random_states() -> tuple:
     numpy_state = np.random.get_state()  # noqa: NPY002, the state that libraries share
     return torch.get_rng_state().tolist(), random.getstate(), numpy_state[1].tolist()
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_model_stays_as_it_is(name):
-    subject = mixed(make(name))
-    before = Snapshot.of(subject.model)
-    report = subject.insert_everywhere()
-    before.assert_unchanged(subject.model, report.layers)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_inserted_layers_take_the_mode_of_their_neighbours(name):
-    for training in (True, False):
-        subject = make(name)
-        subject.model.train(training)
-        report = subject.insert(position=list(subject.counts))
-        assert {layer.training for layer in report.layers} == {training}
-        assert {module.training for module in subject.model.modules()} == {training}
 
 
 def greedy(layer_type: type[nn.Module]):

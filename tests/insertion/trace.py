@@ -41,6 +41,19 @@ def sampling_trace(subject: Subject) -> list[tuple[str, nn.Module]]:
     return log
 
 
+def neighbour_is_adjacent(trace: list, entry, neighbour: nn.Module, inserted: set) -> bool:
+    """Whether nothing but inserted layers runs between an inserted layer and its neighbour."""
+    before = entry.position == "before_actnorm"
+    direction, wanted = (1, ("enter", neighbour)) if before else (-1, ("exit", neighbour))
+    places = [k for k, (event, layer) in enumerate(trace) if layer is entry.layer]
+    for k in places:
+        while trace[k][1] in inserted:
+            k += direction  # noqa: PLW2901
+        if trace[k] != wanted:
+            return False
+    return bool(places)
+
+
 def _recorder(log: list, layer: nn.Module, run):
     # Bound to the layer, as the method that it stands in for: some models ask for its owner.
     def record(layer: nn.Module, *args, **kwargs):
