@@ -13,6 +13,8 @@ from tests.insertion.domain_models import Box, Sigmoid, nflows_model
 from tests.insertion.nflows_models import coupling
 from tests.insertion.normflows_models import mlp
 
+pytestmark = pytest.mark.slow
+
 
 def exponential_realnvp() -> nn.Module:
     """Its scales are exponential and may overflow far away from the data."""

@@ -13,6 +13,7 @@ from tests.support import randomise, randomised
 
 # The compiler of torch warns of what is its own.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.torch._prims_common:FutureWarning"),
 ]

@@ -9,6 +9,8 @@ from attnflow_plugin import AttentionCoupling, IMap, ITrans
 from tests.registry import ALL
 from tests.support import run, stack
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     (IMap, 64, 0.1, {"activation": "exp"}, 1e-4),
     *(

@@ -82,6 +82,7 @@ def inputs_of_marflow(name, rows):
     return (torch.randn(rows, *marflow.VARIANTS[name].shape),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "models", "name", "inputs"),
     [

@@ -12,7 +12,7 @@ from attnflow_plugin.search.result import Gain, paired_gain
 from tests.search.planted import NEEDED, conditional, gaussian, planted
 from tests.support import HOSTS, host_module
 
-pytestmark = pytest.mark.parametrize("host", HOSTS)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("host", HOSTS)]
 
 
 def test_a_planted_need_is_found_where_it_is(host):

@@ -15,7 +15,7 @@ from tests.support import HOSTS, host_module
 STEPS = 7
 HOST_OBJECTS = {"normflows": NORMFLOWS, "nflows": NFLOWS}
 
-pytestmark = pytest.mark.parametrize("host", HOSTS)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("host", HOSTS)]
 
 
 class Spy:

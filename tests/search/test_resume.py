@@ -8,7 +8,7 @@ from tests.insertion.test_untouched import Snapshot, random_states
 from tests.search.planted import FAST_ADAM, TURNS, gaussian, planted
 from tests.support import HOSTS, host_module
 
-pytestmark = pytest.mark.parametrize("host", HOSTS)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("host", HOSTS)]
 OPTIONS = {"steps": 10}
 
 
