@@ -21,6 +21,9 @@ __all__ = [
     "read_whole_numbers",
 ]
 
+#: Times 1/C it bounds what the net adds to an entry beside the diagonals.
+OFF_DIAGONAL_BOUND = 2.0
+
 
 class ConditionalActNorm(InvertibleLayer, DataInitialised):
     r"""Conditional ActNorm: shift and scale of every channel, from a net of the context.
@@ -116,10 +119,6 @@ def _over_positions(values: Tensor, event: Tensor) -> Tensor:
 
 def _positions(event: Tensor) -> int:
     return event.shape[2:].numel()
-
-
-#: Times 1/C it bounds what the net adds to an entry beside the diagonals.
-OFF_DIAGONAL_BOUND = 2.0
 
 
 class ConditionalConv1x1(InvertibleLayer):

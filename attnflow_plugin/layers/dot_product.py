@@ -13,6 +13,10 @@ from attnflow_plugin.constants import cached_constant, in_plain_eager, in_transf
 
 __all__ = ["RelativePositionBias", "fused_attention"]
 
+#: Knots on either side of zero, at offsets 1, 2, 4, ..., 128; what is farther away counts as that.
+KNOTS = 8
+MAX_AXES = 3
+
 
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropout: float = 0.0
@@ -67,11 +71,6 @@ class _WithSecondDerivative(torch.autograd.Function):
         attended = _by_steps(*inputs)
         found = iter(torch.autograd.grad(attended, wanted, gradient, create_graph=True))
         return (None, *[next(found) if is_needed else None for is_needed in needed])
-
-
-#: Knots on either side of zero, at offsets 1, 2, 4, ..., 128; what is farther away counts as that.
-KNOTS = 8
-MAX_AXES = 3
 
 
 class RelativePositionBias(nn.Module):

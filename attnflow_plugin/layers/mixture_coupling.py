@@ -23,6 +23,11 @@ LAST_STEPS = 2
 #: Bound of the gradient of a quantile, which is infinite in the gap between narrow components.
 LARGEST_LOG_GRADIENT = 30.0
 
+#: Bound of the log-scales of components: the narrowest is about a thousandth of a unit wide.
+COMPONENT_LOG_SCALE_BOUND = 7.0
+#: The means of the components start spread over plus and minus this; equal ones would stay equal.
+SPREAD = 2.0
+
 
 class LogisticMixture(NamedTuple):
     r"""A mixture for each entry of an event as a monotone map: the logit of its CDF, and back.
@@ -137,12 +142,6 @@ def _interpolated(x1: Tensor, x2: Tensor, x3: Tensor, f1: Tensor, f2: Tensor, f3
     safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi) & part.isfinite()
     margin = 1e-6  # Away from the ends, or the bracket would stop shrinking.
     return torch.where(safe, part, 0.5).clamp(margin, 1 - margin)
-
-
-#: Bound of the log-scales of components: the narrowest is about a thousandth of a unit wide.
-COMPONENT_LOG_SCALE_BOUND = 7.0
-#: The means of the components start spread over plus and minus this; equal ones would stay equal.
-SPREAD = 2.0
 
 
 class MixtureLogisticCoupling(InvertibleLayer):

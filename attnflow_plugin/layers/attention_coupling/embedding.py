@@ -13,6 +13,10 @@ __all__ = ["bound_in", "kernel_in", "per_position", "widths"]
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
+#: The default width is about twice the channels, within these bounds. On vectors the least is taken
+#: of it: a coordinate is one number.
+LEAST_WIDTH, LARGEST_WIDTH = 16, 64
+
 
 def per_position(maps: Tensor, weight: Tensor, kernel: tuple[int, ...]) -> Tensor:
     """Maps ``(B, inputs, *S)`` to features ``(B, n, width)``; a coordinate is an own input.
@@ -32,11 +36,6 @@ def per_position(maps: Tensor, weight: Tensor, kernel: tuple[int, ...]) -> Tenso
         return maps.flatten(2).mT @ weight.mT
     convolution = _CONVOLUTIONS[len(kernel)]
     return convolution(maps, weight, padding="same").flatten(2).mT.contiguous()
-
-
-#: The default width is about twice the channels, within these bounds. On vectors the least is taken
-#: of it: a coordinate is one number.
-LEAST_WIDTH, LARGEST_WIDTH = 16, 64
 
 
 def kernel_in(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
