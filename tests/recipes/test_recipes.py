@@ -116,6 +116,7 @@ def run(script):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_program_runs_and_prints_what_its_page_shows(name, tmp_path):
     page = (PAGES / f"{name}.md").read_text()
