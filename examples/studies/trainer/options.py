@@ -7,10 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from attnflow_plugin.backbones.full_glow import Conditioning, Trunk
+from attnflow_plugin.backbones.marflow import Prior
+from attnflow_plugin.backbones.srflow import Splits
 from attnflow_plugin.insertion.places import PositionName
-from attnflow_plugin.layers.imap import Activation
+from attnflow_plugin.layers.attentions import ATTENTIONS
+from attnflow_plugin.layers.imap import Activation, Axis
 from attnflow_plugin.layers.itrans.mixing import HeadMode
-from attnflow_plugin.layers.scales import ScaleMapName
+from attnflow_plugin.layers.scales import Init, ScaleMapName
 from attnflow_plugin.masks import MaskKind
 
 # What may differ between a run and its continuation. Everything else makes the model or the data.
@@ -31,10 +35,6 @@ Maps = Literal["auto", "pictures", "colours", "classes"]
 Patches = int | Literal["auto", "none"]
 Context = Literal["none", "label", "coarse", "source"]
 CouplingNet = Literal["conv", "attention"]
-Prior = Literal["channel-autoregressive", "gaussian"]
-Splits = Literal["released", "all"]
-Conditioning = Literal["full", "coupling", "prior"]
-Trunk = Literal["pooling", "tied"]
 Optimizer = Literal["adam", "adamax"]
 Schedule = Literal["cosine", "constant"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -102,17 +102,17 @@ class _Attention:
 
     attention: Annotated[
         str,
-        "none, imap, itrans, coupling, or several with commas between; auto: coupling for digits "
+        f"none, {', '.join(ATTENTIONS)}, or several with commas between; auto: coupling for digits "
         "and MNIST, itrans with --affine for other images",
     ] = "auto"
     position: Annotated[PositionName, "where in a step of the flow"] = "after_coupling"
     both_masks: Annotated[bool, "a second attention with the complementary mask"] = True
     context_in_attention: Annotated[bool, "the attention sees the condition as well"] = False
     mask: Annotated[MaskKind | None, "what passes as it is"] = None
-    init: Annotated[Literal["identity", "paper"] | None, "imap, itrans: first values"] = None
+    init: Annotated[Init | None, "imap, itrans: first values"] = None
     activation: Annotated[Activation | None, "imap, itrans: activation"] = None
     gain_bound: Annotated[float | None, "imap, itrans: bound of the gains", POSITIVE] = None
-    axis: Annotated[Literal["spatial", "channel"] | None, "imap: what gets a scale"] = None
+    axis: Annotated[Axis | None, "imap: what gets a scale"] = None
     heads: Annotated[int | None, "itrans, coupling: heads", COUNT] = None
     patches: Annotated[
         Patches | None,
