@@ -155,6 +155,7 @@ CASES: dict[str, Case] = {
     "coupling-channel-mask": coupling(3, 4, 4, mask="channel"),
     "coupling-random-mask": coupling(3, 4, 4, mask="random"),
     "coupling-set": coupling(4, 5, mask="channel", positions=False),
+    "coupling-periodic": coupling(2, 5, 4, positions="periodic"),
     "coupling-sign": coupling(3, 4, 4, odd=True),
     "coupling-sign-vector": coupling(6, odd=True),
     "coupling-sign-windows": coupling(2, 5, 3, window=2, odd=True, flip=True),

@@ -91,8 +91,11 @@ class RelativePositionBias(nn.Module):
 
     **Cost**: one small matrix for each axis, and a sum of the size of the scores of one event.
 
+    On a torus offsets count modulo the size: every axis is a ring, and the bias keeps its shifts.
+
     Args:
         heads: number of attention heads.
+        periodic: positions lie on a torus.
 
     Reference:
         Shaw, Uszkoreit, Vaswani, *Self-Attention with Relative Position Representations*, NAACL
@@ -100,8 +103,9 @@ class RelativePositionBias(nn.Module):
         the logarithmic spacing.
     """
 
-    def __init__(self, heads: int) -> None:
+    def __init__(self, heads: int, periodic: bool = False) -> None:
         super().__init__()
+        self.periodic = periodic
         self.table = nn.Parameter(torch.zeros(heads, MAX_AXES, 2 * KNOTS + 1))
 
     def forward(self, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -112,12 +116,9 @@ class RelativePositionBias(nn.Module):
             dtype: of the result.
         """
         table = self.table.to(dtype)
-        parts = [
-            _between_positions(
-                table[:, axis] @ cached_constant(_hats, size, dtype, device=table.device)
-            )
-            for axis, size in enumerate(sizes)
-        ]
+        given = (self.periodic, dtype)
+        hats = [cached_constant(_hats, size, *given, device=table.device) for size in sizes]
+        parts = [_between_positions(table[:, axis] @ own) for axis, own in enumerate(hats)]
         return reduce(_outer_sum, parts)
 
 
@@ -133,9 +134,11 @@ def _outer_sum(left: Tensor, right: Tensor) -> Tensor:
     return both.flatten(3).flatten(1, 2)
 
 
-def _hats(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _hats(size: int, periodic: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Weight of each knot for each offset between positions on an axis, ``(knots, 2 N - 1)``."""
     offset = torch.arange(1 - size, size, device=device, dtype=dtype)
+    if periodic:
+        offset = (offset + size // 2) % size - size // 2
     spaced = offset.sign() * (1 + offset.abs().clamp(min=1).log2())
     knots = torch.arange(-KNOTS, KNOTS + 1, device=device, dtype=dtype)
     distance = (spaced.clamp(-KNOTS, KNOTS) - knots[:, None]).abs()

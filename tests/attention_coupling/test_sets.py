@@ -213,7 +213,10 @@ def test_refused_masks(name):
         ({"present": "there", "patches": 2}, "patches with present"),
         ({"present": "there", "kernel": (3,)}, "kernel with present"),
         ({"present": True}, "present to be the name of a mask among the contexts, found True"),
+        ({"positions": "periodic", "kernel": (3,)}, "kernel with positions='periodic' to be one"),
+        ({"positions": "periodic", "window": 4}, r"window with positions='periodic' .* found 4"),
         ({"positions": 0}, "positions to be True or False"),
+        ({"positions": "period"}, r".* found 'period'; did you mean 'periodic'\?"),
         ({"odd": "no"}, "odd to be True or False"),
     ],
 )
@@ -222,10 +225,10 @@ def test_refused_options(options, message):
         AttentionCoupling(4, **options)
 
 
-@pytest.mark.parametrize("options", [SET, {"present": "present"}])
+@pytest.mark.parametrize("options", [SET, {"present": "present"}, {"positions": "periodic"}])
 def test_a_vector_is_no_set(options):
     layer = AttentionCoupling(6, **options)
-    with pytest.raises(ShapeError, match=r"expected sets of shape \(C, N\) .*give x\.unflatten"):
+    with pytest.raises(ShapeError, match=r"expected events of shape \(C, N\) .*give x\.unflatten"):
         layer.to_latent(torch.zeros(2, 6), torch.ones(2, dtype=torch.bool))
 
 
@@ -295,6 +298,27 @@ def test_padded_sets_in_a_whole_flow(host):
     assert found[2].abs() < 1e-9
     if host == "normflows":
         assert torch.equal(model.log_prob(x, {"present": present}), model.log_prob(x, present))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_samples_of_padded_sets_have_the_density_of_the_model(host):
+    model = flow_of(host, attention_of(host, present="present", **SET), (4, 5), conditional=True)
+    present = mask_of(SIZES)
+    if host == "nflows":
+        samples, found = (part.squeeze(1) for part in model.sample_and_log_prob(1, present))
+    else:
+        samples, found = model.sample(4, {"present": present})
+    expected = model.log_prob(samples.double(), present)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_the_mask_in_compiled_graphs_and_transforms():
+    layer, x, present = padded_layer("set"), drawn(4, 4, 5), mask_of(SIZES)
+    expected, log_det = layer.to_latent(x, present)
+    compiled = torch.compile(layer.to_latent, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, {"present": present})[0], expected)
+    alone = torch.vmap(lambda row, mask: layer.to_latent(row[None], mask[None])[1][0])
+    torch.testing.assert_close(alone(x, present), log_det)
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -19,11 +19,12 @@ from attnflow_plugin.layers.attention_coupling.layout import (
     Layout,
     halves_of,
     name_of_mask,
+    positions_in,
     present_in,
-    require_alike,
     require_axes,
 )
 from attnflow_plugin.layers.attention_coupling.token_attention import (
+    Positions,
     TokenAttention,
     token_windows,
 )
@@ -86,7 +87,8 @@ class AttentionCoupling(MaskedAttention):
         kernel: 1, or the odd edges, one per spatial axis, of the neighbourhood that E and P see.
         window: tokens along each axis of the windows inside of which tokens see each other, one
             number or one per axis; ``None`` for all. With ``flip`` the windows are shifted by half.
-        positions: tokens know where they are; ``False`` for sets, with ``mask="channel"``.
+        positions: tokens know where they are: ``False`` for sets, with ``mask="channel"``,
+            ``"periodic"`` for a torus, where offsets count modulo the size.
         odd: keep the symmetry $f(-x) = -f(x)$, for the same context, at twice the cost.
         present: name, among the contexts, of a boolean mask ``(B, *S)``, false for padding; without
             ``context_channels`` the mask may be the context itself. ``None``: nothing is padded.
@@ -123,7 +125,7 @@ class AttentionCoupling(MaskedAttention):
         width: int | None = None,
         kernel: int | Sequence[int] = 1,
         window: int | Sequence[int] | None = None,
-        positions: bool = True,
+        positions: Positions = True,
         odd: bool = False,
         present: str | None = None,
         mask: MaskKind = "spatial-channel",
@@ -139,13 +141,9 @@ class AttentionCoupling(MaskedAttention):
         self.width, self._vector_width = widths(name, channels, heads, width)
         self.kernel = kernel_in(name, kernel)
         self.window = sizes_per_axis(name, "window", window)
-        self.positions, self.odd = (
-            boolean(name, option, value)
-            for option, value in (("positions", positions), ("odd", odd))
-        )
+        self.positions = positions_in(name, positions, mask, patches, kernel, window)
+        self.odd = boolean(name, "odd", odd)
         self.present = name_of_mask(name, present, patches, kernel)
-        if not self.positions:
-            require_alike(name, mask, patches, kernel, window)
         self._coordinates = Coordinates.of(self.mask, channels, self.flip)
         self._given_bounds = (
             bound_in(name, "scale_bound", scale_bound, finite=True),
@@ -177,7 +175,7 @@ class AttentionCoupling(MaskedAttention):
         return (
             f"{self.channels}, patches={self.patches}, heads={self.heads}, width={self.width}, "
             f"kernel={self.kernel or 1}, window={self.window}, "
-            f"positions={self.positions}, odd={self.odd}, present={self.present!r}, "
+            f"positions={self.positions!r}, odd={self.odd}, present={self.present!r}, "
             f"mask={self.mask!r}, flip={self.flip}, scale_bound={self.scale_bound:.3g}, "
             f"shift_bound={self.shift_bound:.3g}, context_channels={self.context_channels}"
         )
@@ -288,8 +286,8 @@ class AttentionCoupling(MaskedAttention):
         """How the positions make tokens, those make windows, and which entries are transformed."""
         name, shape = type(self).__name__, plain_shape(event)[1:]
         require_positions(name, shape)
-        as_set = not self.positions or self.present is not None
-        require_axes(name, shape, self.kernel, as_set)
+        no_vector = self.positions is not True or self.present is not None
+        require_axes(name, shape, self.kernel, no_vector)
         patches = None if self.patches is None else patches_per_axis(name, self.patches, shape)
         grid = shape[1:] or shape  # The coordinates of a vector are a sequence.
         windows = token_windows(name, grid, patches, self.window, self.flip, event.device)

@@ -8,18 +8,18 @@ from torch import Tensor
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from attnflow_plugin.layers.attention_coupling.token_attention import Windows
+from attnflow_plugin.layers.attention_coupling.token_attention import Positions, Windows
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
-from attnflow_plugin.options import one_of
+from attnflow_plugin.options import boolean, one_of
 
 __all__ = [
     "Halves",
     "Layout",
     "halves_of",
     "name_of_mask",
+    "positions_in",
     "present_in",
-    "require_alike",
     "require_axes",
 ]
 
@@ -60,40 +60,52 @@ def _build_halves(
     return Halves(passing, 1 - passing, (2 * passing - 1).unsqueeze(0))
 
 
-def require_alike(
+def positions_in(
     owner: str,
+    positions: Positions,
     mask: MaskKind,
     patches: int | Sequence[int] | None,
     kernel: int | Sequence[int],
     window: int | Sequence[int] | None,
-) -> None:
-    """Check that no option tells positions apart.
+) -> Positions:
+    """The option, if no other one tells positions apart that it does not.
 
     Raises:
-        OptionError: one does.
+        OptionError: one does, or it is unknown.
     """
-    alike = [kind for kind, pattern in PATTERNS.items() if pattern.spatial_period == 1]
-    one_of(owner, "mask with positions=False", mask, alike)
-    one_of(owner, "patches with positions=False", patches, [None])
-    one_of(owner, "kernel with positions=False", kernel, [1])
-    one_of(owner, "window with positions=False", window, [None])
+    if isinstance(positions, str):
+        one_of(owner, "positions", positions, (True, False, "periodic"))
+    elif boolean(owner, "positions", positions):
+        return True
+    if not positions:
+        alike = [kind for kind, pattern in PATTERNS.items() if pattern.spatial_period == 1]
+        one_of(owner, "mask with positions=False", mask, alike)
+        one_of(owner, "patches with positions=False", patches, [None])
+    # Both have borders.
+    one_of(owner, f"kernel with positions={positions!r}", kernel, [1])
+    one_of(owner, f"window with positions={positions!r}", window, [None])
+    return positions
 
 
-def require_axes(owner: str, shape: Sequence[int], kernel: tuple[int, ...], as_set: bool) -> None:
+def require_axes(
+    owner: str, shape: Sequence[int], kernel: tuple[int, ...], no_vector: bool
+) -> None:
     """Check that an event ``(C, *S)`` has the axes that options need.
 
     Raises:
-        ShapeError: it has others than the kernel, or is a vector where a set is expected.
+        ShapeError: it has others than the kernel, or is a vector, whose coordinates have weights of
+            their own, where positions are wanted that are alike.
     """
     if kernel and len(kernel) != len(shape) - 1:
         raise ShapeError(
             f"{owner}: expected {len(kernel)} spatial axes as in kernel={kernel}, found an event "
             f"of shape {tuple(shape)}"
         )
-    if as_set and len(shape) == 1:
+    if no_vector and len(shape) == 1:
         raise ShapeError(
-            f"{owner}: expected sets of shape (C, N) with positions=False or present, found a "
-            f"vector of shape {tuple(shape)}; give x.unflatten(1, (C, N)) for N members"
+            f"{owner}: expected events of shape (C, N) with present, or positions=False or "
+            f"'periodic', found a vector of shape {tuple(shape)}; give x.unflatten(1, (C, N)) for "
+            f"N positions"
         )
 
 

@@ -2,7 +2,7 @@ r"""Multi-head attention between tokens that are positions or patches, in window
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,10 @@ from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.layers.dot_product import RelativePositionBias, fused_attention
 from attnflow_plugin.layers.patches import to_tokens
 
-__all__ = ["TokenAttention", "Windows", "token_windows"]
+__all__ = ["Positions", "TokenAttention", "Windows", "token_windows"]
+
+#: Whether tokens know where they are: in a row, a picture or a volume; not; or on a torus.
+Positions = bool | Literal["periodic"]
 
 #: Above it a fused kernel pays on a CPU.
 FEW_TOKENS = 128
@@ -155,25 +158,23 @@ class TokenAttention(nn.Module):
     Args:
         width: features of a position, divisible by ``heads``.
         heads: number of heads.
-        positions: have B; without, tokens are a set.
+        positions: have B, on a torus if ``"periodic"``; without, tokens are a set.
     """
 
-    def __init__(self, width: int, heads: int, positions: bool) -> None:
+    def __init__(self, width: int, heads: int, positions: Positions) -> None:
         super().__init__()
         self.heads = heads
         # Rows are ordered by head, then query, key and value: heads are cut off without a copy.
         self.query_key_value = nn.Parameter(torch.empty(3 * width, width))
         nn.init.kaiming_uniform_(self.query_key_value, a=math.sqrt(5))
         self.offset = nn.Parameter(torch.zeros(3 * width))
-        self.bias = RelativePositionBias(heads) if positions else None
+        on_torus = positions == "periodic"
+        self.bias = RelativePositionBias(heads, on_torus) if positions else None
 
     def forward(self, features: Tensor, windows: Windows, present: Tensor | None) -> Tensor:
         """Features of all positions, ``(B, n, w)``, to what they attend to, of this shape.
 
-        Args:
-            features: of all positions, which are tokens where some are not present.
-            windows: see there.
-            present: boolean, ``(B, *S)``: the others are not seen. ``None`` for all.
+        Those that are not ``present``, ``(B, *S)``, are not seen; they are single positions.
         """
         query, key, value = self._projected(features, windows)
         attended = _attend(query, key, value, self._bias(windows, features.dtype, present))
@@ -238,10 +239,9 @@ class TokenAttention(nn.Module):
         return weight, offset
 
     def _bias(self, windows: Windows, dtype: torch.dtype, present: Tensor | None) -> Tensor | None:
-        """What is added to the scores of queries and keys, the last two axes; ``None`` for nothing.
+        """What is added to the scores; rows are queries.
 
-        It has the shape ``(H, T, T)``, or ``(G, H, T, T)``, or where some tokens are not present
-        that of all rows, ``(B, G, H, T or 1, T)``.
+        ``(H, T, T)``, ``(G, H, T, T)`` or, with padding, ``(B, G, H, T or 1, T)``.
         """
         bias = None if self.bias is None else windows.mask(self.bias(windows.sizes, dtype))
         if present is None:
