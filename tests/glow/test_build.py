@@ -94,6 +94,20 @@ def test_couplings_and_injectors_have_the_scale_that_was_asked_for(host):
 
 
 @each_host
+def test_a_learned_prior_leaves_what_goes_on_and_sees_nothing_else(host):
+    model = build(host, "learned-priors")
+    [prior] = [layer for layer in model.modules() if getattr(layer, "is_prior", False)]
+    event, other = torch.randn(2, 2, 4, 2, 2)
+    # In normflows the first half of the channels goes on, in nflows the second.
+    kept, factored = (slice(0, 2), slice(2, 4))[:: 1 if host == "normflows" else -1]
+    z, log_det = prior.to_latent(event)
+    assert torch.equal(z[:, kept], event[:, kept])
+    other[:, kept] = event[:, kept]
+    assert torch.equal(prior.to_latent(other)[1], log_det)
+    assert not torch.equal(z[:, factored], event[:, factored])
+
+
+@each_host
 def test_every_parameter_of_a_conditional_model_learns(host):
     module, model = host_module(host), build(host, "context-in-itrans")
     variant = VARIANTS["context-in-itrans"]
