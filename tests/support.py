@@ -2,6 +2,8 @@
 
 import copy
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 
@@ -56,6 +58,31 @@ class Unfilled(TorchFunctionMode):
         if function in (Tensor.uniform_, Tensor.normal_):
             return args[0]
         return function(*args, **(kwargs or {}))
+
+
+def run_without(blocked: Sequence[str], code: str) -> str:
+    """What code prints in a new interpreter in which some packages cannot be imported.
+
+    The code may change the set ``blocked``.
+    """
+    prelude = f"""
+import sys
+
+blocked = {set(blocked)!r}
+
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Block())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", prelude + code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def host_module(host: str):

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 import attnflow_plugin
+from tests.support import run_without
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,21 +17,8 @@ ROOT = Path(__file__).parents[1]
 IMPORTS = """
 import importlib
 import json
-import sys
 
 import torch
-
-blocked = {"normflows", "nflows", "matplotlib", "sklearn", "scipy", "tqdm", "pytest", "hypothesis"}
-
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Block())
-
 from attnflow_plugin import IMap, ITrans
 from attnflow_plugin.errors import MissingHostError
 from attnflow_plugin.masks import make_mask
@@ -58,13 +44,12 @@ print(json.dumps(found))
 """
 
 
+EXTRAS = ["normflows", "nflows", "matplotlib", "sklearn", "scipy", "tqdm", "pytest", "hypothesis"]
+
+
 @pytest.fixture(scope="module")
 def imports():
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", IMPORTS], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return json.loads(run_without(EXTRAS, IMPORTS))
 
 
 def test_core_needs_no_host_and_nothing_of_the_extras(imports):
