@@ -86,11 +86,12 @@ def test_attention_goes_where_it_is_told(host):
 
 
 @each_host
-def test_couplings_and_injectors_have_the_scale_that_was_asked_for(host):
+def test_couplings_and_injectors_have_the_scale_and_the_context_that_were_asked_for(host):
     model = build_plain(host, context_shape=(3,), scale_map="sigmoid")
     layers = [layer for layer in model.modules() if hasattr(layer, "scale_map")]
     assert {type(layer).__name__ for layer in layers} == {"AffineCoupling", "AffineInjector"}
     assert {layer.scale_map for layer in layers} == {"sigmoid"}
+    assert {layer.context_channels for layer in layers} == {3}
 
 
 @each_host

@@ -50,6 +50,15 @@ def test_temperature_shrinks_the_latents(host):
     assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]
 
 
+def test_temperature_leaves_the_mean_of_a_conditional_base():
+    base = nflows.distributions.ConditionalDiagonalNormal([2], nn.Identity())
+    model = nflows.flows.Flow(nflows.transforms.IdentityTransform(), base)
+    mean_and_log_std = torch.tensor([[10.0, 10.0, 0.0, 0.0]])
+    x, _ = host_module("nflows").sample(model, 200, context=mean_and_log_std, temperature=0.1)
+    assert (x - 10).abs().max() < 1
+    assert 0.05 < x.std() < 0.2
+
+
 @each_host
 def test_samples_with_far_apart_contexts_come_from_their_own(host):
     """An injector that shifts everything by the context: samples must sit at their context."""
