@@ -112,6 +112,7 @@ def test_the_joint_loss_runs_the_tower_once(host):
         torch.testing.assert_close(loss, -of_target - weight * of_source)
 
 
+@pytest.mark.slow
 @each_host
 def test_the_joint_loss_goes_down(host):
     module = host_module(host)
@@ -151,6 +152,7 @@ def test_a_checkpoint_needs_no_data(host, name, tmp_path):
     assert torch.equal(copied, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "name"), [("normflows", "itrans-sees-the-source"), ("nflows", "prior")]
 )
