@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError
 from attnflow_plugin.inputs import EventSize
-from attnflow_plugin.layers import InvertibleLayer
+from attnflow_plugin.layers import BoundedAttention, InvertibleLayer
 from attnflow_plugin.layers.attentions import ATTENTIONS
 from attnflow_plugin.layers.base import Context, Role
 from attnflow_plugin.layers.masked_attention import MaskedAttention
@@ -88,6 +88,11 @@ class Host(ABC, Generic[Model]):
     def attentions(self) -> Mapping[str, type[MaskedAttention]]:
         """The attention layers of the host by name."""
         return {name: getattr(self.layers, kind.__name__) for name, kind in ATTENTIONS.items()}
+
+    @property
+    def bounded_attention(self) -> type[BoundedAttention]:
+        """The layer of the host that takes their place on circles and in boxes."""
+        return getattr(self.layers, BoundedAttention.__name__)
 
     # The vocabulary.
 

@@ -1,9 +1,11 @@
 """Deliberately broken layers. The conformance kit must reject each one, and by the right check."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin import IMap, ITrans
+from attnflow_plugin import BoundedAttention, IMap, ITrans
 from attnflow_plugin.layers.itrans.factors import AttentionAffine, ValueMixing
 
 
@@ -208,3 +210,63 @@ class Unstable(_Coupling):
     def to_data(self, z, context=None):
         x, log_det = super().to_data(z, context)
         return x + (1e5 + x) - 1e5 - x, log_det
+
+
+#: Between these ends the following layers live, or should.
+ON_CIRCLES = (-3.0, 3.0)
+
+
+class _OnCircles(BoundedAttention):
+    def __init__(self):
+        super().__init__(4, circles=ON_CIRCLES)
+
+
+class WrapForgotten(_OnCircles):
+    """Angles are turned and stay where they are then."""
+
+    def _mapped(self, event, numbers, bounds, *, to_latent):
+        moved, log_det = super()._mapped(event, numbers, bounds, to_latent=to_latent)
+        period = ON_CIRCLES[1] - ON_CIRCLES[0]
+        turn = moved - event
+        return event + turn - period * (turn / period).round(), log_det
+
+
+class WrongPeriod(BoundedAttention):
+    """Angles in degrees of a longer circle than theirs."""
+
+    def __init__(self):
+        super().__init__(4, circles=(-math.pi, math.pi))
+
+
+class SeenRaw(_OnCircles):
+    """The passing half is seen as numbers, which jump where the circle is closed."""
+
+    def _views(self, event):
+        return torch.cat([event, event], 1)
+
+
+class PositionLeak(_OnCircles):
+    """The half that is turned is seen as well."""
+
+    def _numbers(self, event, context):
+        rotation, *point = super()._numbers(event, context)
+        return [rotation + 0.1 * event * self._halves(event).attended, *point]
+
+
+class BoxOnACircle(BoundedAttention):
+    """Slopes of both ends of a box, which are the same place of a circle."""
+
+    def __init__(self):
+        super().__init__(4, boxes=ON_CIRCLES)
+
+    def _views(self, event):
+        return super()._views(event).mul(math.pi).cos()
+
+
+class RotationNotUndone(_OnCircles):
+    """The way back turns the same way."""
+
+    def _mapped(self, event, numbers, bounds, *, to_latent):
+        if not to_latent:
+            numbers = [-numbers[0], *numbers[1:]]
+        return super()._mapped(event, numbers, bounds, to_latent=to_latent)

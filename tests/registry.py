@@ -38,6 +38,12 @@ def coupling(*shape: int, **options) -> Case:
     return Case("AttentionCoupling", shape, options)
 
 
+def bounded(*shape: int, **options) -> Case:
+    return Case("BoundedAttention", shape, options)
+
+
+#: An interval that normal data stay in.
+WIDE = (-9.0, 9.0)
 #: What ITrans can do beyond the paper.
 ALL = {"position_bias": True, "value_mixing": True, "affine": True}
 
@@ -160,6 +166,12 @@ CASES: dict[str, Case] = {
     "coupling-sign-vector": coupling(6, odd=True),
     "coupling-sign-windows": coupling(2, 5, 3, window=2, odd=True, flip=True),
     "coupling-sign-set": coupling(3, 4, mask="channel", positions=False, odd=True, flip=True),
+    # Domains
+    "bounded-vector-on-circles": bounded(6, circles=WIDE),
+    "bounded-odd-vector-of-all-kinds": bounded(5, circles={0: WIDE, 3: WIDE}, boxes={1: WIDE}),
+    "bounded-sequence-in-boxes": bounded(3, 7, boxes=WIDE),
+    "bounded-image-of-all-kinds": bounded(3, 4, 4, circles={1: WIDE}, boxes={2: WIDE}),
+    "bounded-volume-on-circles": bounded(2, 2, 3, 2, circles=WIDE, flip=True),
 }
 
 PAPER = {name for name, case in CASES.items() if case.options.get("init") == "paper"}

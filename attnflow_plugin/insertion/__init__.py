@@ -5,7 +5,8 @@ The steps, in their order, which ``engine`` puts together:
 * ``request`` reads the example; ``copying`` copies the model, and says what runs of copies share;
 * ``probe`` runs a copy and records what its layers are called with;
 * ``places`` finds the places that a position names, and ``factories`` what goes to each;
-* ``checks`` refuses places where events are on circles or in boxes (``domains``), and wrappers;
+* ``building`` makes the layers; where events are on circles or in boxes (``domains``), ``regions``
+  has attention stay inside, or refuses the place; ``checks`` refuses wrappers;
 * ``trial`` runs another copy with the new layers inside, in both directions;
 * ``transaction`` changes the model, at once or not at all; ``report`` tells what was done.
 

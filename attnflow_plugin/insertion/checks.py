@@ -1,4 +1,4 @@
-"""What must hold before anything is tried: open domains, and a model that is the user's."""
+"""What must hold before anything is tried: a model that is the user's."""
 
 import gc
 import sys
@@ -8,56 +8,12 @@ from itertools import chain
 
 from torch import nn
 
-from attnflow_plugin.errors import DomainError, InsertionError
-from attnflow_plugin.insertion.domains import LINE, Domain, domain_of_base
-from attnflow_plugin.insertion.places import Neighbour, Place
-from attnflow_plugin.insertion.probe import Probe, Stamp
+from attnflow_plugin.errors import InsertionError
+from attnflow_plugin.insertion.places import Neighbour
 
-__all__ = ["require_line", "require_whole_model"]
+__all__ = ["require_whole_model"]
 
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
-
-
-def require_line(probe: Probe, places: Iterable[Place]) -> None:
-    """Refuse places where some coordinates of the events do not range over the whole line.
-
-    Raises:
-        DomainError: names the place, the coordinates, their domain and what says so.
-    """
-    asked = [(base.name, domain_of_base(base)) for base in probe.bases()]
-    of_bases = next(((name, domain) for name, domain in asked if domain is not None), None)
-    for place in places:
-        before, after = _around(probe, place)
-        for said in (_first(probe, before), _first(probe, after) or of_bases):
-            if said is not None and said[1] is not LINE:
-                raise DomainError(_not_a_line(place, *said))
-
-
-def _around(probe: Probe, place: Place) -> tuple[list[Stamp], list[Stamp]]:
-    """What runs before a place, and after it, the nearest first."""
-    layer = probe.model.get_submodule(place.neighbour.name)
-    side = "data" if place.side == "before" else "latent"
-    timeline = probe.timeline
-    index = next(k for k, at in enumerate(timeline) if (at.layer, at.side) == (layer, side))
-    index += place.side == "after"
-    return timeline[:index][::-1], timeline[index:]
-
-
-def _first(probe: Probe, stamps: Iterable[Stamp]) -> tuple[str, Domain] | None:
-    """The first that says something about its side, by name."""
-    said = ((stamp.layer, probe.domain(stamp)) for stamp in stamps)
-    found = next(((layer, domain) for layer, domain in said if domain is not None), None)
-    return None if found is None else (probe.name(found[0]), found[1])
-
-
-def _not_a_line(place: Place, name: str, domain: Domain) -> str:
-    return (
-        f"insert_attention: expected events that range over the whole line {place}, found that "
-        f"{domain}, by {name}. Attention scales and mixes events; it would take them out of that "
-        f"domain, and the density would no longer integrate to one. Choose positions where events "
-        f"range over the line (for data in a box: behind a logit), or pass check_domain=False if "
-        f"the layers stay inside of the domain"
-    )
 
 
 def require_whole_model(model: nn.Module, neighbours: Iterable[Neighbour]) -> None:

@@ -1,20 +1,39 @@
 r"""Where events live: on the line, on circles, in a box.
 
-Attention scales and mixes. It would take events out of a circle or a box, and the density would no
-longer integrate to one, without an error: many base distributions do not check their support.
+Most attention scales and mixes. It would take events out of a circle or a box, and the density
+would no longer integrate to one, without an error: many base distributions do not check their
+support.
 
 Layers that keep events on circles or in a box, or that map between a box and the line, are known to
-the hosts (``Host.domains``); all others hand on what their neighbours say. Base distributions are
-asked: outside of a box there is no density, and on a line it falls.
+the hosts (``Host.domains``) with the ends of these intervals; all others hand on what their
+neighbours say. Base distributions are asked: outside of a box there is no density, and on a line it
+falls. That tells a line from all else, and no more.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LINE", "BaseCall", "Domain", "domain_of_base", "rows_of", "spline_domain"]
+from attnflow_plugin.layers.bounded_attention import BoundedAttention
+
+__all__ = [
+    "LINE",
+    "BaseCall",
+    "Domain",
+    "Span",
+    "bounds_of",
+    "box",
+    "circles",
+    "domain_of_attention",
+    "domain_of_base",
+    "rows_of",
+    "spline_domain",
+]
 
 #: Of larger events, so many coordinates are looked at.
 _MOST_COORDINATES = 256
@@ -24,6 +43,14 @@ _NEAR = 20.0
 _FAR = (371.3, 3_011.7, 10_007.9, 100_003.7)
 
 
+class Span(NamedTuple):
+    """An interval that makes a circle or a box."""
+
+    kind: Literal["circle", "box"]
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Domain:
     """The domain of some coordinates of an event.
@@ -31,10 +58,26 @@ class Domain:
     Attributes:
         text: for people, as in "lie in the box [0, 1]".
         coordinates: their indices; ``None`` for all.
+        spans: the interval of each of them, or one for all; none where that is not known.
     """
 
     text: str
     coordinates: tuple[int, ...] | None = None
+    spans: tuple[Span, ...] = ()
+
+    def speaks_of(self, coordinate: int) -> bool:
+        """Whether the coordinate is one of them."""
+        return self.coordinates is None or coordinate in self._places
+
+    def span(self, coordinate: int) -> Span | None:
+        """The interval of one of them."""
+        if len(self.spans) < 2:
+            return next(iter(self.spans), None)
+        return self.spans[self._places[coordinate]]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {coordinate: place for place, coordinate in enumerate(self.coordinates or ())}
 
     def __str__(self) -> str:
         if self.coordinates is None:
@@ -69,30 +112,79 @@ class BaseCall:
     kwargs: Mapping[str, object] = field(default_factory=dict)
 
 
+def circles(bounds: Sequence[float], coordinates: Sequence[int] | None) -> Domain:
+    """Circles between minus and plus a bound, one for all or one for each of the coordinates."""
+    shown = ", ".join(sorted({f"{bound:g}" for bound in bounds}))
+    spans = tuple(Span("circle", -bound, bound) for bound in bounds)
+    indices = None if coordinates is None else tuple(map(int, coordinates))
+    return Domain(f"lie on circles of half-length {shown}", indices, spans)
+
+
+def box(low: float, high: float, brackets: str = "[]") -> Domain:
+    """A box for all coordinates; round brackets if its ends do not belong to it."""
+    text = f"lie in the box {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+    return Domain(text, None, (Span("box", low, high),))
+
+
+def domain_of_attention(layer: BoundedAttention, event: Tensor) -> Domain | None:
+    """Where attention of this package keeps events ``(B, C, *S)``."""
+    spans = {k: Span("circle", *ends) for k, ends in layer.circles.items()}
+    spans |= {k: Span("box", *ends) for k, ends in layer.boxes.items()}
+    positions = math.prod(event.shape[2:])
+    found = {k * positions + i: span for k, span in spans.items() for i in range(positions)}
+    if not found:
+        return None
+    return Domain("stay on circles or in boxes", tuple(found), tuple(found.values()))
+
+
 def spline_domain(layer: nn.Module) -> Domain | None:
     """The domain of a monotone spline, by its tails: ``None``, "linear", "circular" or a list."""
     own = vars(layer)
     if "tails" not in own:
         return None
-    tails = dict(_tails_by_coordinate(layer))
-    circular = tuple(sorted(k for k, tail in tails.items() if tail == "circular"))
-    if circular or own["tails"] == "circular":
-        bound = _shown(getattr(layer, "tail_bound", None))
-        return Domain(f"lie on circles of half-length {bound}", circular or None)
-    return Domain("lie in the box [0, 1]") if own["tails"] is None else None
+    if _tails(layer):
+        return _domain_of_tails(dict(sorted(_spans_of_tails(layer))))
+    if own["tails"] == "circular":
+        bounds = bounds_of(layer)
+        return circles(bounds, range(len(bounds)) if len(bounds) > 1 else None)
+    return box(0.0, 1.0) if own["tails"] is None else None
 
 
-def _tails_by_coordinate(layer: nn.Module) -> list[tuple[int, object]]:
-    """Of a list of tails; a coupling has one for each half of its coordinates."""
-    tails = layer.tails
-    if not isinstance(tails, (list, tuple)):
-        return []
-    places = _indices(layer, "transform_features") or range(len(tails))
-    found = list(zip(places, tails, strict=False))
+def _domain_of_tails(spans: Mapping[int, Span]) -> Domain | None:
+    """That of a list of tails, if some are circular.
+
+    Beyond its bounds such a spline of normflows maps everything to zero, with linear tails too.
+    """
+    circular = [k for k, span in spans.items() if span.kind == "circle"]
+    if not circular:
+        return None
+    if len(circular) == len(spans):
+        return circles([span.high for span in spans.values()], circular)
+    text = f"lie on circles, {circular} of them, or between the bounds of a spline"
+    return Domain(text, tuple(spans), tuple(spans.values()))
+
+
+def _spans_of_tails(layer: nn.Module) -> list[tuple[int, Span]]:
+    """By coordinate; a coupling has a list for each half of its coordinates."""
+    places = _indices(layer, "transform_features") or range(len(_tails(layer)))
+    found = _spans(layer, places)
     other = getattr(layer, "unconditional_transform", None)
-    if other is not None and isinstance(getattr(other, "tails", None), (list, tuple)):
-        found += zip(_indices(layer, "identity_features"), other.tails, strict=False)
-    return found
+    return found if other is None else found + _spans(other, _indices(layer, "identity_features"))
+
+
+def _spans(layer: nn.Module, places: Sequence[int]) -> list[tuple[int, Span]]:
+    tails, bounds = _tails(layer), bounds_of(layer)
+    bounds = bounds if len(bounds) == len(tails) else bounds[:1] * len(tails)
+    kinds: list[Literal["circle", "box"]] = [
+        "circle" if tail == "circular" else "box" for tail in tails
+    ]
+    rows = zip(places, kinds, bounds, strict=False)
+    return [(place, Span(kind, -bound, bound)) for place, kind, bound in rows]
+
+
+def _tails(layer: object) -> Sequence[object]:
+    tails = getattr(layer, "tails", None)
+    return tails if isinstance(tails, (list, tuple)) else ()
 
 
 def _indices(layer: nn.Module, name: str) -> list[int]:
@@ -100,9 +192,13 @@ def _indices(layer: nn.Module, name: str) -> list[int]:
     return features.tolist() if isinstance(features, Tensor) else []
 
 
-def _shown(bound: object) -> str:
-    values = bound.flatten().tolist() if isinstance(bound, Tensor) else [bound]
-    return ", ".join(sorted({f"{value:g}" for value in values}))
+def bounds_of(layer: object, name: str = "tail_bound") -> list[float]:
+    """A bound of a layer, one number or several."""
+    bound = getattr(layer, name, None)
+    if bound is None:
+        return []
+    values = bound if isinstance(bound, Tensor) else torch.tensor(bound, dtype=torch.float64)
+    return [float(value) for value in values.flatten().tolist()]
 
 
 def domain_of_base(base: BaseCall) -> Domain | None:

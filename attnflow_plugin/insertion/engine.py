@@ -1,13 +1,14 @@
 """Building attention layers, trying them in a copy, and inserting them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import AttnFlowError, InsertionError
+from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.checks import require_line, require_whole_model
+from attnflow_plugin.insertion.building import Built
+from attnflow_plugin.insertion.checks import require_whole_model
 from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.factories import (
     Attention,
@@ -15,11 +16,11 @@ from attnflow_plugin.insertion.factories import (
     as_list,
     attention_factories,
 )
-from attnflow_plugin.insertion.places import Neighbour, Place, Position, find_places
+from attnflow_plugin.insertion.places import Place, Position, find_places
 from attnflow_plugin.insertion.probe import Probe
+from attnflow_plugin.insertion.regions import Regions
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 from attnflow_plugin.insertion.request import cannot_run, read_batch
-from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Change, Insertion, commit, planned_changes
 from attnflow_plugin.insertion.trial import Trial
 from attnflow_plugin.layers.masked_attention import attention_layers
@@ -84,8 +85,10 @@ def insert_attention(  # noqa: D417
         both_masks: insert two layers with complementary masks, so that everything is attended.
         context: a batch of contexts for conditional models, or whatever else ``log_prob`` takes
             after the data: one argument, a tuple of several, or a mapping of their names.
-        check_domain: refuse to put attention where it would take events out of a circle, a torus
-            or a box. Without the check such a density no longer integrates to one.
+        check_domain: see where events live on circles or in boxes. Where layers tell the ends of
+            these, `BoundedAttention`, which stays inside, stands in for attention that is given by
+            name; elsewhere attention is refused. Without the check such a density no longer
+            integrates to one.
         **layer_options: options of the layers, such as ``heads=5`` or ``init="paper"``; with
             several attentions each gets those it knows.
 
@@ -95,7 +98,7 @@ def insert_attention(  # noqa: D417
     Raises:
         InsertionError: the model has no such position, or a layer does not fit somewhere; the model
             is untouched.
-        DomainError: events at a place do not range over the whole line; also an InsertionError.
+        DomainError: attention would take events out of a circle or a box; also an InsertionError.
         OptionError: an unknown attention, position or option.
         NonFiniteError: the example is not finite.
     """
@@ -154,11 +157,11 @@ def _plan(
 ) -> _Plan:
     probe = _probe(host, model, batch)
     places = find_places(host, probe, positions)
-    insertions, left_out = _build_all(host, places, layers_at)
+    regions = Regions(probe) if check_domain else None
+    built = Built(host, layers_at, regions, tried)
+    insertions = built.insertions(places)
     require_whole_model(model, [insertion.neighbour for insertion in insertions])
     _share_bounds(model, insertions)
-    if check_domain and not tried:
-        require_line(probe, [place for each in insertions for place, _ in each.layers])
     needed = _names(probe.model, probe.ran)
     trial = Trial(host, model, insertions, needed, probe.towards_latent)
     if not tried:
@@ -167,7 +170,7 @@ def _plan(
             trial.require_agreement(batch)
         else:
             trial.require_sampling(batch)
-    report = _report(insertions, trial.names(), left_out)
+    report = _report(insertions, trial.names(), built)
     return _Plan(planned_changes(host, model, insertions), report)
 
 
@@ -190,74 +193,6 @@ def _probe(host: Host, model: nn.Module, batch: Batch) -> Probe:
     return probe
 
 
-def _build_all(
-    host: Host,
-    places: Mapping[Neighbour, Sequence[Place]],
-    layers_at: Callable[[Place], Sequence[LayerFactory]],
-) -> tuple[list[Insertion], tuple[str, ...]]:
-    """The layers for all places, and sentences on those that could do nothing there."""
-    insertions, left_out = [], []
-    blind: dict[tuple[str, object], bool] = {}
-    for neighbour, found in places.items():
-        layers = []
-        for place, layer in _built(host, found, layers_at):
-            key = (repr(layer), place.event.shape)
-            if key not in blind:
-                # What a class of the user's own can do is for its author to know.
-                known = type(layer) in host.attentions.values()
-                blind[key] = known and is_blind(layer, place.event)
-            if blind[key]:
-                left_out.append(_does_nothing(layer, place))
-            else:
-                layers.append((place, layer))
-        if layers:
-            insertions.append(Insertion(neighbour, layers))
-    if left_out and not insertions:
-        raise InsertionError(
-            f"insert_attention: expected a place where attention can have an effect, found none: "
-            f"{left_out[0]}"
-        )
-    return insertions, tuple(left_out)
-
-
-def _built(
-    host: Host, places: Sequence[Place], layers_at: Callable[[Place], Sequence[LayerFactory]]
-) -> Iterator[tuple[Place, nn.Module]]:
-    for place in places:
-        for make in layers_at(place):
-            yield place, _build(host, make, place)
-
-
-def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:
-    try:
-        layer = make(place.event.shape[1])
-    except AttnFlowError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise InsertionError(
-            f"insert_attention: a layer cannot be made {place}: {error}"
-        ) from error
-    if not isinstance(layer, host.layer_type):
-        found = type(layer).__name__
-        hint = "; does the function return what it makes?" if layer is None else ""
-        raise InsertionError(
-            f"insert_attention: expected a layer of {host.name} ({host.layer_type.__name__}) "
-            f"{place}, found {found}{hint}"
-        )
-    return layer.to(device=place.event.device, dtype=place.event.dtype)
-
-
-def _does_nothing(layer: nn.Module, place: Place) -> str:
-    flip = " (flipped)" if getattr(layer, "flip", False) else ""
-    return (
-        f"{type(layer).__name__}{flip} {place}: all that it could see there lies on one side of "
-        f"its mask, so that it could only scale and shift by constants; choose another mask, or "
-        f"context_channels for a conditional model"
-    )
-
-
 def _share_bounds(model: nn.Module, insertions: Sequence[Insertion]) -> None:
     """Scales of layers multiply: the more of them a model has, the less each may do."""
     new = attention_layers(layer for insertion in insertions for _, layer in insertion.layers)
@@ -273,7 +208,7 @@ def _names(model: nn.Module, layers: Mapping[nn.Module, None]) -> list[str]:
 def _report(
     insertions: Sequence[Insertion],
     names: Sequence[tuple[int, str]],
-    left_out: tuple[str, ...],
+    built: Built,
 ) -> InsertionReport:
     inserted = [entry for insertion in insertions for entry in insertion.layers]
     in_order = sorted(zip(names, inserted, strict=True), key=lambda entry: entry[0])
@@ -288,4 +223,8 @@ def _report(
         )
         for (_, name), (place, layer) in in_order
     ]
-    return InsertionReport(tuple(entries), left_out)
+    return InsertionReport(
+        tuple(entries),
+        tuple(built.left_out),
+        tuple(each.sentence(count) for each, count in built.stand_ins.items()),
+    )

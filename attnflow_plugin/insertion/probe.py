@@ -14,8 +14,15 @@ from torch.distributions import Distribution
 
 from attnflow_plugin.hosts import Host, Run
 from attnflow_plugin.insertion.copying import Batch, is_out_of_memory
-from attnflow_plugin.insertion.domains import LINE, BaseCall, Domain, rows_of
+from attnflow_plugin.insertion.domains import (
+    LINE,
+    BaseCall,
+    Domain,
+    domain_of_attention,
+    rows_of,
+)
 from attnflow_plugin.insertion.sight import noisy, saturates, sees_others
+from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
 __all__ = ["Call", "Probe", "Stamp"]
 
@@ -155,7 +162,9 @@ class Probe:
         """What a class of the host says, or what a user's own pointwise layer does far away."""
         if layer not in self._known_domains:
             known = self.host.domains(layer)
-            if self.host.known_role(layer) is None and not self.mixes_entries(layer):
+            if isinstance(layer, BoundedAttention):
+                known = (domain_of_attention(layer, self.calls[layer].before),) * 2
+            elif self.host.known_role(layer) is None and not self.mixes_entries(layer):
                 known = self._squashes(layer)
             self._known_domains[layer] = known
         return self._known_domains[layer]

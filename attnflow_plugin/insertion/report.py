@@ -44,10 +44,13 @@ class InsertionReport:
     Attributes:
         inserted: the layers with their places.
         left_out: sentences on layers that could have had no effect at a place.
+        kept_inside: sentences on attention that stands in for other attention, so that events stay
+            on their circles or in their boxes.
     """
 
     inserted: tuple[InsertedLayer, ...]
     left_out: tuple[str, ...] = ()
+    kept_inside: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
@@ -111,4 +114,5 @@ class InsertionReport:
         ]
         total = f"{len(self.inserted)} layers with {self.num_parameters:,} parameters inserted"
         left_out = [f"left out: {sentence}" for sentence in self.left_out]
-        return "\n".join([total, *lines, *left_out])
+        inside = [f"kept inside: {sentence}" for sentence in self.kept_inside]
+        return "\n".join([total, *lines, *inside, *left_out])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.layers.base import InvertibleLayer
+from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
 __all__ = ["is_blind", "noisy", "saturates", "sees_others"]
 
@@ -86,6 +87,8 @@ def is_blind(attention: nn.Module, event: Tensor) -> bool:
     first, second = (
         torch.randn(1, *event.shape[1:], generator=generator).to(event) for _ in range(2)
     )
+    if isinstance(layer, BoundedAttention):
+        first, second = layer.inside(first), layer.inside(second)
     channels = getattr(layer, "context_channels", 0)
     contexts = [torch.randn(1, channels, generator=generator).to(event) for _ in range(2)]
 

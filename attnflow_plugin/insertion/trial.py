@@ -12,6 +12,7 @@ from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of
 from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.transaction import Insertion, commit, planned_changes
+from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
 __all__ = ["Trial"]
 
@@ -248,8 +249,8 @@ class Trial:
                 if towards_latent:
                     self._seen[layer] = event.detach()
                     mapped, log_det = method(event, *args, **kwargs)
-                    return mapped * factor, log_det
-                mapped, log_det = method(event / factor, *args, **kwargs)
+                    return _stretched(layer, mapped, factor), log_det
+                mapped, log_det = method(_stretched(layer, event, 1 / factor), *args, **kwargs)
                 self._seen[layer] = mapped.detach()
                 return mapped, log_det
             except Exception as error:
@@ -270,6 +271,13 @@ class Trial:
 
 
 _SIDES = ("before", "after")
+
+
+def _stretched(layer: nn.Module, event: Tensor, factor: float) -> Tensor:
+    """Events as they may be behind a layer that has learnt something."""
+    if isinstance(layer, BoundedAttention) and factor != 1:
+        return layer.stirred(event, factor)
+    return event * factor
 
 
 def _agree(event: Tensor, expected: Tensor) -> bool:

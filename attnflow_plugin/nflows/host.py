@@ -22,7 +22,7 @@ from attnflow_plugin.backbones.multiscale import MultiscalePlan
 from attnflow_plugin.backbones.source_tower import SourceTower
 from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize, require_rows, unsqueezed
-from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
+from attnflow_plugin.insertion.domains import LINE, Domain, box, spline_domain
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.nflows import layers, models
 from attnflow_plugin.nflows.parts import (
@@ -219,10 +219,10 @@ class Nflows(Host[Flow]):
         return Flow(transform, _base(plan))
 
 
-_UNIT_BOX = Domain("lie in the box [0, 1]")
+_UNIT_BOX = box(0, 1)
 _SQUASHES = (
-    ((transforms.Sigmoid, CauchyCDF), Domain("lie in the box (0, 1)")),
-    ((transforms.Tanh,), Domain("lie in the box (-1, 1)")),
+    ((transforms.Sigmoid, CauchyCDF), box(0, 1, "()")),
+    ((transforms.Tanh,), box(-1, 1, "()")),
 )
 _SPLINES_WITHOUT_TAILS = (
     transforms.MaskedPiecewiseLinearAutoregressiveTransform,

@@ -10,6 +10,7 @@ __all__ = [
     "AffineCoupling",
     "AffineInjector",
     "AttentionCoupling",
+    "BoundedAttention",
     "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
@@ -42,6 +43,10 @@ class ITrans(layers.ITrans, _Transform):  # noqa: D101
 
 class AttentionCoupling(layers.AttentionCoupling, _Transform):  # noqa: D101
     __doc__ = layers.AttentionCoupling.__doc__
+
+
+class BoundedAttention(layers.BoundedAttention, _Transform):  # noqa: D101
+    __doc__ = layers.BoundedAttention.__doc__
 
 
 class AffineCoupling(layers.AffineCoupling, _Transform):  # noqa: D101

@@ -14,7 +14,14 @@ from attnflow_plugin.backbones.multiscale import MultiscalePlan
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize, unsqueezed
-from attnflow_plugin.insertion.domains import LINE, Domain, spline_domain
+from attnflow_plugin.insertion.domains import (
+    LINE,
+    Domain,
+    bounds_of,
+    box,
+    circles,
+    spline_domain,
+)
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows import layers, models
 from attnflow_plugin.normflows.containers import (
@@ -148,10 +155,11 @@ class Normflows(Host[nf.MultiscaleFlow]):
     def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
         """Periodic layers, splines by their tails, and the logit."""
         if isinstance(layer, nf.flows.PeriodicWrap | nf.flows.PeriodicShift):
-            circles = Domain("lie on circles", tuple(int(k) for k in layer.ind))
-            return circles, circles
+            periodic = circles(bounds_of(layer, "bound"), layer.ind)
+            return periodic, periodic
         if isinstance(layer, nf.transforms.Logit):
-            return Domain("lie in the box (0, 1)"), LINE
+            margin = layer.alpha / (1 - 2 * layer.alpha)
+            return box(0 - margin, 1 + margin, "()"), LINE
         spline = spline_domain(layer)
         return spline, spline
 

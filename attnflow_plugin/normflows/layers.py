@@ -10,6 +10,7 @@ __all__ = [
     "AffineCoupling",
     "AffineInjector",
     "AttentionCoupling",
+    "BoundedAttention",
     "ChannelAutoregression",
     "ConditionalActNorm",
     "ConditionalConv1x1",
@@ -44,6 +45,10 @@ class ITrans(layers.ITrans, _Flow):  # noqa: D101
 
 class AttentionCoupling(layers.AttentionCoupling, _Flow):  # noqa: D101
     __doc__ = layers.AttentionCoupling.__doc__
+
+
+class BoundedAttention(layers.BoundedAttention, _Flow):  # noqa: D101
+    __doc__ = layers.BoundedAttention.__doc__
 
 
 class AffineCoupling(layers.AffineCoupling, _Flow):  # noqa: D101

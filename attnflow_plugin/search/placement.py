@@ -49,7 +49,7 @@ class Inserter:
         positions: the positions to look for places at.
         example: a small batch.
         seed: the starting weights of new layers follow from it.
-        check_domain: refuse places where attention would leave the domain of the events.
+        check_domain: keep attention in the domain of the events, or refuse the place.
     """
 
     host: Host

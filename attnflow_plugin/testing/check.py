@@ -5,13 +5,14 @@ The judge here is the Jacobian by automatic differentiation, in float64, on rand
 in both directions; and finite differences judge automatic differentiation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.testing.circles import Circles
 from attnflow_plugin.testing.contract import check_contract, check_empty, check_repeats, twice
 from attnflow_plugin.testing.derivatives import (
     check_finite_differences,
@@ -46,6 +47,7 @@ def check_layer(
     example: Tensor | Sequence[int],
     *,
     context: Tensor | None = None,
+    circles: Mapping[int, tuple[float, float]] | tuple[float, float] | None = None,
     randomize: float = 0.5,
     volume_preserving: bool = False,
     atol: float = 1e-9,
@@ -65,6 +67,8 @@ def check_layer(
     * **round trip**: each direction undoes the other, and their log-dets cancel;
     * **rows** do not depend on each other, in values and in gradients, alone and in batches of
       other sizes; an empty batch gives empty results;
+    * **circles**: results stay between the ends of the interval that makes a circle, and neither
+      result nor log-det jumps where the ends meet;
     * **context**: every row of the outcome depends on its own row of the context, and on no other;
     * **modes**: under ``no_grad``, in training mode and for non-contiguous data the same comes out
       (with dropout: a log-det that is that of the Jacobian);
@@ -90,6 +94,8 @@ def check_layer(
             normal data are drawn.
         context: a batch of contexts, for layers that must use it; integers are labels, of which
             two at least must differ.
+        circles: the low and the high end of the interval that makes a circle, such as
+            ``(-math.pi, math.pi)``, for all channels, or a mapping of channels to such pairs.
         randomize: standard deviation of the noise on the parameters.
         volume_preserving: the log-det may be zero throughout.
         atol: tolerance of the checks in float64, in nats and in units of the data.
@@ -109,14 +115,18 @@ def check_layer(
         True
     """
     x = _batch(example)
+    places = Circles.of(circles, x.shape[1])
+    # A batch that was given may have a domain, as circles are one: nothing is known outside.
+    drawn = not isinstance(example, Tensor) and not places
+    if not isinstance(example, Tensor) and places:
+        x = places.drawn(x)
     if context is not None:
         context = _context(context, len(x))
     with everything_kept(layer):
         try:
-            subject = Subject(layer, randomize, x, context)
+            subject = Subject(layer, randomize, x, context, places)
             report = _check_closely(subject, x, context, volume_preserving, atol, float32_atol)
-            # A batch that was given may have a domain: nothing is known outside.
-            _check_widely(subject, x, context, drawn=not isinstance(example, Tensor))
+            _check_widely(subject, x, context, drawn)
         except AssertionError:
             raise
         except Exception as error:
@@ -169,6 +179,8 @@ def _check_way(
     check_finite_differences(subject, way.direction, way.event, way.context, slopes)
     log_det = require_log_det(subject, way.direction, outcome, slopes.own, atol, volume_preserving)
     round_trip = _check_round_trip(subject, way, atol)
+    if subject.circles:
+        _check_circles(subject, way, atol)
     if way.context is not None:
         check_context(subject, way, way.context, atol)
     check_parameter_gradients(subject, way.direction, way.event, way.context)
@@ -181,13 +193,37 @@ def _check_way(
 def _check_round_trip(subject: Subject, way: Way, atol: float) -> float:
     out = way.outcome.out.detach()
     returned, log_det_back = subject.call(way.back, out, way.context)
-    error = largest(returned - way.event)
+    error = largest(subject.circles.difference(returned, way.event))
     subject.require(error <= atol, f"{way.back} undoes {way.direction} only up to {error:.1e}")
     remainder = largest(way.outcome.log_det + log_det_back)
     subject.require(
         remainder <= atol, f"log-dets of {way.direction} and {way.back} add up to {remainder:.1e}"
     )
     return error
+
+
+def _check_circles(subject: Subject, way: Way, atol: float) -> None:
+    """Results stay on circles, and both ends of an interval are one place."""
+    circles = subject.circles
+    beyond = largest(circles.beyond(way.outcome.out))
+    subject.require(
+        beyond <= atol, f"{way.direction} leaves circles, by {beyond:.1e} beyond their ends"
+    )
+    for index, channel in enumerate(circles.channels.tolist()):
+        low, high = (
+            subject.call(way.direction, event, way.context)
+            for event in circles.at_ends(way.event, index)
+        )
+        jumps = {
+            "result": largest(circles.difference(low.out, high.out)),
+            "log-det": largest(low.log_det - high.log_det),
+        }
+        for what, jump in jumps.items():
+            subject.require(
+                jump <= atol,
+                f"{way.direction} has a {what} that jumps by {jump:.1e} where the ends of the "
+                f"circle of channel {channel} meet",
+            )
 
 
 def _check_widely(subject: Subject, x: Tensor, context: Tensor | None, drawn: bool) -> None:

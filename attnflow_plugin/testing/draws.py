@@ -80,10 +80,11 @@ def _check_both(subject: Subject, event: Tensor, context: Tensor | None) -> None
     except CallError:
         return
     scale = 1.0 + largest(outcome.log_det)
+    distance = subject.circles.difference(back.out, event)
     check_finite_differences(subject, to_latent, event, context, slopes)
     require_log_det(subject, to_latent, outcome, slopes.own, TOLERANCE * scale)
     for what, error, size in (
-        (f"{to_data} undoes {to_latent} only up to", back.out - event, largest(event)),
+        (f"{to_data} undoes {to_latent} only up to", distance, largest(event)),
         (f"log-dets of {to_latent} and {to_data} add up to", back.log_det + outcome.log_det, scale),
     ):
         subject.require(

@@ -88,11 +88,12 @@ def _check_float32(subject: Subject, single: Subject, way: Way, atol: float) -> 
     found, slopes = gradients(single, way.direction, way.event.float(), context)
     returned = single.call(way.back, found.out.detach(), context).out
     log_det = largest(found.log_det - way.outcome.log_det)
-    round_trip = largest(returned - way.event)
+    round_trip = largest(subject.circles.difference(returned, way.event))
+    result = subject.circles.difference(found.out, way.outcome.out)
     for what, error, size in (
         ("log-det", log_det, way.outcome.log_det),
         ("round trip", round_trip, way.event),
-        ("result", largest(found.out - way.outcome.out), way.outcome.out),
+        ("result", largest(result), way.outcome.out),
     ):
         subject.require(
             error <= atol * max(1.0, largest(size)),

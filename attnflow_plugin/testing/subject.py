@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.testing.circles import Circles
+
 __all__ = ["CallError", "LayerReport", "Outcome", "Subject", "Way", "largest"]
 
 
@@ -71,11 +73,18 @@ class Subject:
 
     Attributes:
         where: the circumstances of the calls under way, added to every message.
+        circles: the channels on circles.
     """
 
     def __init__(
-        self, layer: nn.Module, randomize: float, x: Tensor, context: Tensor | None
+        self,
+        layer: nn.Module,
+        randomize: float,
+        x: Tensor,
+        context: Tensor | None,
+        circles: Circles,
     ) -> None:
+        self.circles = circles
         self.name = type(layer).__name__
         self.where = ""
         self.calls: Counter[str] = Counter()

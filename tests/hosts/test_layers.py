@@ -19,7 +19,7 @@ from attnflow_plugin import layers
 from attnflow_plugin.layers import InvertibleLayer
 from attnflow_plugin.testing import check_layer
 from tests.layers.nets import ARGUMENTS
-from tests.registry import CASES, FLAVOURS, PAPER
+from tests.registry import CASES, FLAVOURS, PAPER, WIDE
 from tests.support import randomised
 
 HOSTS = {
@@ -31,6 +31,10 @@ BUILT = {
     "IMap": ((3,), {"context_channels": 2, "flip": True}),
     "ITrans": ((3,), {"context_channels": 2, "flip": True, "affine": True}),
     "AttentionCoupling": ((3,), {"context_channels": 2, "flip": True}),
+    "BoundedAttention": (
+        (3,),
+        {"context_channels": 2, "flip": True, "circles": {0: WIDE}, "boxes": {1: WIDE}},
+    ),
     **ARGUMENTS,
 }
 WITHOUT_CONTEXT = {"TopPrior", "AffineCoupling", "ChannelAutoregression"}

@@ -15,7 +15,7 @@ MASKS = st.sampled_from(["spatial-channel", "spatial", "channel", "random"])
 @pytest.mark.parametrize("name", CASES)
 def test_exact_on_randomised_parameters(name):
     case = CASES[name]
-    check_layer(case.build(), case.shape)
+    check_layer(case.build(), case.shape, circles=case.options.get("circles"))
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,268 @@
+"""Where the events of a place live, and attention that stays inside.
+
+Whether layers say the same on both sides of a place decides: those that run right beside it tell
+the ends of circles and boxes, others may only confirm that.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from attnflow_plugin.errors import DomainError
+from attnflow_plugin.hosts import Host
+from attnflow_plugin.insertion.domains import LINE, Domain, Span, domain_of_base
+from attnflow_plugin.insertion.factories import LayerFactory
+from attnflow_plugin.insertion.places import Place
+from attnflow_plugin.insertion.probe import Probe, Stamp
+from attnflow_plugin.layers.bounded_attention import BoundedAttention
+
+__all__ = ["Region", "Regions", "StandIn", "kept_inside", "require_inside"]
+
+
+class _Said(NamedTuple):
+    """What a layer or a base distribution says, and whether nothing runs between it and a place."""
+
+    name: str
+    domain: Domain
+    near: bool
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the events of a place live, by channels; those that are not named are on the line.
+
+    Attributes:
+        spans: circles and boxes of which both ends are known.
+        unknown: channels that are not on the line, and of which no more is known, or not the same
+            at all positions, or not the same by all layers.
+        said: what was said first of those that are not on the line, and by whom.
+        falls: a base distribution says of all others that they are on the line.
+    """
+
+    spans: Mapping[int, Span] = field(default_factory=dict)
+    unknown: frozenset[int] = frozenset()
+    said: str = ""
+    falls: bool = False
+
+    @property
+    def is_line(self) -> bool:
+        """Whether all channels range over the whole line."""
+        return not (self.spans or self.unknown)
+
+    def __str__(self) -> str:
+        channels: dict[Span, list[int]] = {}
+        for channel, span in self.spans.items():
+            channels.setdefault(span, []).append(channel)
+        places = {"circle": "on circles between {:g} and {:g}", "box": "in the box [{:g}, {:g}]"}
+        return " and ".join(
+            f"{_shown(found)} {places[kind].format(low, high)}"
+            for (kind, low, high), found in channels.items()
+        )
+
+    def options(self) -> dict[str, Any]:
+        """The circles and boxes as options of `BoundedAttention`."""
+        return {
+            name: {k: (span.low, span.high) for k, span in self.spans.items() if span.kind == kind}
+            for name, kind in (("circles", "circle"), ("boxes", "box"))
+        }
+
+    def holds(self, layer: BoundedAttention) -> bool:
+        """Whether a layer stays inside, as far as is known."""
+        given = {k: Span("circle", *ends) for k, ends in layer.circles.items()}
+        given |= {k: Span("box", *ends) for k, ends in layer.boxes.items()}
+        turned = layer.circles.keys() - self.spans.keys() - self.unknown
+        return (
+            not (turned and self.falls)
+            and self.unknown <= given.keys()
+            and all(k in given and _same(span, given[k]) for k, span in self.spans.items())
+        )
+
+
+def _shown(channels: Sequence[int]) -> str:
+    more = ", ..." if len(channels) > 8 else ""
+    noun, verb = ("channel", "lies") if len(channels) == 1 else ("channels", "lie")
+    return f"{noun} {', '.join(map(str, channels[:8]))}{more} {verb}"
+
+
+class Regions:
+    """The regions of the places of a model.
+
+    Args:
+        probe: a copy of the model that has run.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        asked = [(base.name, domain_of_base(base)) for base in probe.bases()]
+        self._of_bases = next(((name, found) for name, found in asked if found is not None), None)
+        self._asked = bool(asked)
+
+    def at(self, place: Place) -> Region:
+        """The region of a place."""
+        before, after = self._around(place)
+        sides = [list(self._said(before)), list(self._said(after, base=True))]
+        shape = place.event.shape[1:]
+        positions = math.prod(shape[1:])
+        spans: dict[int, Span] = {}
+        unknown: set[int] = set()
+        used: dict[_Said, None] = {}
+        alike = all(said.domain.coordinates is None for side in sides for said in side)
+        for channel in range(shape[0]):
+            coordinates = range(channel * positions, (channel + 1) * positions)
+            coordinates = coordinates[:1] if alike else coordinates
+            found = {_span(sides, coordinate, used) for coordinate in coordinates}
+            if found == {None}:
+                continue
+            span = next(iter(found)) if len(found) == 1 else None
+            if isinstance(span, Span):
+                spans[channel] = span
+            else:
+                unknown.add(channel)
+        said = next((f"{each.domain}, by {each.name}" for each in used), "")
+        return Region(spans, frozenset(unknown), said, self._asked)
+
+    def _around(self, place: Place) -> tuple[list[Stamp], list[Stamp]]:
+        """What runs before a place, and after it, the nearest first."""
+        layer = self._probe.model.get_submodule(place.neighbour.name)
+        side = "data" if place.side == "before" else "latent"
+        timeline = self._probe.timeline
+        index = next(k for k, at in enumerate(timeline) if (at.layer, at.side) == (layer, side))
+        index += place.side == "after"
+        return timeline[:index][::-1], timeline[index:]
+
+    def _said(self, stamps: Iterable[Stamp], *, base: bool = False) -> Iterator[_Said]:
+        """All that is said on one side of a place, the nearest first."""
+        entered: set[nn.Module] = set()
+        near = True
+        for stamp in stamps:
+            domain = self._probe.domain(stamp)
+            if domain is not None:
+                yield _Said(self._probe.name(stamp.layer), domain, near)
+            # A layer that was entered and left lies between; a container is only entered, or left.
+            near = near and stamp.layer not in entered
+            entered.add(stamp.layer)
+        if base and self._of_bases is not None:
+            yield _Said(*self._of_bases, near)
+
+
+def _span(
+    sides: Sequence[Sequence[_Said]], coordinate: int, used: dict[_Said, None]
+) -> Span | str | None:
+    """That of one coordinate; a word where it is unknown, ``None`` on the line."""
+    firsts = (
+        next((said for said in side if said.domain.speaks_of(coordinate)), None) for side in sides
+    )
+    told = [said for said in firsts if said is not None]
+    bounded = [said for said in told if said.domain is not LINE]
+    if not bounded:
+        return None
+    used.update(dict.fromkeys(bounded))
+    known = [(said.near, said.domain.span(coordinate)) for said in bounded]
+    spans = [span for _, span in known if span is not None]
+    near = [span for near, span in known if span is not None and near]
+    if len(bounded) < len(told) or not near or not all(_same(near[0], span) for span in spans):
+        return "unknown"
+    return near[0]
+
+
+def _same(one: Span, other: Span) -> bool:
+    """Up to rounding, since some layers keep their bounds in float32."""
+    tolerance = 1e-6 * (one.high - one.low)
+    return one.kind == other.kind and all(
+        math.isclose(ours, theirs, rel_tol=0, abs_tol=tolerance)
+        for ours, theirs in zip(one[1:], other[1:], strict=True)
+    )
+
+
+class StandIn(NamedTuple):
+    """Attention that stays inside in place of another one.
+
+    Attributes:
+        name: the class that was asked for.
+        ignored: options of that which it does not have.
+        region: where events live there, for people.
+    """
+
+    name: str
+    ignored: tuple[str, ...]
+    region: str
+
+    def sentence(self, places: int) -> str:
+        """For a report."""
+        left_out = ", ".join(self.ignored)
+        return (
+            f"{BoundedAttention.__name__} stands in for {self.name} {places} "
+            f"{'time' if places == 1 else 'times'}, where {self.region}"
+            + (f"; it does not have the options {left_out}" if left_out else "")
+        )
+
+
+def kept_inside(
+    host: Host, make: LayerFactory, region: Region
+) -> tuple[LayerFactory, StandIn | None]:
+    """A factory with attention that stays inside, where it makes attention of this package.
+
+    The options that both have are handed on.
+    """
+    if region.is_line or region.unknown or not isinstance(make, partial):
+        return make, None
+    if make.func in host.attentions.values():
+        known = host.bounded_attention.options()
+        options: dict[str, Any] = {
+            name: value for name, value in make.keywords.items() if name in known
+        }
+        ignored = tuple(name for name in make.keywords if name not in known)
+        stand_in = StandIn(make.func.__name__, ignored, str(region))
+        return partial(host.bounded_attention, **options, **region.options()), stand_in
+    # What seeds the weights, say, holds the factory as its first argument.
+    inner, *rest = make.args or (None,)
+    if not callable(inner):
+        return make, None
+    inner, found = kept_inside(host, inner, region)
+    return partial(make.func, inner, *rest, **make.keywords), found
+
+
+def require_inside(place: Place, layer: nn.Module, region: Region) -> None:
+    """Refuse a layer that would take events out of where they live.
+
+    Raises:
+        DomainError: names the place, the coordinates, their domain and what says so.
+    """
+    if isinstance(layer, BoundedAttention):
+        if not region.holds(layer):
+            raise DomainError(_keeps_to_others(place, layer, region))
+    elif not region.is_line:
+        raise DomainError(_not_a_line(place, layer, region))
+
+
+def _not_a_line(place: Place, layer: nn.Module, region: Region) -> str:
+    remedy = f'give the name of an attention, such as attention="coupling", for attention {_INSIDE}'
+    if region.unknown:
+        remedy = (
+            f"name both ends of the domain, which the layers right beside the place do not tell, "
+            f"for attention {_INSIDE}, attention=[partial(BoundedAttention, circles={{0: "
+            f"(-math.pi, math.pi)}}, flip=flip) for flip in (False, True)], with boxes= for boxes"
+        )
+    return (
+        f"insert_attention: expected events that range over the whole line {place}, found that "
+        f"{region.said}. {type(layer).__name__} would take them out of that domain, and the "
+        f"density would no longer integrate to one. Either {remedy}; or choose positions where "
+        f"events range over the line (for data in a box: behind a logit); or pass "
+        f"check_domain=False if the layers stay inside of the domain"
+    )
+
+
+_INSIDE = "that stays inside"
+
+
+def _keeps_to_others(place: Place, layer: BoundedAttention, region: Region) -> str:
+    found = f"{region.said}" if region.said else "they range over the whole line"
+    return (
+        f"insert_attention: expected {type(layer).__name__} with the circles and boxes that events "
+        f"live on {place}, found circles={layer.circles} and boxes={layer.boxes} where {found}"
+        + (f": {region}" if region.spans else "")
+    )
