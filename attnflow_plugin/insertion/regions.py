@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from attnflow_plugin.errors import DomainError
@@ -97,7 +98,9 @@ class Regions:
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        asked = [(base.name, domain_of_base(base)) for base in probe.bases()]
+        # Bases draw latents; the weights of layers that are made later should not depend on that.
+        with torch.random.fork_rng(devices=[]):
+            asked = [(base.name, domain_of_base(base)) for base in probe.bases()]
         self._of_bases = next(((name, found) for name, found in asked if found is not None), None)
         self._asked = bool(asked)
 

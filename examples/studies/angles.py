@@ -142,7 +142,7 @@ def gap(model: nn.Module, density: Chain, x: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("outputs/angles.json"))
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed")
