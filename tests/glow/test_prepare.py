@@ -165,6 +165,7 @@ def test_works_on_a_model_of_the_users_own():
     host_module("normflows").NegativeLogLikelihood(model)(torch.rand(4, 1, 8, 8)).sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "name", "mode"),
     [

@@ -60,6 +60,7 @@ def test_copies_and_state_dicts(host, name):
         assert torch.equal(module.log_prob(other, x, low), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "training"), [("normflows", True), ("nflows", False)])
 def test_the_density_compiles_to_one_graph(host, training):
     torch.compiler.reset()
