@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -140,13 +141,13 @@ def gap(model: nn.Module, density: Chain, x: Tensor) -> float:
     return (density.log_prob(x) - found).mean().item()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("outputs/angles.json"))
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     steps, seeds = (5, 1) if options.quick else (options.steps, options.seeds)
     torch.set_num_threads(1)
     density = Chain()
