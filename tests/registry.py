@@ -171,6 +171,7 @@ CASES: dict[str, Case] = {
     "bounded-odd-vector-of-all-kinds": bounded(5, circles={0: WIDE, 3: WIDE}, boxes={1: WIDE}),
     "bounded-sequence-in-boxes": bounded(3, 7, boxes=WIDE),
     "bounded-image-of-all-kinds": bounded(3, 4, 4, circles={1: WIDE}, boxes={2: WIDE}),
+    "bounded-set-on-circles": bounded(3, 4, circles=WIDE, mask="channel", positions=False),
     "bounded-volume-on-circles": bounded(2, 2, 3, 2, circles=WIDE, flip=True),
 }
 

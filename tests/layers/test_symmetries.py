@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import attnflow_plugin
-from attnflow_plugin import AttentionCoupling, ITrans
+from attnflow_plugin import AttentionCoupling, BoundedAttention, ITrans
+from attnflow_plugin.errors import OptionError, ShapeError
 from tests.support import randomised
 
 PAGE = Path(__file__).parents[2] / "docs" / "layers.md"
@@ -83,6 +84,33 @@ def test_the_sign_of_a_vector():
     (z, log_det), (of_minus, of_log_det) = layer.to_latent(x), layer.to_latent(-x)
     assert torch.equal(of_minus, -z)
     assert torch.equal(of_log_det, log_det)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_particles_in_a_periodic_box(flip):
+    """One that leaves the box comes in on the other side, and nothing else changes."""
+    edge = 2.5
+    options = {"circles": (0.0, edge), "mask": "channel", "positions": False, "flip": flip}
+    layer = randomised(BoundedAttention(3, **options)).double()
+    x = edge * torch.rand(4, 3, 5, dtype=torch.float64)
+    moved = x + edge * torch.randint(-2, 3, x.shape)
+    for direction in (layer.to_latent, layer.to_data):
+        (out, log_det), (of_moved, of_log_det) = direction(x), direction(moved)
+        turns = (of_moved - out) / edge
+        assert (turns - turns.round()).abs().max() < 1e-9
+        assert (of_log_det - log_det).abs().max() < 1e-9
+        assert ((out >= 0) & (out <= edge)).all()
+
+
+def test_a_mask_of_positions_for_a_set_in_a_box():
+    with pytest.raises(OptionError, match="BoundedAttention: expected mask with positions=False"):
+        BoundedAttention(3, circles=(0.0, 1.0), positions=False)
+
+
+def test_a_vector_is_no_set_in_a_box():
+    layer = BoundedAttention(4, circles=(0.0, 1.0), mask="channel", positions=False)
+    with pytest.raises(ShapeError, match=r"expected events of shape \(C, N\)"):
+        layer.to_latent(torch.rand(2, 4))
 
 
 class EvenShift(AttentionCoupling):

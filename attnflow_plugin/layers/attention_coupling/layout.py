@@ -64,9 +64,9 @@ def positions_in(
     owner: str,
     positions: Positions,
     mask: MaskKind,
-    patches: int | Sequence[int] | None,
-    kernel: int | Sequence[int],
-    window: int | Sequence[int] | None,
+    patches: int | Sequence[int] | None = None,
+    kernel: int | Sequence[int] = 1,
+    window: int | Sequence[int] | None = None,
 ) -> Positions:
     """The option, if no other one tells positions apart that it does not.
 
@@ -88,7 +88,7 @@ def positions_in(
 
 
 def require_axes(
-    owner: str, shape: Sequence[int], kernel: tuple[int, ...], no_vector: bool
+    owner: str, shape: Sequence[int], kernel: tuple[int, ...] = (), no_vector: bool = False
 ) -> None:
     """Check that an event ``(C, *S)`` has the axes that options need.
 

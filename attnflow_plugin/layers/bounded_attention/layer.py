@@ -9,7 +9,13 @@ from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.attention_coupling.embedding import bound_in
 from attnflow_plugin.layers.attention_coupling.layer import SHIFT_TO_SCALE
-from attnflow_plugin.layers.attention_coupling.layout import Halves, halves_of
+from attnflow_plugin.layers.attention_coupling.layout import (
+    Halves,
+    halves_of,
+    positions_in,
+    require_axes,
+)
+from attnflow_plugin.layers.attention_coupling.token_attention import Positions
 from attnflow_plugin.layers.attention_coupling.vectors import Coordinates
 from attnflow_plugin.layers.bounded_attention.intervals import (
     Intervals,
@@ -92,6 +98,8 @@ class BoundedAttention(MaskedAttention):
         boxes: the same for boxes. Channels that are neither are on the line.
         heads: number of attention heads, H.
         width: features w of a position, divisible by ``heads``.
+        positions: tokens know where they are: ``False`` for sets, such as particles in a periodic
+            box, with ``mask="channel"``; ``"periodic"`` for a torus of positions.
         mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         scale_bound: s; all slopes on circles and lines, and those at the ends of boxes, are between
@@ -126,6 +134,7 @@ class BoundedAttention(MaskedAttention):
         boxes: Intervals = None,
         heads: int = 4,
         width: int = 16,
+        positions: Positions = True,
         mask: MaskKind = "spatial-channel",
         flip: bool = False,
         scale_bound: float | None = None,
@@ -148,6 +157,7 @@ class BoundedAttention(MaskedAttention):
         )
         if self.width % self.heads:
             raise OptionError(f"{name}: expected a width that {heads} heads divide, found {width}")
+        self.positions = positions_in(name, positions, mask)
         self._kinds = kinds_of(self.channels, self.circles, self.boxes)
         self._coordinates = Coordinates.of(self.mask, self.channels, self.flip)
         self._given_bounds = (
@@ -157,7 +167,13 @@ class BoundedAttention(MaskedAttention):
         self.share_bounds(1)
         circular = tuple(self.circles)
         self.net = EntryNet(
-            name, self.channels, circular, self.heads, self.width, self.context_channels
+            name,
+            self.channels,
+            circular,
+            self.heads,
+            self.width,
+            self.positions,
+            self.context_channels,
         )
 
     def share_bounds(self, layers: int) -> None:
@@ -193,7 +209,8 @@ class BoundedAttention(MaskedAttention):
         """The options, for ``repr``."""
         return (
             f"{self.channels}, circles={self.circles}, boxes={self.boxes}, heads={self.heads}, "
-            f"width={self.width}, mask={self.mask!r}, flip={self.flip}, "
+            f"width={self.width}, positions={self.positions!r}, mask={self.mask!r}, "
+            f"flip={self.flip}, "
             f"scale_bound={self.scale_bound:.3g}, shift_bound={self.shift_bound:.3g}, "
             f"context_channels={self.context_channels}"
         )
@@ -271,7 +288,9 @@ class BoundedAttention(MaskedAttention):
         return context_at(type(self).__name__, context, self.context_channels, event)
 
     def _halves(self, event: Tensor) -> Halves:
-        require_positions(type(self).__name__, plain_shape(event)[1:])
+        name, shape = type(self).__name__, plain_shape(event)[1:]
+        require_positions(name, shape)
+        require_axes(name, shape, no_vector=self.positions is not True)
         return halves_of(self.mask, event, self.flip)
 
 

@@ -12,6 +12,7 @@ from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.layers.attention_coupling.embedding import per_position
 from attnflow_plugin.layers.attention_coupling.layout import Halves
 from attnflow_plugin.layers.attention_coupling.token_attention import (
+    Positions,
     TokenAttention,
     Windows,
     token_windows,
@@ -32,6 +33,7 @@ class EntryNet(nn.Module):
         circular: the channels with two views.
         heads: number of attention heads.
         width: features of a position, divisible by ``heads``.
+        positions: whether tokens know where they are.
         context_channels: channels of a context, zero for none.
     """
 
@@ -42,6 +44,7 @@ class EntryNet(nn.Module):
         circular: tuple[int, ...],
         heads: int,
         width: int,
+        positions: Positions,
         context_channels: int,
     ) -> None:
         super().__init__()
@@ -56,7 +59,7 @@ class EntryNet(nn.Module):
         for weight in inputs:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         self.offset = nn.Parameter(torch.zeros(width))
-        self.attend = TokenAttention(width, heads, positions=True)
+        self.attend = TokenAttention(width, heads, positions)
         self.output = nn.Parameter(torch.zeros(numbers, width))
         self.output_offset = nn.Parameter(torch.zeros(numbers))
 
