@@ -168,7 +168,8 @@ def assert_second_insertion_finds_the_same_places(made: Inserted) -> None:
 
 @each_model
 def test_model_in_float64(name):
-    subject = make(name, "trained").double()
+    with float64_by_default():  # Hosts keep constants in the default dtype.
+        subject = make(name, "trained").double()
     before = subject.log_prob()
     with float64_by_default():
         untouched = None if subject.one_way else captured_latent(subject)[1]
@@ -194,8 +195,10 @@ def test_model_in_float64(name):
 def float64_by_default() -> Iterator[None]:
     """The hosts accumulate log-dets in the default dtype here and there."""
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def assert_training_lowers_the_loss(subject: Subject, parameters) -> None:
