@@ -7,10 +7,14 @@ mean more than their values.
 
 import json
 import math
+import os
+import platform
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from itertools import islice
 from multiprocessing import active_children, current_process, get_context
 from pathlib import Path
@@ -18,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from cpuinfo import get_cpu_info
 from scipy.special import stdtrit
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -163,6 +168,20 @@ def mean_bits(
 
 def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@cache
+def environment(packages: tuple[str, ...]) -> dict[str, Any]:
+    """What numbers were made with."""
+    return {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": get_cpu_info().get("brand_raw", "an unknown processor"),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+        },
+    }
 
 
 # Differences, tables and files.

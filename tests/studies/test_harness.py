@@ -72,6 +72,13 @@ def test_numbers_of_runs_are_json_whatever_they_are(tmp_path):
     assert row == {"arm": "imap", "seed": 2, "parameters": 10, "bits": None}
 
 
+def test_the_machine_and_the_packages_are_recorded():
+    found = harness.environment(("torch", "normflows"))
+    assert set(found["versions"]) == {"python", "torch", "normflows"}
+    assert found["hardware"]["cores"] > 0
+    assert found["hardware"]["processor"]
+
+
 def note(folder, name):
     """A job that leaves a file; one fails as soon as another waits."""
     if name == "fails":

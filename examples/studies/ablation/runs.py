@@ -2,21 +2,17 @@
 
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import harness
 import torch
-from cpuinfo import get_cpu_info
-from harness import PLAIN, count_parameters, write_json
+from harness import PLAIN, count_parameters, environment, write_json
 from tqdm import tqdm
 from trainer.data import ImageData, load_data
 from trainer.images import DataSet
@@ -27,6 +23,7 @@ from trainer.schedule import START, seed_everything
 
 from ablation.arms import ARMS
 
+PACKAGES = ("torch", "normflows", "attnflow-plugin")
 SIZES = {"digits": 8, "photographs": 16}
 # Steps. On the digits the plain Glow overfits after about 2000.
 LENGTHS = {
@@ -169,7 +166,7 @@ def run(job: Job, folder: Path) -> None:
     started = time.perf_counter()
     outcome = train(ArmTrainer(job.arm, job.data, job.seed, job.steps))
     seconds = round(time.perf_counter() - started, 1)
-    result = {"config": job.config, **outcome, "seconds": seconds, **environment()}
+    result = {"config": job.config, **outcome, "seconds": seconds, **environment(PACKAGES)}
     write_json(result, job.path(folder))
 
 
@@ -194,20 +191,6 @@ def train(trainer: ArmTrainer) -> dict[str, Any]:
         "curve": curve,
         "skipped": trainer.module.skipped,
         "parameters": count_parameters(trainer.module.flow),
-    }
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers were made with."""
-    packages = ("torch", "normflows", "attnflow-plugin")
-    return {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "hardware": {
-            "machine": platform.machine(),
-            "processor": get_cpu_info().get("brand_raw", "an unknown processor"),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "cores": os.cpu_count(),
-        },
     }
 
 

@@ -1,0 +1,1 @@
+"""What evidence.py is made of, one idea per file."""
