@@ -36,6 +36,7 @@ __all__ = [
     "ScaleMapName",
     "bounded_scale",
     "bounded_sum",
+    "coupling_bounds",
     "gain_bound_in",
     "log_scale_bound",
     "of_prior",
@@ -56,9 +57,11 @@ LOG_SCALE_BOUND = 2.0
 #: What the bounds of the scales of all layers of a model sum to at most, where they are not given:
 #: all together then scale an entry by no more than 68.
 STACK_BOUND = 2.0
-#: The same for weights. In trained stacks they did not make samples grow, as scales do, and less
-#: cost quality on photographs.
+#: The same for weights, and for log-scales of couplings by attention. In trained stacks these did
+#: not make samples grow, as those scales do, and less cost quality.
 STACK_WEIGHTS = 16.0
+#: Bound of the shifts of couplings by attention, in units of that of their log-scales.
+SHIFT_TO_SCALE = 4.0
 #: Amplitude of the bounded sigmoid: scales lie in (0.02, 1.98).
 SIGMOID_AMPLITUDE = 0.98
 #: What the supplement adds to every sigmoid, and SRFlow to its own.
@@ -104,6 +107,12 @@ def log_scale_bound(gain_bound: float) -> float:
 def shared_bound(layers: int, total: float = STACK_BOUND) -> float:
     """The default of b for a model with so many layers of attention."""
     return min(GAIN_BOUND, total / layers)
+
+
+def coupling_bounds(layers: int, scale: float | None, shift: float | None) -> tuple[float, float]:
+    """Bounds of log-scales and shifts where couplings share them, unless they were given."""
+    scale = scale or min(LOG_SCALE_BOUND, STACK_WEIGHTS / layers)
+    return scale, shift or SHIFT_TO_SCALE * scale
 
 
 def gain_bound_in(owner: str, value: float | None, init: Init) -> float:

@@ -39,14 +39,11 @@ from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import patches_per_axis
-from attnflow_plugin.layers.scales import log_scale_bound, shared_bound, soft_bound
+from attnflow_plugin.layers.scales import coupling_bounds, soft_bound
 from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import boolean, positive_int, sizes_per_axis
 
 __all__ = ["AttentionCoupling"]
-
-#: The default bound of shifts, in units of that of log-scales: 8 for a single layer.
-SHIFT_TO_SCALE = 4.0
 
 
 class AttentionCoupling(MaskedAttention):
@@ -166,9 +163,7 @@ class AttentionCoupling(MaskedAttention):
 
     def share_bounds(self, layers: int) -> None:
         """Choose both bounds for a model with so many layers, unless they were given."""
-        scale, shift = self._given_bounds
-        self.scale_bound = scale or log_scale_bound(shared_bound(layers))
-        self.shift_bound = shift or SHIFT_TO_SCALE * self.scale_bound
+        self.scale_bound, self.shift_bound = coupling_bounds(layers, *self._given_bounds)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""

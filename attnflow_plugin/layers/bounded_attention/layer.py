@@ -8,7 +8,6 @@ from torch import Tensor
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.attention_coupling.embedding import bound_in
-from attnflow_plugin.layers.attention_coupling.layer import SHIFT_TO_SCALE
 from attnflow_plugin.layers.attention_coupling.layout import (
     Halves,
     halves_of,
@@ -26,7 +25,7 @@ from attnflow_plugin.layers.bounded_attention.maps import MAPS, Bounds, cosine_a
 from attnflow_plugin.layers.bounded_attention.net import EntryNet
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.masked_attention import MaskedAttention
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, log_scale_bound, shared_bound
+from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, coupling_bounds
 from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import positive_int
 
@@ -178,9 +177,7 @@ class BoundedAttention(MaskedAttention):
 
     def share_bounds(self, layers: int) -> None:
         """Choose both bounds for a model with so many layers, unless they were given."""
-        scale, shift = self._given_bounds
-        self.scale_bound = scale or log_scale_bound(shared_bound(layers))
-        self.shift_bound = shift or SHIFT_TO_SCALE * self.scale_bound
+        self.scale_bound, self.shift_bound = coupling_bounds(layers, *self._given_bounds)
 
     def inside(self, noise: Tensor) -> Tensor:
         """Normal noise as events: on circles and in boxes it is squashed into the interval."""
