@@ -117,6 +117,14 @@ def test_gradients_of_a_single_vector(direction):
     assert_compiled_like_eager(layer, x, direction, "inductor")
 
 
+@pytest.mark.parametrize("direction", ["to_latent", "to_data"])
+def test_gradients_where_channels_are_on_circles_and_in_boxes(direction):
+    # Channels that are taken by an index would not compile.
+    case = CASES["bounded-odd-vector-of-all-kinds"]
+    layer, x = randomised(case.build(), 0.3), torch.randn(3, *case.shape)
+    assert_compiled_like_eager(layer, x, direction, "inductor")
+
+
 def test_gradients_of_a_whole_model():
     options = {"levels": 1, "steps": 1, "hidden_channels": 4, "both_masks": False}
     model = normflows.build_glow(

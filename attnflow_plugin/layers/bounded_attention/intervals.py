@@ -1,17 +1,17 @@
 """Which channels live on circles, in boxes and on the line."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant
+from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.bounded_attention.maps import Domain, Ends
 
-__all__ = ["Interval", "Intervals", "Kind", "intervals_in", "kinds_of"]
+__all__ = ["Interval", "Intervals", "Kind", "intervals_in", "kinds_of", "taken"]
 
 #: The low and the high end.
 Interval = tuple[float, float]
@@ -34,8 +34,7 @@ class Kind:
 
     def of(self, event: Tensor, dim: int = 1) -> Tensor:
         """These channels of an event, or of what else has channels along an axis."""
-        index = cached_constant(_index, self.channels, device=event.device)
-        return event.index_select(dim, index)
+        return taken(event, self.channels, dim)
 
     def ends(self, like: Tensor) -> Ends:
         """The intervals, for events ``(B, channels of this kind, *S)``."""
@@ -83,8 +82,22 @@ def _interval(owner: str, name: str, value: object) -> Interval:
     return float(numbers[0]), float(numbers[1])
 
 
-def _index(channels: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(channels, device=device, dtype=torch.long)
+def taken(event: Tensor, channels: Sequence[int], dim: int) -> Tensor:
+    """Some channels in some order, by slices.
+
+    Torch 2.13 cannot compile these layers on a CPU where they are taken by an index.
+    """
+    if list(channels) == list(range(plain_shape(event)[dim])):
+        return event
+    starts = [
+        at for at, channel in enumerate(channels) if not at or channel != channels[at - 1] + 1
+    ]
+    ends = [*starts[1:], len(channels)]
+    runs = [
+        event.narrow(dim, channels[start], end - start)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return torch.cat(runs, dim)
 
 
 def _ends(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant, plain_shape
+from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.attention_coupling.embedding import bound_in
 from attnflow_plugin.layers.attention_coupling.layout import (
@@ -20,6 +20,7 @@ from attnflow_plugin.layers.bounded_attention.intervals import (
     Intervals,
     intervals_in,
     kinds_of,
+    taken,
 )
 from attnflow_plugin.layers.bounded_attention.maps import MAPS, Bounds, cosine_and_sine
 from attnflow_plugin.layers.bounded_attention.net import EntryNet
@@ -276,10 +277,10 @@ class BoundedAttention(MaskedAttention):
         """All kinds of channels together, laid out in memory as an event."""
         if len(parts) == 1:
             return parts[0]
-        order = tuple(channel for kind in self._kinds for channel in kind.channels)
-        places = cached_constant(_places, order, device=like.device)
+        order = [channel for kind in self._kinds for channel in kind.channels]
+        places = [order.index(channel) for channel in range(len(order))]
         # A sum has the layout of its first term.
-        return torch.zeros_like(like) + torch.cat(parts, 1).index_select(1, places)
+        return torch.zeros_like(like) + taken(torch.cat(parts, 1), places, 1)
 
     def _seen(self, event: Tensor, context: Tensor | None) -> Tensor | None:
         return context_at(type(self).__name__, context, self.context_channels, event)
@@ -289,8 +290,3 @@ class BoundedAttention(MaskedAttention):
         require_positions(name, shape)
         require_axes(name, shape, no_vector=self.positions is not True)
         return halves_of(self.mask, event, self.flip)
-
-
-def _places(order: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where each channel is among those that are ordered by their kinds."""
-    return torch.tensor([order.index(channel) for channel in range(len(order))], device=device)
