@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+RECIPES_READY := $(VENV)/.recipes-ready
 CONSTRAINTS := constraints.txt
 # Every layer is exact, the conformance kit finds all mutants, and one model of each host.
 QUICK := tests/test_testing.py tests/test_masks.py tests/test_linalg.py tests/hosts/test_layers.py \
@@ -13,7 +14,7 @@ QUICK := tests/test_testing.py tests/test_masks.py tests/test_linalg.py tests/ho
 	tests/glow/test_exactness.py::test_log_det_at_every_position
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation list-quick quick test bench lint format docs clean
+.PHONY: help demo ablation list-quick quick test recipes bench lint format docs clean
 
 help:  ## Show what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +26,10 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
+	touch $@
+
+$(RECIPES_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[recipes]"
 	touch $@
 
 demo: $(READY)  ## Train Glows with and without attention on digits (2 to 4 minutes).
@@ -39,8 +44,12 @@ list-quick:  # For environments that are made in another way, as those of .githu
 quick: $(READY)  ## The tests to run after every change (under a minute on two cores).
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
 
-test: $(READY) lint  ## Lint, types, all tests, the notebooks (under six minutes on two cores).
-	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake examples/*.ipynb tests $(ARGS)
+test: $(READY) lint  ## Lint, types, all tests, the notebooks (8 minutes on two cores).
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake examples/*.ipynb tests \
+		--ignore=tests/recipes $(ARGS)
+
+recipes: $(RECIPES_READY)  ## Run the programs of docs/recipes with the tools they are for (2 minutes).
+	$(BIN)/python -m pytest -n 2 tests/recipes $(ARGS)
 
 bench: $(READY)  ## Time the layers, and compare them (15 minutes; ARGS="-k glow": a part).
 	mkdir -p outputs/benchmarks
