@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tests.benchmarks.host_glows import normflows_glow
 from tests.full_glow import models as full_glow
 from tests.glow import models as glow
+from tests.layers.compiled_sweep import model_batch
 from tests.marflow import models as marflow
 from tests.registry import CASES, PAPER
 from tests.srflow import models as srflow
@@ -128,25 +129,13 @@ def model_differences(device: torch.device) -> Iterator[tuple[str, float]]:
             for variant in module.VARIANTS:
                 torch.manual_seed(0)
                 model = module.build(host, variant).double().eval()
-                event, context = _batch(module, variant)
+                event, context = model_batch(module, variant, 3)
+                event, context = event.double(), glow.in_double(context)
                 expected = log_prob(model, event, context)
                 context = None if context is None else context.to(device)
                 found = log_prob(model.to(device), event.to(device), context)
                 family = module.__name__.split(".")[1]
                 yield f"{family} {variant} of {host}", difference([found], [expected])
-
-
-def _batch(module: object, variant: str) -> tuple[Tensor, Tensor | None]:
-    if module is srflow:
-        event, context = srflow.batch(variant, 3)
-    elif module is full_glow:
-        event, context = full_glow.pairs(variant, 3)
-    elif module is glow:
-        options = glow.VARIANTS[variant]
-        event, context = torch.randn(3, *options.shape), glow.context_for(options, 3)
-    else:
-        event, context = torch.randn(3, *marflow.VARIANTS[variant].shape), None
-    return event.double(), glow.in_double(context)
 
 
 def synchronisations(device: torch.device) -> dict[str, int]:

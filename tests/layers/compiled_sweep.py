@@ -128,7 +128,7 @@ def _layer(
 
 def model_subject(module: ModuleType, variant: str, host: str) -> Subject:
     """A prepared model and the log-density of a batch of four."""
-    event, context = _batch(module, variant, 4)
+    event, context = model_batch(module, variant, 4)
     log_prob = host_module(host).log_prob
 
     def run(model: nn.Module, event: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,8 @@ def model_subject(module: ModuleType, variant: str, host: str) -> Subject:
     return Subject(module.build(host, variant).eval(), run, event, context, True)
 
 
-def _batch(module: ModuleType, variant: str, rows: int) -> tuple[Tensor, Tensor | None]:
+def model_batch(module: ModuleType, variant: str, rows: int) -> tuple[Tensor, Tensor | None]:
+    """Random events and contexts that a variant of a builder takes."""
     if module is srflow:
         return srflow.batch(variant, rows)
     if module is full_glow:
