@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -83,6 +85,27 @@ def test_version_has_a_single_source():
     assert "version" in project["project"]["dynamic"]
     assert f"## {attnflow_plugin.__version__}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {attnflow_plugin.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize(
+    ("tag", "head", "refusal"),
+    [
+        ("v1.2.3", "## 1.2.3 (2027-01-31)", ""),
+        ("v1.2.4", "## 1.2.3 (2027-01-31)", "expected v1.2.3"),
+        ("1.2.3", "## 1.2.3 (2027-01-31)", "expected v1.2.3"),
+        ("v1.2.3", "## 1.2.3 (unreleased)", "CHANGELOG.md has no section"),
+        ("v1.2.3", "## 1x2.3 (2027-01-31)", "CHANGELOG.md has no section"),
+    ],
+)
+def test_a_release_is_refused_whose_tag_is_not_the_version(tmp_path, tag, head, refusal):
+    for folder in (".ci", "attnflow_plugin"):
+        (tmp_path / folder).mkdir()
+    script = shutil.copy(ROOT / ".ci" / "check-tag", tmp_path / ".ci")
+    (tmp_path / "attnflow_plugin" / "__init__.py").write_text('"""A."""\n__version__ = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{head}\n")
+    found = subprocess.run([script, tag], capture_output=True, text=True, check=False)
+    assert bool(found.returncode) == bool(refusal)
+    assert refusal in found.stderr
 
 
 def test_runtime_dependencies_are_torch_and_einops_only():
