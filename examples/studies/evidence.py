@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from vectors.data import SOURCES
 from vectors.models import ARMS, BACKBONES
-from vectors.report import write_report
+from vectors.report import write_page, write_report
 from vectors.runs import Job, Study, all_jobs
 
 QUICK = {"data": ["two moons", "wine", "GARCH"], "backbones": ["MAF (nflows)"]}
@@ -42,7 +42,7 @@ def main() -> None:
     report = write_report(options.out, length)
     print(report)
     if options.page:
-        options.page.write_text(report + "\n")
+        write_page(options.out, length, options.page)
 
 
 def print_plan(study: Study, jobs: list[Job]) -> None:
@@ -65,7 +65,7 @@ def parse_options() -> argparse.Namespace:
     add("--out", type=Path, default=Path("outputs/evidence"))
     add("--plan", action="store_true", help="run nothing, tell how long it would take")
     add("--report", action="store_true", help="run nothing, report what there is")
-    add("--page", type=Path, help="page of the documentation to write the report to")
+    add("--page", type=Path, help="page of the documentation to put the report into")
     add("--quick", action="store_true", help="a few data, a few steps, one seed")
     options = parser.parse_args()
     if options.quick:

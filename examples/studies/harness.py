@@ -246,6 +246,23 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+MARKS = "<!-- results -->", "<!-- end of results -->"
+
+
+def put_into(page: Path, text: str) -> None:
+    """Put a report between the marks of a page, in place of the one before.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    start, end = MARKS
+    before, _, rest = page.read_text().partition(start)
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise ValueError(f"{page}: expected {start} and {end}")
+    page.write_text(f"{before}{start}\n\n{text}\n{end}{after}")
+
+
 def write_json(value: object, path: Path, indent: int | None = None) -> None:
     """A file that is whole or absent; numbers that are not finite have no place in JSON."""
     separators = (",", ":") if indent is None else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from harness import PLAIN, Difference, markdown, paired_difference
+from harness import PLAIN, Difference, markdown, paired_difference, put_into
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -168,7 +168,6 @@ def _draw_one(axes: Axes, outcome: Outcome, height: float) -> None:
     axes.errorbar(gain, height, xerr=error, fmt="o", color="C0", markersize=4)
 
 
-START, END = "<!-- results -->", "<!-- end of results -->"
 RAW = "ablation.json"
 # Long trainings may overfit: there a model is also worth what it was at its best.
 SCORES = {"": final, ", each run where it was best": lowest}
@@ -187,12 +186,7 @@ def write_report(folder: Path) -> str:
 
 def write_page(folder: Path, page: Path) -> None:
     """Put the report between the marks in a page, and its files into a folder of the same name."""
-    before, _, rest = page.read_text().partition(START)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{page}: expected {START} and {END}")
-    text = _write(folder, page.with_suffix(""), f"{page.stem}/")
-    page.write_text(f"{before}{START}\n\n{text}\n{END}{after}")
+    put_into(page, _write(folder, page.with_suffix(""), f"{page.stem}/"))
 
 
 def _write(folder: Path, out: Path, link: str = "") -> str:

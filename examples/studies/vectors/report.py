@@ -4,81 +4,73 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from harness import PLAIN, Difference, Scores, markdown, paired_difference
+from harness import (
+    Scores,
+    markdown,
+    paired_difference,
+    put_into,
+    write_json,
+)
 
-from vectors.data import SOURCES
 from vectors.models import ARMS, REFERENCE
+from vectors.outcomes import (
+    AGAINST,
+    ATTENTIONS,
+    CONTROLS,
+    Group,
+    Groups,
+    Outcome,
+    gain_per_dimension,
+    kinds_of,
+    read,
+    verdict,
+)
+from vectors.pictures import draw
 from vectors.training import LENGTHS
 
-CONTROLS = tuple(name for name, arm in ARMS.items() if arm.like or arm.transformer)
-ATTENTIONS = tuple(name for name in ARMS if name not in (PLAIN, *CONTROLS))
-AGAINST = (PLAIN, *(name for name, arm in ARMS.items() if arm.like))
-"""What each arm is compared with."""
-
-
-@dataclass
-class Outcome:
-    """An arm in one backbone on one data set, by seeds.
-
-    Attributes:
-        parameters: how many it has.
-        time: of a step, in steps of the plain flow.
-        scores: log-likelihoods of the test data.
-        c2st: how well its samples can be told from exact ones, where there are any.
-    """
-
-    parameters: int
-    time: float
-    scores: dict[int, float | None] = field(default_factory=dict)
-    c2st: dict[int, float | None] = field(default_factory=dict)
-
-
-Group = dict[str, Outcome]
-Groups = dict[tuple[str, str], Group]
-"""The arms by data and backbone."""
-
-
-def read(folder: Path, length: str) -> Groups:
-    """What has been done so far."""
-    found: Groups = {}
-    for path in sorted((folder / length / "runs").glob("*.json")):
-        run = json.loads(path.read_text())
-        config = run["config"]
-        data, backbone, arm = (config[name] for name in ("data", "backbone", "arm"))
-        times = _times(folder, length, data, backbone)
-        group = found.setdefault((data, backbone), {})
-        new = Outcome(run["parameters"], times[arm] / times[PLAIN])
-        outcome = group.setdefault(arm, new)
-        outcome.scores[config["seed"]] = run["log_likelihood"]
-        if run["c2st"] is not None:
-            outcome.c2st[config["seed"]] = run["c2st"]
-    order = list(SOURCES)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
-
-
-def _times(folder: Path, length: str, data: str, backbone: str) -> dict[str, float]:
-    path = folder / length / "times" / f"{data}-{backbone}.json"
-    return json.loads(path.read_text())["milliseconds"]
+PICTURE, NUMBERS = "gains.png", "numbers.json"
 
 
 def write_report(folder: Path, length: str) -> str:
-    """All tables, also in a file."""
-    groups = read(folder, length)
-    text = "\n\n".join([*_head(folder, length, groups), *_summaries(groups), *_all_tables(groups)])
-    (folder / length).mkdir(parents=True, exist_ok=True)
+    """All tables, also in a file beside the runs, with the picture and the numbers."""
+    text = _write(folder, length, folder / length)
     (folder / length / "report.md").write_text(text + "\n")
     return text
 
 
-def _head(folder: Path, length: str, groups: Groups) -> Iterator[str]:
-    yield "# Evidence without images"
+def write_page(folder: Path, length: str, page: Path) -> None:
+    """Put the report between the marks of a page, and its files into a folder of the same name."""
+    put_into(page, _write(folder, length, page.with_suffix(""), f"{page.stem}/"))
+
+
+def _write(folder: Path, length: str, out: Path, link: str = "") -> str:
+    groups = read(folder, length)
+    out.mkdir(parents=True, exist_ok=True)
     if not groups:
-        yield "No runs so far."
-        return
+        return "No runs so far."
+    draw(groups, out / PICTURE)
+    write_json(_numbers(groups), out / NUMBERS)
+    shown = (*_head(folder, length, groups), *_summaries(groups), *_all_tables(groups))
+    title = "Gain and time of a step for each kind of data"
+    numbers = f"All numbers: [{NUMBERS}]({link}{NUMBERS})."
+    return "\n\n".join([f"![{title}]({link}{PICTURE})", *shown, numbers])
+
+
+def _numbers(groups: Groups) -> list[dict[str, Any]]:
+    """What was measured of every arm, by seeds."""
+    return [
+        {"data": data, "backbone": backbone, "arm": arm, **asdict(outcome)}
+        for (data, backbone), group in groups.items()
+        for arm, outcome in group.items()
+    ]
+
+
+def _head(folder: Path, length: str, groups: Groups) -> Iterator[str]:
     run = json.loads(next((folder / length / "runs").glob("*.json")).read_text())
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     seeds = {seed for arms in groups.values() for arm in arms.values() for seed in arm.scores}
@@ -96,29 +88,38 @@ def _head(folder: Path, length: str, groups: Groups) -> Iterator[str]:
 # Summaries.
 
 
-def verdict(difference: Difference) -> str:
-    """What an interval says."""
-    if not difference.seeds or math.isnan(difference.half_width):
-        return "unknown"
-    if abs(difference.mean) <= difference.half_width:
-        return "open"
-    return "better" if difference.mean > 0 else "worse"
-
-
 def _summaries(groups: Groups) -> Iterator[str]:
-    if not groups:
-        return
     yield "## In short"
+    yield (
+        "What arms gain over the plain flow in nats per dimension, the mean over all pairs of data "
+        "and backbone with their 95 % interval over seeds, and in brackets the time of a step."
+    )
+    yield markdown(list(_gains(groups)))
     yield (
         "In how many pairs of data and backbone an arm is better, undecided and worse, by the "
         "interval of its difference; those with fewer than two seeds or a run that was not finite "
         "are left out."
     )
-    kinds = dict.fromkeys(SOURCES[data].kind for data, _ in groups)
-    for kind in kinds:
-        chosen = [arms for (data, _), arms in groups.items() if SOURCES[data].kind == kind]
+    for kind, chosen in kinds_of(groups).items():
         yield f"### {kind.capitalize()}"
-        yield markdown(list(_counts(chosen)))
+        yield markdown(list(_counts(list(chosen.values()))))
+
+
+def _gains(groups: Groups) -> Iterator[list[str]]:
+    kinds = kinds_of(groups)
+    yield ["", *kinds]
+    for arm in (*ATTENTIONS, *CONTROLS):
+        yield [arm, *(_gain(chosen, arm) for chosen in kinds.values())]
+
+
+def _gain(groups: Groups, arm: str) -> str:
+    chosen = {key: group for key, group in groups.items() if arm in group}
+    gain = gain_per_dimension(chosen, arm)
+    if not gain.seeds:
+        return ""
+    time = mean(group[arm].time for group in chosen.values())
+    interval = "" if math.isnan(gain.half_width) else f" ± {gain.half_width:.3f}"
+    return f"{gain.mean:+.3f}{interval} ({time:.1f})"
 
 
 def _counts(groups: Sequence[Group]) -> Iterator[list[str]]:

@@ -7,9 +7,9 @@ import ablate
 import pytest
 from ablation.arms import ARMS, Arm
 from ablation.outcomes import unpack
-from ablation.report import END, START, write_page, write_report
+from ablation.report import write_page, write_report
 from ablation.runs import Job
-from harness import write_json
+from harness import MARKS, write_json
 
 from tests.studies.ablation.support import write_result
 
@@ -130,12 +130,13 @@ def test_only_a_file_of_a_report_can_be_unpacked(tmp_path):
 def test_a_page_gets_the_report_between_its_marks(folder, tmp_path):
     page = tmp_path / "docs" / "page.md"
     page.parent.mkdir()
-    page.write_text(f"# Title\n\n{START}\nnothing yet\n{END}\n\nThe end.\n")
+    start, end = MARKS
+    page.write_text(f"# Title\n\n{start}\nnothing yet\n{end}\n\nThe end.\n")
     for _ in range(2):
         write_page(folder, page)
         text = page.read_text()
-        assert text.startswith(f"# Title\n\n{START}")
-        assert text.endswith(f"{END}\n\nThe end.\n")
+        assert text.startswith(f"# Title\n\n{start}")
+        assert text.endswith(f"{end}\n\nThe end.\n")
         assert "nothing yet" not in text
         assert text.count("**kinds**") == 1
         assert "](page/digits-short.png)" in text

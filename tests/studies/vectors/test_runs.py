@@ -6,11 +6,12 @@ import sys
 
 import evidence
 import pytest
-from harness import PLAIN, paired_difference, write_json
+from harness import MARKS, PLAIN, paired_difference, write_json
 from vectors import training
 from vectors.data import SOURCES
 from vectors.models import ARMS, BACKBONES, REFERENCE
-from vectors.report import AGAINST, against, read, verdict, write_report
+from vectors.outcomes import AGAINST, gain_per_dimension, read, verdict
+from vectors.report import against, write_page, write_report
 from vectors.runs import CHOSEN, Job, Study, all_jobs
 from vectors.training import LENGTHS, Length
 
@@ -87,12 +88,14 @@ def test_the_script_runs_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "QUICK", {"data": ["wine"], "backbones": ["MAF (nflows)"]})
     command = ["evidence.py", "--quick", "--arms", "coupling", "--out", str(tmp_path)]
     page = tmp_path / "page.md"
+    page.write_text("A page.\n\n{}\n{}\n".format(*MARKS))
     monkeypatch.setattr(sys, "argv", [*command, "--page", str(page)])
     evidence.main()
     shown = capsys.readouterr().out
     assert "## wine, MAF (nflows)" in shown
     assert "(one seed)" in shown
-    assert (tmp_path / "quick" / "report.md").read_text() == page.read_text() == shown
+    assert (tmp_path / "quick" / "report.md").read_text() == shown
+    assert "## wine, MAF (nflows)" in page.read_text()
     monkeypatch.setattr(sys, "argv", [*command, "--plan", "--arms", "coupling", "imap"])
     evidence.main()
     assert "1 of 3 runs" in capsys.readouterr().out
@@ -134,10 +137,41 @@ def test_the_summary_counts_what_intervals_say(tmp_path):
             write_run(tmp_path, PLAIN, seed, 1.0 + seed, data=data)
             write_run(tmp_path, REFERENCE, seed, 1.0 + seed + gain + 0.01 * seed, data=data)
     text = write_report(tmp_path, "full")
+    # Gains are 1 and -1, of two moons in 2, SLCP in 5 and wine in 13 dimensions.
     rows = [line for line in text.splitlines() if line.startswith(f"| {REFERENCE} | ")]
-    assert rows[0].startswith(f"| {REFERENCE} | 1 / 0 / 1 |")  # posteriors
-    assert rows[1].startswith(f"| {REFERENCE} | 1 / 0 / 0 |")  # tables
+    assert rows[0] == f"| {REFERENCE} | +0.153 ± 0.009 (3.5) | +0.078 ± 0.002 (3.5) |"
+    assert rows[1].startswith(f"| {REFERENCE} | 1 / 0 / 1 |")  # posteriors
+    assert rows[2].startswith(f"| {REFERENCE} | 1 / 0 / 0 |")  # tables
     assert text.index("### Posteriors") < text.index("### Tables")
+
+
+def test_gains_of_a_kind_are_means_over_its_pairs(tmp_path):
+    gains = {"two moons": (2.0, 4.0, 1.0), "SLCP": (5.0, 15.0), "Gaussian mixture": (9.0, None)}
+    for data, values in gains.items():
+        for seed, gain in enumerate(values):
+            write_run(tmp_path, PLAIN, seed, 1.0, data=data)
+            write_run(tmp_path, REFERENCE, seed, gain and 1.0 + gain, data=data)
+    found = gain_per_dimension(read(tmp_path, "full"), REFERENCE)
+    # Seed 0: (2 / 2 + 5 / 5) / 2 dimensions; seed 1: (4 / 2 + 15 / 5) / 2. Seed 2 has one pair.
+    assert (found.mean, found.seeds) == (pytest.approx((1 + 2.5) / 2), 2)
+    assert f"| {REFERENCE} | +1.750 ± 9.530 (3.5) |" in write_report(tmp_path, "full")
+
+
+def test_a_page_gets_the_report_its_picture_and_its_numbers(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path, PLAIN, seed, 1.0)
+        write_run(tmp_path, REFERENCE, seed, 1.5)
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n\n{}\nnothing yet\n{}\n\nAfter.\n".format(*MARKS))
+    write_page(tmp_path, "full", page)
+    text = page.read_text()
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
+    assert "nothing yet" not in text
+    assert "](page/gains.png)" in text
+    numbers = json.loads((tmp_path / "page" / "numbers.json").read_text())
+    assert [row["scores"] for row in numbers if row["arm"] == REFERENCE] == [{"0": 1.5, "1": 1.5}]
+    assert (tmp_path / "page" / "gains.png").stat().st_size > 1000
 
 
 def test_verdicts():
