@@ -8,8 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["cached_constant", "in_plain_eager", "in_transform", "plain_shape", "without_autocast"]
-
 Constant = TypeVar("Constant")
 
 _CAPACITY = 256

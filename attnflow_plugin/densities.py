@@ -7,21 +7,11 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.backbones.source_tower import SOURCE_LOG_PROB, SourceTower
+from attnflow_plugin.backbones.full_glow_nets import SOURCE_LOG_PROB, SourceTower
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.inputs import explained, require_events, require_model, require_temperature
-
-__all__ = [
-    "JointNegativeLogLikelihood",
-    "NegativeLogLikelihood",
-    "joint_log_prob",
-    "log_prob",
-    "rsample",
-    "sample",
-    "without_graph",
-]
 
 #: Weight of the source's density in the loss of Full-Glow.
 SOURCE_WEIGHT = 1e-4

@@ -20,14 +20,11 @@ from attnflow_plugin.errors import MissingHostError
 from attnflow_plugin.inputs import EventSize
 from attnflow_plugin.layers import BoundedAttention, InvertibleLayer
 from attnflow_plugin.layers.attentions import ATTENTIONS
-from attnflow_plugin.layers.base import Context, Role
-from attnflow_plugin.layers.masked_attention import MaskedAttention
+from attnflow_plugin.layers.base import Context, MaskedAttention, Role
 
 if TYPE_CHECKING:
     from attnflow_plugin.backbones.multiscale import MultiscalePlan
     from attnflow_plugin.insertion.domains import Domain
-
-__all__ = ["Host", "Model", "Role", "Run", "bound", "is_users_own", "methods_of", "require"]
 
 #: One way of running a model: a function of a batch and of what else the user gives with it.
 Run = Callable[..., Any]

@@ -12,20 +12,6 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import in_plain_eager, plain_shape
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 
-__all__ = [
-    "EventSize",
-    "context_rows",
-    "explained",
-    "require_batch",
-    "require_context",
-    "require_events",
-    "require_labels",
-    "require_model",
-    "require_rows",
-    "require_temperature",
-    "unsqueezed",
-]
-
 _HOSTS = ("normflows", "nflows")
 _FULL_PRECISION = {torch.float32, torch.float64}
 

@@ -25,8 +25,6 @@ from torch import Tensor
 from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
 from attnflow_plugin.errors import SingularAttentionError
 
-__all__ = ["AttentionMatrix", "Factor", "LowRankMatrix", "eliminate", "identity_like"]
-
 #: Matrices up to this size are left to LAPACK, which is as fast there.
 _BLOCK = 16
 

@@ -16,8 +16,6 @@ from attnflow_plugin.inputs import explained, require_batch, require_events, req
 if TYPE_CHECKING:
     from attnflow_plugin.hosts import Host
 
-__all__ = ["SMALLEST_STD", "DataInitialised", "learning_from_data", "prepare", "statistics"]
-
 #: Channels that vary less are not blown up further; a dead channel would cost 1e6 otherwise.
 SMALLEST_STD = 1e-3
 #: Fewer values per channel say nothing about its scale.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin import BoundedAttention, IMap, ITrans
-from attnflow_plugin.layers.itrans.factors import AttentionAffine, ValueMixing
+from attnflow_plugin.layers.factors import AttentionAffine, ValueMixing
 
 
 class LogDetDoubled(IMap):

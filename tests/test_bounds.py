@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from attnflow_plugin import AttentionCoupling, IMap, ITrans
-from attnflow_plugin.layers.masked_attention import attention_layers
+from attnflow_plugin.layers.base import attention_layers
 from tests.support import HOSTS, host_module, randomised
 
 ALL = {"value_mixing": True, "affine": True}

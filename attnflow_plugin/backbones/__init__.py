@@ -1,8 +1,8 @@
 """Host-free parts of the backbones."""
 
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
-from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
-from attnflow_plugin.backbones.nets import ConditionTrunk, ConvNet, NormalisedConvNet, ZeroConv
+from attnflow_plugin.backbones.full_glow_nets import ConditionTrunk
+from attnflow_plugin.backbones.nets import ConvNet, GatedAttentionNet, NormalisedConvNet, ZeroConv
 from attnflow_plugin.backbones.rrdb import RRDBEncoder, pretraining_loss
 from attnflow_plugin.backbones.srflow import encoder_of
 

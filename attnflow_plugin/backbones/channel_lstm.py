@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from attnflow_plugin.backbones.nets import zeroed
 
-__all__ = ["ChannelLSTM"]
-
 CONDITION_CHANNELS = 4
 
 

@@ -7,6 +7,15 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
+from attnflow_plugin.backbones.full_glow_nets import (
+    ConditionTrunk,
+    FullGlowNet,
+    SourceMeanNet,
+    SourceTower,
+    latent_context,
+    level_context,
+    stage_context,
+)
 from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
     Level,
@@ -16,19 +25,11 @@ from attnflow_plugin.backbones.multiscale import (
     Step,
     StepPosition,
 )
-from attnflow_plugin.backbones.nets import ConditionTrunk, FullGlowNet, SourceMeanNet, ZeroConv
-from attnflow_plugin.backbones.source_tower import (
-    SourceTower,
-    latent_context,
-    level_context,
-    stage_context,
-)
+from attnflow_plugin.backbones.nets import ZeroConv
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
-
-__all__ = ["Conditioning", "Trunk", "build_full_glow"]
 
 Conditioning = Literal["full", "coupling", "prior"]
 Trunk = Literal["pooling", "tied"]

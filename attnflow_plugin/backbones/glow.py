@@ -8,7 +8,6 @@ from typing import Literal
 
 from torch import nn
 
-from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
 from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
     Level,
@@ -17,13 +16,11 @@ from attnflow_plugin.backbones.multiscale import (
     Recipe,
     StepPosition,
 )
-from attnflow_plugin.backbones.nets import ConvNet
+from attnflow_plugin.backbones.nets import ConvNet, GatedAttentionNet
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.layers.scales import ScaleMapName
 from attnflow_plugin.options import did_you_mean, one_of, positive_int
-
-__all__ = ["GlowRecipe", "build_glow"]
 
 NetFactory = Callable[[int, int], nn.Module]
 CouplingNet = Literal["conv", "attention"] | NetFactory

@@ -21,10 +21,7 @@ from attnflow_plugin.insertion.factories import (
     attention_factories,
     check_attentions,
 )
-from attnflow_plugin.layers.base import Context, InvertibleLayer
-from attnflow_plugin.layers.masked_attention import attention_layers
-
-__all__ = ["attended"]
+from attnflow_plugin.layers.base import Context, InvertibleLayer, attention_layers
 
 
 def attended(

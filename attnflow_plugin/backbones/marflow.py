@@ -8,7 +8,6 @@ from typing import Literal
 from torch import nn
 
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
-from attnflow_plugin.backbones.gated_attention_net import GatedAttentionNet
 from attnflow_plugin.backbones.level_attention import attended
 from attnflow_plugin.backbones.multiscale import (
     Level,
@@ -17,12 +16,10 @@ from attnflow_plugin.backbones.multiscale import (
     Recipe,
     StepPosition,
 )
-from attnflow_plugin.backbones.nets import ZeroConv
+from attnflow_plugin.backbones.nets import GatedAttentionNet, ZeroConv
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.factories import as_list
 from attnflow_plugin.options import one_of, positive_int
-
-__all__ = ["MARFlowRecipe", "build_marflow"]
 
 Prior = Literal["channel-autoregressive", "gaussian"]
 PRIORS: tuple[Prior, ...] = ("channel-autoregressive", "gaussian")

@@ -14,17 +14,6 @@ from attnflow_plugin.insertion.factories import Attention, LayerFactory
 from attnflow_plugin.insertion.places import PositionName
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = [
-    "STAGES",
-    "Level",
-    "LevelAttention",
-    "MultiscalePlan",
-    "Recipe",
-    "Step",
-    "StepPosition",
-    "checked_image_shape",
-]
-
 LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
 StepPosition = PositionName
 

@@ -1,24 +1,17 @@
-"""The nets of couplings, priors and conditional layers, but for those with attention or memory."""
+"""The nets of couplings and priors, but for those of Full-Glow and those with a memory."""
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from attnflow_plugin.errors import ShapeError
+from attnflow_plugin.constants import cached_constant, plain_shape
+from attnflow_plugin.errors import OptionError
+from attnflow_plugin.layers.dot_product import fused_attention
+from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import DataInitialised, statistics
-
-__all__ = [
-    "ConditionTrunk",
-    "ConvNet",
-    "FullGlowNet",
-    "NormalisedConvNet",
-    "SourceMeanNet",
-    "ZeroConv",
-    "zeroed",
-]
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -26,8 +19,6 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 LOG_SCALE_FACTOR = 3.0
 #: Standard deviation of the kernels of SRFlow's and Full-Glow's nets at the start.
 KERNEL_STD = 0.05
-#: Channels of FullGlowNet's convolutions on the condition.
-CONDITION_CHANNELS = 128
 
 
 class ConvNet(nn.Module):
@@ -139,158 +130,148 @@ def _small_conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     return conv
 
 
-class FullGlowNet(nn.Module):
-    """Convolutions 3x3, 1x1 and 3x3, the last one a `ZeroConv` that sees the border.
-
-    A condition, the last channels of the input, goes through two 3x3 convolutions of its own first.
-
-    Args:
-        inputs: input channels, those of the condition included.
-        outputs: output channels.
-        hidden_channels: channels in between.
-        condition_channels: channels of the condition, zero for none.
-
-    Reference:
-        Sorkhei, Henter, Kjellström, *Full-Glow: Fully conditional Glow for more realistic image
-        generation*, DAGM GCPR 2021.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, hidden_channels: int, condition_channels: int = 0
-    ) -> None:
-        super().__init__()
-        self.sizes = (inputs - condition_channels, condition_channels)
-        self.condition = nn.Sequential()
-        if condition_channels:
-            self.condition = nn.Sequential(
-                nn.Conv2d(condition_channels, CONDITION_CHANNELS, 3, padding=1),
-                nn.ReLU(),
-                nn.Conv2d(CONDITION_CHANNELS, condition_channels, 3, padding=1),
-                nn.ReLU(),
-            )
-        self.first = nn.Conv2d(inputs, hidden_channels, 3, padding=1)
-        self.middle = nn.Conv2d(hidden_channels, hidden_channels, 1)
-        self.last = ZeroConv(hidden_channels, outputs, border=1.0)
-        for conv in (*self.condition, self.first, self.middle):
-            if isinstance(conv, nn.Conv2d):
-                nn.init.normal_(conv.weight, std=KERNEL_STD)
-                assert conv.bias is not None
-                nn.init.zeros_(conv.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Parameters for every position, shape ``(B, outputs, H, W)``."""
-        if self.condition:
-            passing, condition = x.split(self.sizes, 1)
-            x = torch.cat([passing, self.condition(condition)], 1)
-        hidden = F.relu(self.middle(F.relu(self.first(x), inplace=True)), inplace=True)
-        return self.last(hidden)
-
-
-class SourceMeanNet(nn.Module):
-    """A mean for every position from the latents of the source, and a scale that sees no data.
-
-    The mean is a 5x5 convolution of the source's latents, the last channels of the input, with a
-    leaky ReLU behind; what else is in the input is ignored.
-
-    Args:
-        inputs: input channels.
-        outputs: twice the channels of the prior: raw log-scales, then means.
-        source_channels: channels of the source's latents.
-        learned_scale: learn one scale for every channel, starting at one; else it is one.
-
-    Reference:
-        Sun, Mehta, Zhou, Huang, Johnson, Prabhakaran, Singh, *DUAL-GLOW: Conditional Flow-Based
-        Generative Model for Modality Transfer*, ICCV 2019.
-    """
-
-    raw: Tensor
-
-    def __init__(
-        self, inputs: int, outputs: int, *, source_channels: int, learned_scale: bool
-    ) -> None:
-        super().__init__()
-        self.sizes = (inputs - source_channels, source_channels)
-        self.mean = nn.Conv2d(source_channels, outputs // 2, 5, padding=2)
-        raw = torch.zeros(outputs // 2, 1, 1)
-        if learned_scale:
-            self.raw = nn.Parameter(raw)
-        else:
-            self.register_buffer("raw", raw, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(B, inputs, H, W)`` to ``(B, outputs, H, W)``."""
-        mean = F.leaky_relu(self.mean(x.split(self.sizes, 1)[1]))
-        return torch.cat([self.raw.to(mean.dtype).expand_as(mean), mean], 1)
-
-
-class ConditionTrunk(nn.Module):
-    """Three small convolutions, then four linear layers, of which the last one starts at zero.
-
-    By default the convolutions keep the size and their outputs are averaged over positions, so that
-    the trunk serves every size. With ``size`` it is that of Full-Glow: the convolutions shrink the
-    map by four positions along each axis and the first linear layer sees all of what is left, which
-    at high resolutions is most of the parameters of the model.
-
-    Args:
-        inputs: channels of the map.
-        outputs: parameters for each sample.
-        size: the only size of maps to accept, height and width of at least five.
-
-    Raises:
-        ShapeError: a size that is too small, or maps of another size.
-
-    Reference:
-        Sorkhei, Henter, Kjellström, *Full-Glow: Fully conditional Glow for more realistic image
-        generation*, DAGM GCPR 2021.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, size: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.size = None if size is None else tuple(size)
-        if self.size is None:
-            convolutions, features = _convolutions(inputs, 16, 32, padding=1), 32
-            reduction: nn.Module = nn.AdaptiveAvgPool2d(1)
-        else:
-            height, width = self.size
-            if min(self.size) < 5:
-                raise ShapeError(
-                    f"{type(self).__name__}: expected a size of at least 5x5, found "
-                    f"{height}x{width}"
-                )
-            convolutions, features = _convolutions(inputs, 4, 2), 2 * (height - 4) * (width - 4)
-            reduction = nn.Identity()
-        last = zeroed(nn.Linear(48, outputs))
-        self.net = nn.Sequential(
-            *convolutions,
-            reduction,
-            nn.Flatten(),
-            *(nn.Linear(features, 32), nn.ReLU()),
-            *(nn.Linear(32, 64), nn.ReLU()),
-            *(nn.Linear(64, 48), nn.ReLU()),
-            last,
-        )
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Shape ``(B, inputs, H, W)`` to ``(B, outputs)``."""
-        if self.size is not None and maps.shape[2:] != self.size:
-            raise ShapeError(
-                f"{type(self).__name__}: expected maps of the size {self.size} that it is tied to, "
-                f"found {tuple(maps.shape[2:])}; a trunk that pools takes any"
-            )
-        return self.net(maps)
-
-
-def _convolutions(inputs: int, middle: int, outputs: int, padding: int = 0) -> list[nn.Module]:
-    return [
-        *(nn.Conv2d(inputs, 8, 1), nn.ReLU()),
-        *(nn.Conv2d(8, middle, 3, padding=padding), nn.ReLU()),
-        *(nn.Conv2d(middle, outputs, 3, padding=padding), nn.ReLU()),
-    ]
-
-
 def zeroed(layer: Layer) -> Layer:
     """The same layer, starting at zero."""
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class GatedAttentionNet(nn.Module):
+    r"""Blocks of a gated convolution and a gated self-attention over all positions.
+
+    With h the feature map of a block, LN the layer norm over channels and $a \cdot \sigma(b)$ the
+    gate of the two halves (a, b) of a branch's output,
+
+    $$
+    \begin{aligned}
+    h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{conv}(h))), \qquad
+    h \leftarrow \mathrm{LN}(h + \mathrm{gate}(\mathrm{attention}(h + \mathrm{position})))
+    \end{aligned}
+    $$
+
+    Nothing in it need be invertible: it computes the parameters of a coupling from the half that
+    passes. In `AffineCoupling` or in a host's own coupling it is the usual way of giving a flow
+    attention. The last convolution starts at zero, so that an affine coupling starts as the
+    identity. Weights are normalised (weight norm).
+
+    **Cost**: quadratic in the number of positions, through ``scaled_dot_product_attention``.
+
+    Shape:
+        ``(B, inputs, H, W)`` to ``(B, outputs, H, W)``.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        hidden_channels: channels of the feature map, divisible by ``heads`` and by two.
+        blocks: number of blocks.
+        heads: attention heads.
+        dropout: probability of dropping hidden channels and attention weights in training.
+
+    Raises:
+        OptionError: ``hidden_channels`` is not divisible.
+
+    Reference:
+        Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
+        Variational Dequantization and Architecture Design*, ICML 2019, with the sizes of
+        Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
+        Autoregressive Priors*, CVPR 2020.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden_channels: int,
+        *,
+        blocks: int = 10,
+        heads: int = 4,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        positive_int(name, "blocks", blocks)
+        if hidden_channels % positive_int(name, "heads", heads) or hidden_channels % 2:
+            raise OptionError(
+                f"{name}: expected hidden_channels divisible by {heads} heads and by 2, found "
+                f"{hidden_channels}"
+            )
+        if not 0 <= dropout < 1:
+            raise OptionError(f"{name}: expected a dropout from 0 to below 1, found {dropout}")
+        self.first = _conv(inputs, hidden_channels, 3)
+        self.blocks = nn.ModuleList(_Block(hidden_channels, heads, dropout) for _ in range(blocks))
+        self.last = _conv(hidden_channels, outputs, 3)
+        nn.init.zeros_(self.last.parametrizations.weight.original0)  # type: ignore[union-attr, arg-type]
+        assert isinstance(self.last.bias, Tensor)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters for every position; a context joins the input as further channels."""
+        hidden = self.first(x if context is None else torch.cat([x, context], 1))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.last(hidden)
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = _GatedConv(channels, dropout)
+        self.conv_norm = nn.LayerNorm(channels)
+        self.attention = _GatedAttention(channels, heads, dropout)
+        self.attention_norm = nn.LayerNorm(channels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        height, width = hidden.shape[2:]
+        # Behind the convolutions everything acts on positions as tokens, with channels last.
+        tokens = (hidden + self.conv(hidden)).flatten(2).transpose(1, 2)
+        tokens = self.conv_norm(tokens)
+        tokens = self.attention_norm(tokens + self.attention(tokens))
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+class _GatedConv(nn.Module):
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.first = _conv(2 * channels, channels, 3)
+        self.drop = nn.Dropout2d(dropout)
+        self.last = _conv(2 * channels, 2 * channels, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.drop(_concat_elu(self.first(_concat_elu(hidden))))
+        return F.glu(self.last(hidden), dim=1)
+
+
+class _GatedAttention(nn.Module):
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.key_value_query = weight_norm(nn.Linear(channels, 3 * channels, bias=False))
+        self.last = weight_norm(nn.Linear(channels, 2 * channels))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        count, channels = plain_shape(tokens)[1:]
+        code = cached_constant(_position_code, count, channels, device=tokens.device)
+        projected = self.key_value_query(tokens + code.to(tokens.dtype))
+        split = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value, query = split.unbind()
+        dropout = self.dropout if self.training else 0.0
+        attended = fused_attention(query, key, value, dropout=dropout)
+        return F.glu(self.last(attended.transpose(1, 2).flatten(2)), dim=-1)
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    return weight_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
+
+
+def _concat_elu(hidden: Tensor) -> Tensor:
+    return F.elu(torch.cat([hidden, -hidden], 1))
+
+
+def _position_code(count: int, channels: int, device: torch.device) -> Tensor:
+    """Sines, then cosines, of the position at wavelengths from 2 pi to 20 000 pi."""
+    rates = torch.logspace(0, -4, channels // 2, device=device)
+    angles = torch.arange(count, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)

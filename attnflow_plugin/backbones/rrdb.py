@@ -11,8 +11,6 @@ from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.options import positive_int
 
-__all__ = ["RRDBEncoder", "level_name", "pretraining_loss"]
-
 #: Of how many blocks, evenly spread, the outputs are stacked to features of every level.
 STACKED = 4
 #: Factor on the branch of every residual connection, and on the kernels of dense blocks.

@@ -25,8 +25,6 @@ from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = ["SRFlowRecipe", "build_srflow", "encoder_of"]
-
 Splits = Literal["released", "all"]
 
 #: Steps of a normalisation and a 1x1 convolution only, with which every level begins.

@@ -20,8 +20,6 @@ from attnflow_plugin.insertion.regions import (
 from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Insertion
 
-__all__ = ["Built"]
-
 
 class Built:
     """Builds the layers for all places, and keeps what there is to say of them.

@@ -11,8 +11,6 @@ from torch import nn
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.insertion.places import Neighbour
 
-__all__ = ["require_whole_model"]
-
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 

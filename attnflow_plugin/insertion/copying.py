@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.hosts import Run
 
-__all__ = ["Batch", "independent_copy", "is_out_of_memory", "undisturbed"]
-
 #: Objects that cannot be copied, one of which is found with every attempt.
 _MOST_ATTEMPTS = 100
 

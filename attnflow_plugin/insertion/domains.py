@@ -21,20 +21,6 @@ from torch import Tensor, nn
 
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-__all__ = [
-    "LINE",
-    "BaseCall",
-    "Domain",
-    "Span",
-    "bounds_of",
-    "box",
-    "circles",
-    "domain_of_attention",
-    "domain_of_base",
-    "rows_of",
-    "spline_domain",
-]
-
 #: Of larger events, so many coordinates are looked at.
 _MOST_COORDINATES = 256
 #: Outside of any box around the latents, in units of their largest entry.

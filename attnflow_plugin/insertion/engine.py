@@ -23,9 +23,7 @@ from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 from attnflow_plugin.insertion.request import cannot_run, read_batch
 from attnflow_plugin.insertion.transaction import Change, Insertion, commit, planned_changes
 from attnflow_plugin.insertion.trial import Trial
-from attnflow_plugin.layers.masked_attention import attention_layers
-
-__all__ = ["insert_at", "insert_attention", "places_in"]
+from attnflow_plugin.layers.base import attention_layers
 
 
 @dataclass(frozen=True)

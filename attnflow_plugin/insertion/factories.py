@@ -10,14 +10,6 @@ from attnflow_plugin.errors import OptionError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.options import did_you_mean
 
-__all__ = [
-    "Attention",
-    "LayerFactory",
-    "as_list",
-    "attention_factories",
-    "check_attentions",
-]
-
 LayerFactory = Callable[[int], nn.Module]
 Attention = str | LayerFactory
 

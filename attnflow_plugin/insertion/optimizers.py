@@ -9,8 +9,6 @@ from torch import Tensor, nn, optim
 
 from attnflow_plugin.errors import OptionError
 
-__all__ = ["extend"]
-
 # By name: not every build of torch has the second, and other libraries have an LBFGS as well.
 _UNFIT = {
     "LBFGS": "its memory is one vector over all parameters",

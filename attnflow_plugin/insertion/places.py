@@ -12,8 +12,6 @@ from attnflow_plugin.insertion.probe import Call, Probe
 from attnflow_plugin.insertion.recognise import advice
 from attnflow_plugin.options import did_you_mean
 
-__all__ = ["Neighbour", "Place", "Position", "PositionName", "Slot", "find_places"]
-
 PositionName = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 Position = PositionName | type[nn.Module]
 Side = Literal["before", "after"]

@@ -24,8 +24,6 @@ from attnflow_plugin.insertion.domains import (
 from attnflow_plugin.insertion.sight import noisy, saturates, sees_others
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-__all__ = ["Call", "Probe", "Stamp"]
-
 _Method = Callable[..., Any]
 #: What a model is compared with lives where its data do.
 _TARGETS = ("p", "target")

@@ -12,8 +12,6 @@ from torch.distributions import Distribution
 
 from attnflow_plugin.hosts import Host
 
-__all__ = ["advice"]
-
 # Per library: the root of its layers, by name and module, and another class of it with its module.
 # A copy of the library keeps both below its own package.
 _SIGNS = {

@@ -21,8 +21,6 @@ from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe, Stamp
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-__all__ = ["Region", "Regions", "StandIn", "kept_inside", "require_inside"]
-
 
 class _Said(NamedTuple):
     """What a layer or a base distribution says, and whether nothing runs between it and a place."""

@@ -8,8 +8,6 @@ from torch.optim import Optimizer
 
 from attnflow_plugin.insertion.optimizers import extend
 
-__all__ = ["InsertedLayer", "InsertionReport"]
-
 
 @dataclass(frozen=True)
 class InsertedLayer:

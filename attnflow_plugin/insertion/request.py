@@ -11,8 +11,6 @@ from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.copying import Batch
 from attnflow_plugin.insertion.recognise import advice
 
-__all__ = ["cannot_run", "read_batch"]
-
 _OWNER = "insert_attention"
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-__all__ = ["is_blind", "noisy", "saturates", "sees_others"]
-
 _MIXTURES = 16
 _NOISE = 0.3
 _FAR = (1e4, 1e6)

@@ -9,8 +9,6 @@ from torch import nn
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.places import Neighbour, Place, Slot
 
-__all__ = ["Change", "Insertion", "commit", "planned_changes"]
-
 T = TypeVar("T")
 
 

@@ -14,8 +14,6 @@ from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.transaction import Insertion, commit, planned_changes
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-__all__ = ["Trial"]
-
 #: By how much events are stretched to see whether they leave something.
 _STRETCH = 2.0
 #: What rounding may do to an entry, and to how many of them.

@@ -11,8 +11,6 @@ from attnflow_plugin.layers.conditioner import affine_parameters, context_at
 from attnflow_plugin.layers.scales import LOG_SCALES, ScaleMapName
 from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int
 
-__all__ = ["AffineCoupling", "AffineInjector", "ChannelHalves", "TopPrior"]
-
 
 class ChannelHalves:
     """A split of C channels in a half that passes and one that is transformed.

@@ -6,10 +6,10 @@ BoundedAttention has none: it takes the place of the others where events are on 
 from collections.abc import Mapping
 
 from attnflow_plugin.layers.attention_coupling import AttentionCoupling
+from attnflow_plugin.layers.base import MaskedAttention
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 from attnflow_plugin.layers.imap import IMap
 from attnflow_plugin.layers.itrans import ITrans
-from attnflow_plugin.layers.masked_attention import MaskedAttention
 
 __all__ = ["AttentionCoupling", "BoundedAttention", "IMap", "ITrans"]
 

@@ -13,8 +13,6 @@ from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int
 
-__all__ = ["ChannelAutoregression", "ChannelPredictor"]
-
 #: Bound of the log-scales: constant channels of images need scales far below one.
 PRIOR_LOG_SCALE_BOUND = 8.0
 

@@ -14,13 +14,6 @@ from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import DataInitialised, statistics
 
-__all__ = [
-    "ConditionalActNorm",
-    "ConditionalConv1x1",
-    "order_of",
-    "read_whole_numbers",
-]
-
 #: Times 1/C it bounds what the net adds to an entry beside the diagonals.
 OFF_DIAGONAL_BOUND = 2.0
 

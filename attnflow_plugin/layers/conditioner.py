@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, ShapeError
 
-__all__ = ["affine_parameters", "context_at", "entry_parameters", "sample_parameters"]
-
 
 def context_at(
     owner: str, context: Tensor | None, context_channels: int, event: Tensor

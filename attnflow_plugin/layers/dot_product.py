@@ -1,5 +1,6 @@
-r"""What scaled dot-product attention needs: fused kernels, and a bias for relative positions."""
+r"""Dot-product attention: fused kernels, a bias for relative positions, and heads of tokens."""
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -9,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnflow_plugin.constants import cached_constant, in_plain_eager, in_transform
-
-__all__ = ["RelativePositionBias", "fused_attention"]
+from attnflow_plugin.constants import cached_constant, in_plain_eager, in_transform, plain_shape
+from attnflow_plugin.layers.layout import Positions, Windows
 
 #: Knots on either side of zero, at offsets 1, 2, 4, ..., 128; what is farther away counts as that.
 KNOTS = 8
 MAX_AXES = 3
+#: Above it a fused kernel pays on a CPU.
+FEW_TOKENS = 128
+#: Up to it the matrices between tokens are tiny.
+FEW_SEEN = 8
 
 
 def fused_attention(
@@ -89,8 +93,6 @@ class RelativePositionBias(nn.Module):
     directions. Near offsets have values of their own, far ones share them. After the softmax a sum
     is a product: a head can look at one offset, at a box, at a row or at a column.
 
-    **Cost**: one small matrix for each axis, and a sum of the size of the scores of one event.
-
     On a torus offsets count modulo the size: every axis is a ring, and the bias keeps its shifts.
 
     Args:
@@ -109,12 +111,7 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(heads, MAX_AXES, 2 * KNOTS + 1))
 
     def forward(self, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """The bias between all tokens of a grid, ``(heads, N, N)``; rows are queries.
-
-        Args:
-            sizes: tokens along each of the one to three axes.
-            dtype: of the result.
-        """
+        """The bias between all tokens of a grid of these sizes, ``(heads, N, N)``."""
         table = self.table.to(dtype)
         given = (self.periodic, dtype)
         hats = [cached_constant(_hats, size, *given, device=table.device) for size in sizes]
@@ -143,3 +140,160 @@ def _hats(size: int, periodic: bool, dtype: torch.dtype, device: torch.device) -
     knots = torch.arange(-KNOTS, KNOTS + 1, device=device, dtype=dtype)
     distance = (spaced.clamp(-KNOTS, KNOTS) - knots[:, None]).abs()
     return (1 - distance).clamp(min=0)
+
+
+class TokenAttention(nn.Module):
+    r"""Scaled dot-product attention with a bias for relative positions.
+
+    $\mathrm{softmax}(Q K^T / \sqrt d + B) V$ with d the features of a token in one head, over all
+    tokens or inside of windows. A token is a patch: its features in Q, K and V are those of its
+    positions, one after the other.
+
+    Args:
+        width: features of a position, divisible by ``heads``.
+        heads: number of heads.
+        positions: have B, on a torus if ``"periodic"``; without, tokens are a set.
+    """
+
+    def __init__(self, width: int, heads: int, positions: Positions) -> None:
+        super().__init__()
+        self.heads = heads
+        # Rows are ordered by head, then query, key and value: heads are cut off without a copy.
+        self.query_key_value = nn.Parameter(torch.empty(3 * width, width))
+        nn.init.kaiming_uniform_(self.query_key_value, a=math.sqrt(5))
+        self.offset = nn.Parameter(torch.zeros(3 * width))
+        on_torus = positions == "periodic"
+        self.bias = RelativePositionBias(heads, on_torus) if positions else None
+
+    def forward(self, features: Tensor, windows: Windows, present: Tensor | None) -> Tensor:
+        """Features of all positions, ``(B, n, w)``, to what they attend to, of this shape.
+
+        Those that are not ``present``, ``(B, *S)``, are not seen; they are single positions.
+        """
+        query, key, value = self._projected(features, windows)
+        attended = _attend(query, key, value, self._bias(windows, features.dtype, present))
+        places = attended.unflatten(0, (-1, self.heads)).flatten(1)
+        return windows.join(places.unflatten(1, (features.shape[2], -1)).mT)
+
+    def between(self, asking: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+        """Features of some tokens and what these get from others, added, ``(B, A, w)``.
+
+        Each of them is one position.
+
+        Args:
+            asking: features of the tokens that ask, ``(B, A, w)`` or ``(1, A, w)``.
+            seen: features of those that are seen, ``(B, P, w)``.
+            bias: what is added to the scores, ``(H, A, P)``.
+        """
+        (query, key, value), (query_offset, _, value_offset) = (
+            part.unflatten(0, (self.heads, 3, -1)).unbind(1) for part in self._linear(seen)
+        )
+        asked = F.linear(asking, query.flatten(0, 1), query_offset.flatten()).mT
+        asked = asked.unflatten(1, query_offset.shape)
+        if plain_shape(asking)[0] == 1 and plain_shape(seen)[1] <= FEW_SEEN:
+            attended = _attend_few(asked[0], key, value, seen, bias)
+        else:
+            attended = _attend_from(asked, torch.stack((key, value), 1), seen, bias)
+        # The offset of keys would change nothing: it adds the same to all scores of a query.
+        # The weights of a query sum to one, so that every token gets all of an offset.
+        return (asking + value_offset.flatten()) + attended
+
+    def weights(self, features: Tensor, windows: Windows, present: Tensor | None) -> Tensor:
+        """The weights between all tokens, ``(B, H, N, N)``; zero between windows."""
+        query, key, _ = self._projected(features, windows)
+        bias = self._bias(windows, features.dtype, present)
+        # Attending to the unit vectors gives the weights themselves.
+        unit = torch.eye(windows.places.shape[0], dtype=query.dtype, device=query.device)
+        units = unit[:, windows.tokens].movedim(1, 0).unsqueeze(1)
+        value = units.expand(features.shape[0], -1, self.heads, -1, -1).flatten(0, 2)
+        shape = (features.shape[0], windows.tokens.shape[0], self.heads)
+        rows = _attend(query, key, value, bias).mT.unflatten(0, shape)
+        return rows.transpose(1, 2).flatten(2, 3).index_select(2, windows.places)
+
+    def _projected(self, features: Tensor, windows: Windows) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each ``(B * G * H, features of a token, T)``."""
+        weight, offset = self._linear(features)
+        rows = windows.cut(features)
+        # Features before positions: what follows are views, where the positions of a token are
+        # features of it.
+        columns = torch.baddbmm(offset.unsqueeze(1), weight.expand(rows.shape[0], -1, -1), rows.mT)
+        by_head = columns.unflatten(1, (self.heads, 3, -1)).flatten(0, 1).flatten(2)
+        return by_head.unflatten(2, (-1, windows.tokens.shape[1])).unbind(1)
+
+    def _linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and offset for these features, which may be the first ones only."""
+        dtype, width = features.dtype, plain_shape(features)[2]
+        weight, offset = self.query_key_value.to(dtype), self.offset.to(dtype)
+        if width == plain_shape(weight)[1]:
+            return weight, offset
+        weight, offset = (
+            part.unflatten(0, (self.heads, 3, -1))[:, :, : width // self.heads].flatten(0, 2)
+            for part in (weight[:, :width], offset)
+        )
+        return weight, offset
+
+    def _bias(self, windows: Windows, dtype: torch.dtype, present: Tensor | None) -> Tensor | None:
+        """What is added to the scores; rows are queries.
+
+        ``(H, T, T)``, ``(G, H, T, T)`` or, with padding, ``(B, G, H, T or 1, T)``.
+        """
+        bias = None if self.bias is None else windows.mask(self.bias(windows.sizes, dtype))
+        if present is None:
+            return bias
+        dealt = windows.cut(present.flatten(1).unsqueeze(2)).squeeze(2)
+        # Finite, so that a softmax over tokens none of which is present is no NaN.
+        hidden = (~dealt).to(dtype) * (torch.finfo(dtype).min / 2)
+        hidden = hidden.unflatten(0, (-1, windows.tokens.shape[0]))[:, :, None, None]
+        if bias is None:
+            return hidden.expand(-1, -1, self.heads, -1, -1)
+        return bias + hidden
+
+
+def _attend_from(query: Tensor, key_value: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+    """Attention with queries ``(B or 1, H, d, A)`` to tokens ``(B, P, w)``, ``(B, A, w)``."""
+    heads, _, size, _ = key_value.shape
+    # One product for all rows, and a copy, take less time than one for each row.
+    both = (seen @ key_value.flatten(0, 2).mT).mT.contiguous()
+    key, value = both.unflatten(1, (heads, 2, size)).flatten(0, 1).unbind(1)
+    query = query.expand(seen.shape[0], -1, -1, -1).flatten(0, 1)
+    return _attend(query, key, value, bias).unflatten(0, (-1, heads)).flatten(1, 2).mT
+
+
+def _attend_few(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+    """The same with queries ``(H, d, A)`` of all rows.
+
+    Between few tokens matrices are so small that it takes less time to multiply values by the
+    weights of all heads than by those of one, and to take the part that is wanted.
+    """
+    heads, size, _ = plain_shape(query)
+    scaled = key.mT @ (query / math.sqrt(size))
+    scores = seen @ scaled.transpose(0, 1).flatten(1) + bias.flatten(0, 1).mT
+    attended = scores.softmax(1).mT @ (seen @ value.flatten(0, 1).mT)
+    by_head = attended.unflatten(2, (heads, size)).unflatten(1, (heads, -1))
+    return by_head.diagonal(0, 1, 3).mT.flatten(2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    r"""Attention of sequences whose features come first, $(*, d, T)$.
+
+    The fused kernels of a CPU have no gradient for a bias. What ``scaled_dot_product_attention``
+    does instead takes longer than these lines, which run over queries in the inner loop.
+    """
+    *_, features, tokens = plain_shape(query)
+    differentiable = bias is None or not torch.is_grad_enabled()
+    if not query.is_cpu or (tokens > FEW_TOKENS and differentiable):
+        return _attend_fused(query, key, value, bias)
+    scores = key.mT @ (query / math.sqrt(features))
+    if bias is not None:
+        scores = scores.unflatten(0, (-1, *bias.shape[-4:-2])) + bias.mT.contiguous()
+    return value @ scores.flatten(0, -3).softmax(1)
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    # Fused kernels want a mask of four axes, and features that are neighbours in memory.
+    mask = bias
+    if bias is not None:
+        mask = bias.flatten(1, 2) if bias.ndim == 5 else bias.flatten(0, -3).unsqueeze(0)
+    heads = 1 if mask is None else mask.shape[1]
+    rows = [part.mT.contiguous().unflatten(0, (-1, heads)) for part in (query, key, value)]
+    return fused_attention(rows[0], rows[1], rows[2], mask).flatten(0, 1).mT

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
+from attnflow_plugin.layers.base import MaskedAttention
 from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.scales import (
     Init,
     ScaleMap,
@@ -21,8 +21,6 @@ from attnflow_plugin.layers.scales import (
 )
 from attnflow_plugin.masks import MaskKind, make_mask, require_positions
 from attnflow_plugin.options import one_of
-
-__all__ = ["IMap"]
 
 Axis = Literal["spatial", "channel"]
 Activation = Literal["sigmoid", "softmax", "exp"]

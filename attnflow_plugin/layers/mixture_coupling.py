@@ -14,8 +14,6 @@ from attnflow_plugin.layers.conditioner import context_at, entry_parameters
 from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int, positive_int
 
-__all__ = ["LogisticMixture", "MixtureLogisticCoupling"]
-
 #: Steps of the inversion; 16 suffice for mixtures as they are learnt, the rest is for wild ones.
 STEPS = 28
 #: Steps from a logit within rounding to an x within rounding, where the CDF is flat.

@@ -18,8 +18,6 @@ from attnflow_plugin.constants import cached_constant, in_transform, plain_shape
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
 
-__all__ = ["MOST_TOKENS", "Patches", "TokenLayout", "patches_per_axis", "to_tokens", "token_layout"]
-
 #: Patches along each axis that is cut: one number or one per axis; None for single positions; or
 #: chosen by the size.
 Patches = int | Sequence[int] | None | Literal["auto"]

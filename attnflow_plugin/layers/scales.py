@@ -25,27 +25,6 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import OptionError
 
-__all__ = [
-    "GAIN_BOUND",
-    "LOG_SCALES",
-    "LOG_SCALE_BOUND",
-    "STACK_WEIGHTS",
-    "Bounded",
-    "Init",
-    "ScaleMap",
-    "ScaleMapName",
-    "bounded_scale",
-    "bounded_sum",
-    "coupling_bounds",
-    "gain_bound_in",
-    "log_scale_bound",
-    "of_prior",
-    "raw_scale",
-    "shared_bound",
-    "soft_bound",
-    "strength",
-]
-
 Init = Literal["identity", "paper"]
 ScaleMapName = Literal["bounded", "sigmoid", "sigmoid_floor", "sigmoid_inv", "exp"]
 ScaleMap = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -131,6 +110,16 @@ def gain_bound_in(owner: str, value: float | None, init: Init) -> float:
             f'init="paper", which has no bound'
         )
     return float(value)
+
+
+def bound_in(owner: str, name: str, bound: float | None, finite: bool = False) -> float | None:
+    """A positive bound, or none where it is to be chosen."""
+    if bound is None:
+        return None
+    positive = isinstance(bound, (int, float)) and bound > 0
+    if not positive or (finite and bound == math.inf):
+        raise OptionError(f"{owner}: expected {name} to be a positive number, found {bound!r}")
+    return float(bound)
 
 
 def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:

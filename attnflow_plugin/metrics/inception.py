@@ -16,8 +16,6 @@ from attnflow_plugin.options import positive_int
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["fid", "inception_score", "kid"]
-
 Feature = int | str | nn.Module
 MeanAndDeviation = tuple[float, float]
 

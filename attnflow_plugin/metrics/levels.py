@@ -9,17 +9,6 @@ from torch import Tensor
 from attnflow_plugin.errors import NonFiniteError, ShapeError
 from attnflow_plugin.options import positive_int
 
-__all__ = [
-    "LEVELS",
-    "bits_per_dim",
-    "check_colours",
-    "check_images",
-    "check_pair",
-    "check_tensor",
-    "dequantize",
-    "to_levels",
-]
-
 LEVELS = 255
 
 

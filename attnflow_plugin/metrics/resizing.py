@@ -11,8 +11,6 @@ from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.metrics.levels import LEVELS, check_images, check_tensor, to_levels
 from attnflow_plugin.options import positive_int
 
-__all__ = ["downscale", "resize_bicubic"]
-
 RADIUS = 2
 """Reach of the cubic kernel, in pixels of the coarser grid."""
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     Score = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
 
-__all__ = ["LPIPS", "lr_psnr", "pairwise_diversity", "pixel_diversity", "psnr", "ssim"]
-
 WINDOW = 7
 """Side of the uniform window of scikit-image's SSIM."""
 

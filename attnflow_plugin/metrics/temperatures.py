@@ -8,8 +8,6 @@ from torch import Tensor
 
 from attnflow_plugin.errors import OptionError, ShapeError
 
-__all__ = ["TemperatureTable", "over_temperatures"]
-
 Sample = Callable[[Tensor, float], Tensor]
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 

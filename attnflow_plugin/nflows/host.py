@@ -18,8 +18,8 @@ from nflows.transforms.linear import Linear
 from nflows.transforms.nonlinearities import CauchyCDF
 from torch import Tensor, nn
 
+from attnflow_plugin.backbones.full_glow_nets import SourceTower
 from attnflow_plugin.backbones.multiscale import MultiscalePlan
-from attnflow_plugin.backbones.source_tower import SourceTower
 from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize, require_rows, unsqueezed
 from attnflow_plugin.insertion.domains import LINE, Domain, box, spline_domain
@@ -31,8 +31,6 @@ from attnflow_plugin.nflows.parts import (
     LearningActNorm,
     ReadyActNorm,
 )
-
-__all__ = ["NFLOWS", "Nflows"]
 
 
 class Nflows(Host[Flow]):

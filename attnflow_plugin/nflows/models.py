@@ -14,8 +14,6 @@ from attnflow_plugin.layers.base import Context
 from attnflow_plugin.nflows.parts import EncodedTransform
 from attnflow_plugin.options import positive_int
 
-__all__ = ["check_context", "draw"]
-
 
 def check_context(
     owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False

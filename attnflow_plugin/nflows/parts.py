@@ -18,14 +18,6 @@ from attnflow_plugin.layers.conditional import order_of, read_whole_numbers
 from attnflow_plugin.nflows.layers import ChannelAutoregression
 from attnflow_plugin.training import statistics
 
-__all__ = [
-    "ChannelAutoregressivePrior",
-    "EncodedTransform",
-    "FullPrecisionConv1x1",
-    "LearningActNorm",
-    "ReadyActNorm",
-]
-
 
 class EncodedTransform(Transform):
     r"""Hands ``encoder(context)`` on to a transform as its context.

@@ -18,8 +18,6 @@ from attnflow_plugin.inputs import (
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.options import non_negative_int
 
-__all__ = ["Chain", "ConditionalMultiscaleFlow", "GlowStep", "run_with_context", "tempered"]
-
 
 class Chain(nf.flows.Flow):
     r"""Several flows in a row, listed latent to data: $x = f_n(\dots f_1(z))$.

@@ -37,8 +37,6 @@ from attnflow_plugin.normflows.parts import (
     ReadyActNorm,
 )
 
-__all__ = ["NORMFLOWS", "Normflows"]
-
 
 class Normflows(Host[nf.MultiscaleFlow]):
     """What the package asks of normflows."""

@@ -10,8 +10,6 @@ from attnflow_plugin.layers.base import Context
 from attnflow_plugin.normflows.containers import ConditionalMultiscaleFlow, tempered
 from attnflow_plugin.options import non_negative_int
 
-__all__ = ["bases_of", "check_context", "draw", "log_prob"]
-
 
 def bases_of(model: nn.Module) -> list[nn.Module]:
     """The base distributions, from the coarsest level."""

@@ -13,13 +13,6 @@ from attnflow_plugin.constants import without_autocast
 from attnflow_plugin.layers.channel_autoregression import ChannelAutoregression
 from attnflow_plugin.training import statistics
 
-__all__ = [
-    "ChannelAutoregressivePrior",
-    "FullPrecisionConv1x1",
-    "LearningActNorm",
-    "ReadyActNorm",
-]
-
 
 class FullPrecisionConv1x1(nf.flows.Invertible1x1Conv):
     """Under autocast the host's own rounds the event and the matrix, but not the log-det."""

@@ -29,8 +29,6 @@ from attnflow_plugin.search.placement import Inserter, Placement
 from attnflow_plugin.search.result import SearchResult
 from attnflow_plugin.search.trial import MakeOptimizer, Storage, Train, Trainer, digest
 
-__all__ = ["search_attention"]
-
 _OWNER = "search_attention"
 #: Rows to try candidates with: few, but enough to see whether events leave a box.
 _EXAMPLES = 16

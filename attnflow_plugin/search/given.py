@@ -18,16 +18,6 @@ from attnflow_plugin.insertion.factories import (
 )
 from attnflow_plugin.layers.attentions import ATTENTIONS
 
-__all__ = [
-    "DEFAULT_CANDIDATES",
-    "Batch",
-    "Batches",
-    "Candidate",
-    "Candidates",
-    "read_batches",
-    "read_candidates",
-]
-
 Entry = Attention | Sequence[Attention]
 Candidates = Entry | Mapping[str, Entry | tuple[Entry, Mapping[str, object]]]
 

@@ -10,8 +10,6 @@ from attnflow_plugin.search.placement import Placement
 from attnflow_plugin.search.result import Gain, Trial, paired_gain
 from attnflow_plugin.search.trial import Storage, Trainer
 
-__all__ = ["Greedy", "Limits"]
-
 Progress = Callable[[Trial], object]
 
 

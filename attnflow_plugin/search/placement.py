@@ -18,8 +18,6 @@ from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.insertion.places import Place, Position
 from attnflow_plugin.search.given import Batch, Candidate
 
-__all__ = ["Inserter", "Placement"]
-
 
 @dataclass(frozen=True)
 class Placement:

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from attnflow_plugin.insertion import InsertionReport
 from attnflow_plugin.search.placement import Inserter, Placement
 
-__all__ = ["Gain", "SearchResult", "Trial", "paired_gain"]
-
 
 @dataclass(frozen=True)
 class Gain:

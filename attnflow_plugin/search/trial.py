@@ -20,8 +20,6 @@ from attnflow_plugin.insertion.copying import independent_copy, undisturbed
 from attnflow_plugin.search.given import Batch
 from attnflow_plugin.search.placement import Inserter, Placement, device_of
 
-__all__ = ["MakeOptimizer", "Storage", "Train", "Trainer", "digest"]
-
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Train = Literal["all", "new"]
 _FORMAT = "attnflow-plugin search 1"

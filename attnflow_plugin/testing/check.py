@@ -39,8 +39,6 @@ from attnflow_plugin.testing.modes import (
 from attnflow_plugin.testing.rows import check_batches, check_context, check_rows
 from attnflow_plugin.testing.subject import LayerReport, Subject, Way, largest
 
-__all__ = ["check_layer"]
-
 
 def check_layer(
     layer: nn.Module,

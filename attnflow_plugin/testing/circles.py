@@ -8,8 +8,6 @@ from torch import Tensor
 
 from attnflow_plugin.errors import ShapeError
 
-__all__ = ["Circles"]
-
 
 class Circles(NamedTuple):
     """The channels on circles, with the interval that makes a circle of each.

@@ -10,8 +10,6 @@ from torch import Tensor
 from attnflow_plugin.errors import AttnFlowError
 from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way
 
-__all__ = ["check_contract", "check_empty", "check_repeats", "twice"]
-
 #: Calls in each direction, over all checks: enough for what happens only now and then.
 CALLS = 52
 HOSTS = ("normflows", "nflows")

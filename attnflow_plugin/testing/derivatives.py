@@ -8,16 +8,6 @@ from torch import Tensor
 
 from attnflow_plugin.testing.subject import Outcome, Subject, Way, largest
 
-__all__ = [
-    "check_context_gradient",
-    "check_finite_differences",
-    "check_mixing",
-    "check_parameter_gradients",
-    "gradients",
-    "own_jacobian",
-    "require_log_det",
-]
-
 #: Where a kink or an iterative inverse spoils one step, another is tried.
 STEPS = (1e-6, 1e-5, 1e-4, 1e-7)
 #: Of a derivative against finite differences, relative to the largest.

@@ -13,8 +13,6 @@ from attnflow_plugin.testing.derivatives import (
 )
 from attnflow_plugin.testing.subject import CallError, Subject, largest
 
-__all__ = ["check_magnitudes", "check_parameters", "check_shapes", "smallest"]
-
 #: Signs and sizes that all parameters take, in units of ``randomize``.
 SIZES = (2.0, -2.0, 8.0, -8.0)
 #: Where the Jacobian is worse conditioned than this, errors of right layers are large too.

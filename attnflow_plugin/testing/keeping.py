@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["everything_kept"]
-
 
 @contextmanager
 def everything_kept(layer: nn.Module) -> Iterator[None]:

@@ -8,8 +8,6 @@ from torch import Tensor
 from attnflow_plugin.testing.derivatives import gradients, own_jacobian, require_log_det
 from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way, largest
 
-__all__ = ["check_float32", "check_half", "check_layouts", "check_no_grad", "check_training"]
-
 #: Far enough below the largest number of float16 for what happens inside a layer.
 LARGEST_IN_HALF = 1e3
 #: Of gradients in float32, relative to the largest.

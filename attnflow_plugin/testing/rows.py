@@ -6,8 +6,6 @@ from torch import Tensor
 from attnflow_plugin.testing.derivatives import check_context_gradient, gradients
 from attnflow_plugin.testing.subject import Outcome, Subject, Way, largest
 
-__all__ = ["check_batches", "check_context", "check_rows"]
-
 BATCHES = (2, 5, 64)
 #: Rows that are tried one by one.
 ROWS = 6

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from attnflow_plugin.testing.circles import Circles
 
-__all__ = ["CallError", "LayerReport", "Outcome", "Subject", "Way", "largest"]
-
 
 class LayerReport(NamedTuple):
     """The largest absolute errors that `check_layer` met, over both directions.

@@ -5,7 +5,6 @@ import torch
 
 from attnflow_plugin import AttentionCoupling
 from attnflow_plugin.layers import dot_product
-from attnflow_plugin.layers.attention_coupling import token_attention
 from attnflow_plugin.masks import make_mask
 from tests.support import randomised
 
@@ -62,9 +61,9 @@ def test_fused_kernels_attend_to_the_same(monkeypatch, shape, options):
     """Without gradients they are used on the CPU too, from some number of tokens on."""
     layer = randomised(AttentionCoupling(shape[0], **options)).double()
     x = torch.randn(2, *shape, dtype=torch.float64)
-    monkeypatch.setattr(token_attention, "FEW_SEEN", 0)
+    monkeypatch.setattr(dot_product, "FEW_SEEN", 0)
     expected = layer.to_latent(x)
-    monkeypatch.setattr(token_attention, "FEW_TOKENS", 0)
+    monkeypatch.setattr(dot_product, "FEW_TOKENS", 0)
     calls = []
     fused = dot_product.F.scaled_dot_product_attention
     monkeypatch.setattr(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin import AttentionCoupling
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from attnflow_plugin.layers.attention_coupling import token_attention
+from attnflow_plugin.layers import dot_product
 from attnflow_plugin.testing import check_layer
 from tests.support import HOSTS, host_module, randomise, randomised
 
@@ -148,7 +148,7 @@ def test_the_fused_kernel_gives_the_same(name, monkeypatch):
     layer, x, present = padded_layer(name), drawn(4, 4, 5), mask_of(SIZES)
     with torch.no_grad():
         expected = layer.to_latent(x, present)
-        monkeypatch.setattr(token_attention, "FEW_TOKENS", 0)
+        monkeypatch.setattr(dot_product, "FEW_TOKENS", 0)
         found = layer.to_latent(x, present)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -166,7 +166,7 @@ def test_a_large_set_has_the_gradients_of_a_small_one(monkeypatch):
         return first, second
 
     expected = slopes()
-    monkeypatch.setattr(token_attention, "FEW_TOKENS", 0)
+    monkeypatch.setattr(dot_product, "FEW_TOKENS", 0)
     for ours, theirs in zip(slopes(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 

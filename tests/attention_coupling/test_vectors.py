@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attnflow_plugin import AttentionCoupling
-from attnflow_plugin.layers.attention_coupling import token_attention, vectors
+from attnflow_plugin.layers import dot_product, features
 from attnflow_plugin.masks import make_mask
 from attnflow_plugin.testing import check_layer
 from tests.support import assert_exact, randomised
@@ -66,7 +66,7 @@ def literal(layer, x, context):
 @pytest.mark.parametrize("few", [0, 8])
 @pytest.mark.parametrize("options", [{}, {"flip": True}, {"mask": "random", "heads": 2}], ids=str)
 def test_the_formula_coordinate_by_coordinate(monkeypatch, few, options):
-    monkeypatch.setattr(token_attention, "FEW_SEEN", few)
+    monkeypatch.setattr(dot_product, "FEW_SEEN", few)
     layer = randomised(AttentionCoupling(7, context_channels=2, **options)).double()
     x, context = torch.randn(3, 7).double(), torch.randn(3, 2).double()
     z, weights = layer.to_latent(x, context)[0], layer.attention(x, context)
@@ -120,14 +120,14 @@ def test_without_gradients_few_rows_are_in_memory_at_a_time(monkeypatch, options
     layer = randomised(AttentionCoupling(10, context_channels=2, **options)).double()
     x, context = torch.randn(50, 10).double(), torch.randn(50, 2).double()
     expected = layer.to_latent(x, context)
-    monkeypatch.setattr(vectors, "MOST_NUMBERS", 3000)
-    rows, attend = [], getattr(token_attention.TokenAttention, name)
+    monkeypatch.setattr(features, "MOST_NUMBERS", 3000)
+    rows, attend = [], getattr(dot_product.TokenAttention, name)
 
     def counted(self, *args):
         rows.append(args[0].shape[0])
         return attend(self, *args)
 
-    monkeypatch.setattr(token_attention.TokenAttention, name, counted)
+    monkeypatch.setattr(dot_product.TokenAttention, name, counted)
     torch.testing.assert_close(layer.to_latent(x, context), expected, rtol=0, atol=0)
     with torch.no_grad():
         torch.testing.assert_close(layer.to_latent(x, context), expected)

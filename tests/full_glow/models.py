@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.backbones.source_tower import SourceTower, latent_context
+from attnflow_plugin.backbones.full_glow_nets import SourceTower, latent_context
 from tests.support import POSITIONS, built_once, host_module, randomise
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from attnflow_plugin.backbones.source_tower import SOURCE_LOG_PROB
+from attnflow_plugin.backbones.full_glow_nets import SOURCE_LOG_PROB
 from tests.full_glow.models import VARIANTS, build, latents, pairs, source_latents, tower
 from tests.support import HOSTS, brute_force_log_det, host_module
 

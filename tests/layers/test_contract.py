@@ -222,7 +222,8 @@ LAYERS = pytest.mark.parametrize("layer_class", [IMap, ITrans, AttentionCoupling
 @LAYERS
 def test_forward_mode_differentiation(layer_class):
     # Beyond 128 tokens the attention of torch has a kernel of its own; these are 144.
-    layer, x = randomised(layer_class(2)), torch.randn(2, 2, 12, 12)
+    layer = randomised(layer_class(2)).double()
+    x = torch.randn(2, 2, 12, 12, dtype=torch.float64)
     tangent = torch.randn_like(x)
     expected = torch.func.jvp(lambda x: layer.to_latent(x)[0], (x,), (tangent,))[1]
     with torch.no_grad(), forward_ad.dual_level():

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from attnflow_plugin import ITrans
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.itrans.weights import LowRankAttention
+from attnflow_plugin.layers.low_rank import LowRankAttention
 from attnflow_plugin.linalg import AttentionMatrix, identity_like
 from attnflow_plugin.testing import check_layer
 from tests.support import randomise, randomised

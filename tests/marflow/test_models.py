@@ -9,7 +9,7 @@ from attnflow_plugin.backbones import GatedAttentionNet
 from attnflow_plugin.backbones.channel_lstm import condition_net
 from attnflow_plugin.backbones.marflow import PRIOR_CHANNELS
 from attnflow_plugin.errors import OptionError, ShapeError
-from attnflow_plugin.layers.itrans.mixing import BoundedMixing
+from attnflow_plugin.layers.mixing import BoundedMixing
 from attnflow_plugin.normflows import IMap, MixtureLogisticCoupling, build_marflow
 from tests.marflow.models import VARIANTS, build
 from tests.support import (

@@ -18,7 +18,7 @@ from ablation.control_layers import (
 )
 from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
 from attnflow_plugin.backbones.multiscale import StepPosition
-from attnflow_plugin.layers.masked_attention import attention_layers
+from attnflow_plugin.layers.base import attention_layers
 from attnflow_plugin.normflows import AttentionCoupling, ITrans, insert_attention
 
 DEPTH, HIDDEN = 4, 64

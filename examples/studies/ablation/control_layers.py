@@ -12,7 +12,7 @@ from attnflow_plugin.constants import cached_constant
 from attnflow_plugin.layers import AttentionCoupling, InvertibleLayer
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.conditioner import affine_parameters
-from attnflow_plugin.layers.itrans.weights import DenseWeights, PassingHalf
+from attnflow_plugin.layers.mixing import DenseWeights, PassingHalf
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.masks import make_mask
 from attnflow_plugin.normflows import IMap, ITrans

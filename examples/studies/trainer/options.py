@@ -13,7 +13,7 @@ from attnflow_plugin.backbones.srflow import Splits
 from attnflow_plugin.insertion.places import PositionName
 from attnflow_plugin.layers.attentions import ATTENTIONS
 from attnflow_plugin.layers.imap import Activation, Axis
-from attnflow_plugin.layers.itrans.mixing import HeadMode
+from attnflow_plugin.layers.mixing import HeadMode
 from attnflow_plugin.layers.scales import Init, ScaleMapName
 from attnflow_plugin.masks import MaskKind
 

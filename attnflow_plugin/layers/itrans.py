@@ -8,24 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
+from attnflow_plugin.layers.base import MaskedAttention
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.dot_product import RelativePositionBias
-from attnflow_plugin.layers.itrans.factors import (
-    AttentionAffine,
-    FactorChain,
-    TokenMatrix,
-    ValueMixing,
-)
-from attnflow_plugin.layers.itrans.mixing import Activation, BoundedMixing, HeadMode, mixing_for
-from attnflow_plugin.layers.itrans.weights import (
+from attnflow_plugin.layers.factors import AttentionAffine, FactorChain, TokenMatrix, ValueMixing
+from attnflow_plugin.layers.low_rank import LowRankAttention, require_low_rank_options
+from attnflow_plugin.layers.mixing import (
+    Activation,
     AttentionWeights,
+    BoundedMixing,
     DenseWeights,
-    LowRankAttention,
+    HeadMode,
     PassingHalf,
+    RawMixing,
     dot_products,
-    require_low_rank_options,
 )
-from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import (
     Patches,
     TokenLayout,
@@ -44,8 +41,6 @@ from attnflow_plugin.layers.scales import (
 from attnflow_plugin.linalg import Factor
 from attnflow_plugin.masks import PATTERNS, MaskKind, require_positions
 from attnflow_plugin.options import one_of, positive_int, sizes_per_axis
-
-__all__ = ["ITrans"]
 
 
 class ITrans(MaskedAttention):
@@ -136,7 +131,8 @@ class ITrans(MaskedAttention):
         else:
             require_low_rank_options(name, rank, mask, activation, init)
             self.slots = LowRankAttention(heads, rank, channels, context_channels, position_bias)
-        self.mixing = mixing_for(heads, head_mode, activation, init)
+        mixing = BoundedMixing if init == "identity" else RawMixing
+        self.mixing: BoundedMixing | RawMixing = mixing(heads, head_mode, activation)
         self.value_mixing = ValueMixing(name, channels, mask, self.flip) if value_mixing else None
         self.affine = AttentionAffine(channels, heads, context_channels) if affine else None
         self._has_default_bound = gain_bound is None

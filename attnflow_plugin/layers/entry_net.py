@@ -9,17 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
-from attnflow_plugin.layers.attention_coupling.embedding import per_position
-from attnflow_plugin.layers.attention_coupling.layout import Halves
-from attnflow_plugin.layers.attention_coupling.token_attention import (
-    Positions,
-    TokenAttention,
-    Windows,
-    token_windows,
-)
-from attnflow_plugin.layers.attention_coupling.vectors import Coordinates, by_rows, vector_scale
-
-__all__ = ["EntryNet"]
+from attnflow_plugin.layers.dot_product import TokenAttention
+from attnflow_plugin.layers.features import Coordinates, by_rows, per_position, vector_scale
+from attnflow_plugin.layers.layout import Halves, Positions, Windows, token_windows
 
 
 class EntryNet(nn.Module):

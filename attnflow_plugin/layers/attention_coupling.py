@@ -9,41 +9,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.layers.attention_coupling.embedding import (
-    bound_in,
+from attnflow_plugin.layers.base import Context, MaskedAttention
+from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.dot_product import TokenAttention
+from attnflow_plugin.layers.features import (
+    Coordinates,
+    RowNet,
+    VectorNet,
+    by_rows,
     kernel_in,
     per_position,
+    vector_scale,
     widths,
 )
-from attnflow_plugin.layers.attention_coupling.layout import (
+from attnflow_plugin.layers.layout import (
     Layout,
+    Positions,
     halves_of,
     name_of_mask,
     positions_in,
     present_in,
     require_axes,
-)
-from attnflow_plugin.layers.attention_coupling.token_attention import (
-    Positions,
-    TokenAttention,
     token_windows,
 )
-from attnflow_plugin.layers.attention_coupling.vectors import (
-    Coordinates,
-    RowNet,
-    VectorNet,
-    by_rows,
-    vector_scale,
-)
-from attnflow_plugin.layers.base import Context
-from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.masked_attention import MaskedAttention
 from attnflow_plugin.layers.patches import patches_per_axis
-from attnflow_plugin.layers.scales import coupling_bounds, soft_bound
+from attnflow_plugin.layers.scales import bound_in, coupling_bounds, soft_bound
 from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import boolean, positive_int, sizes_per_axis
-
-__all__ = ["AttentionCoupling"]
 
 
 class AttentionCoupling(MaskedAttention):

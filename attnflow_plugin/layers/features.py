@@ -1,7 +1,7 @@
-r"""Vectors: every coordinate is a token, and only those of the passing half are seen."""
+r"""Features of tokens: positions with their neighbourhood, or the coordinates of a vector."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,16 +9,69 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
-from attnflow_plugin.layers.attention_coupling.token_attention import TokenAttention
+from attnflow_plugin.errors import OptionError
+from attnflow_plugin.layers.dot_product import TokenAttention
 from attnflow_plugin.masks import MaskKind, make_mask
+from attnflow_plugin.options import positive_int, sizes_per_axis
 
-__all__ = ["Coordinates", "RowNet", "VectorNet", "by_rows", "vector_scale"]
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+#: The default width is about twice the channels, within these bounds. On vectors the least is taken
+#: of it: a coordinate is one number.
+LEAST_WIDTH, LARGEST_WIDTH = 16, 64
 
 #: Maps events and what is seen of their contexts, any number of rows.
 RowNet = Callable[[Tensor, Tensor | None], Tensor]
 
 #: Numbers that a net without gradients may have in a tensor at a time: 8 MiB in float32.
 MOST_NUMBERS = 2**21
+
+
+def per_position(maps: Tensor, weight: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """Maps ``(B, inputs, *S)`` to features ``(B, n, width)``; a coordinate is an own input.
+
+    They are contiguous: in other layouts compiled graphs and eager kernels disagree on that of the
+    gradient of elu.
+
+    Args:
+        maps: shape ``(B, inputs, *S)``.
+        weight: shape ``(width, inputs, *kernel)``.
+        kernel: edges of a neighbourhood; empty for a single position.
+    """
+    weight = weight.to(maps.dtype)
+    if maps.ndim == 2:
+        return maps.unsqueeze(-1) * weight.mT.contiguous()
+    if not kernel:
+        return maps.flatten(2).mT @ weight.mT
+    convolution = _CONVOLUTIONS[len(kernel)]
+    return convolution(maps, weight, padding="same").flatten(2).mT.contiguous()
+
+
+def kernel_in(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
+    """The edges of a neighbourhood; none for a single position, whatever the number of axes."""
+    sizes = sizes_per_axis(owner, "kernel", kernel)
+    if sizes == 1:
+        return ()
+    edges = sizes if isinstance(sizes, tuple) else ()
+    odd = all(edge % 2 for edge in edges)
+    if not odd or not 1 <= len(edges) <= 3:
+        raise OptionError(
+            f"{owner}: expected kernel to be 1 or an odd number for each of 1 to 3 spatial axes, "
+            f"found {kernel!r}"
+        )
+    return edges
+
+
+def widths(owner: str, channels: int, heads: int, width: int | None) -> tuple[int, int]:
+    """Features of a position, and how many of them are in use on vectors."""
+    if width is None:
+        about = min(max(2 * channels, LEAST_WIDTH), LARGEST_WIDTH)
+        whole, least = (-(-size // heads) * heads for size in (about, LEAST_WIDTH))
+        return whole, least
+    width = positive_int(owner, "width", width)
+    if width % heads:
+        raise OptionError(f"{owner}: expected a width that {heads} heads divide, found {width}")
+    return width, width
 
 
 class Coordinates(NamedTuple):

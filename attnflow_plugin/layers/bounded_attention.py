@@ -7,30 +7,23 @@ from torch import Tensor
 
 from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.attention_coupling.embedding import bound_in
-from attnflow_plugin.layers.attention_coupling.layout import (
-    Halves,
-    halves_of,
-    positions_in,
-    require_axes,
-)
-from attnflow_plugin.layers.attention_coupling.token_attention import Positions
-from attnflow_plugin.layers.attention_coupling.vectors import Coordinates
-from attnflow_plugin.layers.bounded_attention.intervals import (
+from attnflow_plugin.layers.base import MaskedAttention
+from attnflow_plugin.layers.conditioner import context_at
+from attnflow_plugin.layers.entry_net import EntryNet
+from attnflow_plugin.layers.features import Coordinates
+from attnflow_plugin.layers.intervals import (
+    MAPS,
+    Bounds,
     Intervals,
+    cosine_and_sine,
     intervals_in,
     kinds_of,
     taken,
 )
-from attnflow_plugin.layers.bounded_attention.maps import MAPS, Bounds, cosine_and_sine
-from attnflow_plugin.layers.bounded_attention.net import EntryNet
-from attnflow_plugin.layers.conditioner import context_at
-from attnflow_plugin.layers.masked_attention import MaskedAttention
-from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, coupling_bounds
+from attnflow_plugin.layers.layout import Halves, Positions, halves_of, positions_in, require_axes
+from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, bound_in, coupling_bounds
 from attnflow_plugin.masks import MaskKind, require_positions
 from attnflow_plugin.options import positive_int
-
-__all__ = ["BoundedAttention"]
 
 
 class BoundedAttention(MaskedAttention):

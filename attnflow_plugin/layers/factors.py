@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.layers.itrans.weights import AttentionWeights, PassingHalf
+from attnflow_plugin.layers.mixing import AttentionWeights, PassingHalf
 from attnflow_plugin.layers.patches import TokenLayout
 from attnflow_plugin.layers.scales import (
     LOG_SCALE_BOUND,
@@ -21,15 +21,6 @@ from attnflow_plugin.layers.scales import (
 )
 from attnflow_plugin.linalg import Factor, identity_like
 from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
-
-__all__ = [
-    "AttentionAffine",
-    "ChannelMatrix",
-    "EntrywiseAffine",
-    "FactorChain",
-    "TokenMatrix",
-    "ValueMixing",
-]
 
 
 class TokenMatrix(NamedTuple):

@@ -1,99 +1,22 @@
-r"""The attention weights A between tokens: dense, or through a few slots."""
+r"""The weights of ITrans between many tokens, through a few slots."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
+from attnflow_plugin.constants import cached_constant, plain_shape
+from attnflow_plugin.layers.dot_product import MAX_AXES
 from attnflow_plugin.layers.patches import TokenLayout
-from attnflow_plugin.linalg import AttentionMatrix, Factor, LowRankMatrix, identity_like
+from attnflow_plugin.linalg import LowRankMatrix
 from attnflow_plugin.masks import PATTERNS, MaskKind
 from attnflow_plugin.options import one_of, positive_int
 
-__all__ = [
-    "AttentionWeights",
-    "DenseWeights",
-    "LowRankAttention",
-    "PassingHalf",
-    "SlotWeights",
-    "dot_products",
-    "matrix_of_groups",
-    "require_low_rank_options",
-]
-
 #: Cosines along each axis that a token knows of its place.
 FREQUENCIES = 4
-MAX_AXES = 3
-
-
-class PassingHalf(NamedTuple):
-    """What a call knows of the half that passes."""
-
-    tokens: Tensor  # shape: (B, N, P): zero where a feature is attended
-    columns: Tensor  # shape: (B, n, C + K): channels, and context, in the order of tokens
-    patches: Sequence[int]  # tokens along each axis
-    layout: TokenLayout
-    is_vector: bool  # it has one position, n = 1, and tokens are runs of its coordinates
-
-
-class AttentionWeights(Protocol):
-    """The attention A of all heads between tokens, however it is kept."""
-
-    def gathered(self, tokens: Tensor) -> Tensor:
-        """What every head gathers of tokens ``(B, N, P)``, of shape ``(B, H, N, P)``."""
-        ...
-
-    def dense(self) -> Tensor:
-        """A between all tokens, ``(B, H, N, N)``; rows are queries."""
-        ...
-
-    def combined(self, gains: Tensor, log_scale: Tensor, layout: TokenLayout) -> Factor:
-        r"""The matrix $W = c\,(I + \sum_h a_h A_h)$, or one for each head.
-
-        Args:
-            gains: a, shape ``(H, 1, 1)``; rows of A times these have absolute values that sum to
-                less than one.
-            log_scale: $\log c$, ``(G, 1, 1)``; with G = H heads have matrices of their own.
-            layout: which tokens are coupled, and how many features they attend to.
-        """
-        ...
-
-
-class DenseWeights(NamedTuple):
-    """All weights, one by one."""
-
-    weights: Tensor  # shape: (B, H, N, N)
-
-    def gathered(self, tokens: Tensor) -> Tensor:
-        """What every head gathers, ``(B, H, N, P)``."""
-        # Heads as rows of one product: to broadcast the tokens over them would copy these.
-        rows = self.weights.flatten(1, 2) @ tokens
-        return rows.unflatten(1, self.weights.shape[1:3])
-
-    def dense(self) -> Tensor:
-        """The weights."""
-        return self.weights
-
-    def combined(self, gains: Tensor, log_scale: Tensor, layout: TokenLayout) -> AttentionMatrix:
-        """The matrix W; see `AttentionWeights`."""
-        identity = identity_like(self.weights)
-        if plain_shape(log_scale)[0] < plain_shape(gains)[0]:
-            matrix = identity + (gains * self.weights).sum(1, keepdim=True)
-        else:
-            matrix = torch.addcmul(identity, gains, self.weights)
-        return matrix_of_groups(log_scale.exp() * matrix, layout, dominant=True)
-
-
-def matrix_of_groups(matrix: Tensor, layout: TokenLayout, dominant: bool) -> AttentionMatrix:
-    """Matrices ``(B, 1 or H, N, N)`` for the features of every group; heads have several."""
-    groups, own = plain_shape(layout.counts)[0], plain_shape(matrix)[1]
-    if groups > own:
-        matrix = matrix.repeat_interleave(groups // own, dim=1)
-    return AttentionMatrix(matrix, layout.coupled, layout.counts, dominant)
 
 
 class SlotWeights(NamedTuple):
@@ -122,58 +45,6 @@ class SlotWeights(NamedTuple):
         else:
             left, right = (factor.permute(0, 3, 1, 2, 4).flatten(3) for factor in (left, right))
         return LowRankMatrix(log_scale, left, right, layout.counts, layout.class_counts)
-
-
-def dot_products(query: Tensor, key: Tensor, half: PassingHalf) -> tuple[Tensor, int]:
-    """Scores between tokens, ``(B, H, N, N)``, and the features they sum over.
-
-    Queries and keys are linear in the channels of every position.
-
-    Args:
-        query: weights, ``(H, outputs, inputs)``.
-        key: weights of the same shape.
-        half: what the tokens are seen by.
-    """
-    heads, _, inputs = query.shape
-    columns, tokens = half.columns, half.tokens.shape[1]
-    if half.is_vector:
-        # The tokens are cut along the axis that the projections mix.
-        queries, keys = (
-            torch.einsum("hij,bj->bhi", weight, columns.flatten(1)).unflatten(-1, (tokens, -1))
-            for weight in (query, key)
-        )
-        return queries @ keys.mT, queries.shape[-1]
-    keys = columns.flatten(1).unflatten(1, (tokens, -1))
-    features = keys.shape[2]
-    # Q K^T = x1 (W_q^T W_k) x1^T for tokens as rows; the heads lie side by side in one product.
-    queries = columns @ (query.mT @ key).transpose(0, 1).flatten(1)
-    queries = queries.unflatten(2, (heads, inputs)).transpose(1, 2)
-    scores = _row_products(queries.reshape(-1, heads * tokens, features), keys)
-    return scores.unflatten(1, (heads, tokens)), features
-
-
-def _row_products(left: Tensor, right: Tensor) -> Tensor:
-    """Products of all rows of two batches of matrices."""
-    if left.requires_grad and in_plain_eager():
-        return _RowProducts.apply(left, right)
-    return torch.bmm(left, right.mT)
-
-
-class _RowProducts(torch.autograd.Function):
-    """With few and long rows, the gradient of ``right.mT`` is a product of tall matrices.
-
-    BLAS is many times slower for those than for the wide ones here.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(left, right)
-        return torch.bmm(left, right.mT)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        left, right = ctx.saved_tensors
-        return torch.bmm(gradient, right), torch.bmm(gradient.mT, left)
 
 
 def require_low_rank_options(
