@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 RECIPES_READY := $(VENV)/.recipes-ready
+BROWSER_READY := $(VENV)/.browser-ready
 CONSTRAINTS := constraints.txt
 # Every layer is exact, the conformance kit finds all mutants, and one model of each host.
 QUICK := tests/test_testing.py tests/test_masks.py tests/test_linalg.py tests/hosts/test_layers.py \
@@ -14,7 +15,7 @@ QUICK := tests/test_testing.py tests/test_masks.py tests/test_linalg.py tests/ho
 	tests/glow/test_exactness.py::test_log_det_at_every_position
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation list-quick quick test recipes bench lint format docs clean
+.PHONY: help demo ablation list-quick quick test recipes bench lint format docs browser clean
 
 help:  ## Show what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -32,7 +33,12 @@ $(RECIPES_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[recipes]"
 	touch $@
 
-demo: $(READY)  ## Train Glows with and without attention on digits (2 to 4 minutes).
+$(BROWSER_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[browser]"
+	command -v chromium || $(BIN)/playwright install chromium
+	touch $@
+
+demo: $(READY)  ## Train Glows with and without attention on digits, and say which is best (4 minutes).
 	$(BIN)/python examples/studies/digits.py $(ARGS)
 
 ablation: $(READY)  ## Compare all attentions and controls (a day and a half; ARGS=--quick: minutes).
@@ -68,6 +74,9 @@ format: $(READY)  ## Rewrite the sources in the project's style.
 
 docs: $(DOCS_READY)  ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict
+
+browser: docs $(BROWSER_READY)  ## Look at every page of the site in a browser (3 minutes).
+	$(BIN)/python -m pytest tests/site -o python_files='browse_*.py' -q $(ARGS)
 
 clean:  ## Remove the environment and everything that was built.
 	rm -rf $(VENV) site outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The pictures of the digits demo: samples, curves, and what inserted layers attend to."""
+"""The pictures of the digits demo: gains, samples, and what inserted layers attend to."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +12,19 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from harness import PLAIN, Run, by_arm
+from harness import PLAIN, Difference, Run, by_arm, paired_difference, scores
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-TITLES = {PLAIN: "Glow", "imap": "Glow + iMap", "itrans": "Glow + iTrans"}
-COLOURS = {PLAIN: "0.35", "imap": "tab:blue", "itrans": "tab:orange"}
+TITLES = {
+    PLAIN: "Glow",
+    "imap": "Glow + iMap",
+    "itrans": "Glow + iTrans",
+    "coupling": "Glow + attention coupling",
+}
+COLOURS = {PLAIN: "0.35", "imap": "tab:blue", "itrans": "tab:orange", "coupling": "tab:green"}
 DARKEST = 16
 # As usual for a Glow: at 1 some of its samples in a thousand overflow, with attention or without.
 TEMPERATURE = 0.7
@@ -102,23 +107,60 @@ def recorded_inputs(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Ten
             del layer.to_latent
 
 
-def plot_all(data: np.ndarray, runs: Sequence[Run], host: str, folder: Path) -> None:
-    """Samples and attention of the first seed, curves of all; ``data`` is (images, 8, 8)."""
+def gain_over_plain(runs: Sequence[Run], arm: str) -> Difference:
+    """Test bits/dim minus those of the plain Glow, seed by seed; negative is better."""
     arms = by_arm(runs)
-    plot_samples(data, {name: arm[0] for name, arm in arms.items()}, folder / "samples.png")
+    found, plain = (scores(arms[name], "test_bits_per_dim") for name in (arm, PLAIN))
+    return paired_difference(found, plain)
+
+
+def relative_time(runs: Sequence[Run], arm: str) -> float:
+    """Of the training, in times of the plain Glow."""
+    arms = by_arm(runs)
+    found, plain = (np.mean([r.values["seconds"] for r in arms[name]]) for name in (arm, PLAIN))
+    return float(found / plain)
+
+
+def plot_all(data: np.ndarray, runs: Sequence[Run], host: str, folder: Path) -> None:
+    """Gains and curves of all seeds, samples and attention of the first; (images, 8, 8) data."""
+    arms = by_arm(runs)
+    plot_summary(data, runs, host, folder / "summary.png")
     plot_curves(arms, host, folder / "curves.png")
     plot_scale_maps(arms["imap"][0].shown.views, folder / "imap_attention.png")
     plot_matrices(arms["itrans"][0].shown.views, folder / "itrans_attention.png")
 
 
-def plot_samples(data: np.ndarray, runs: dict[str, Run], path: Path) -> None:
-    figure, axes = plt.subplots(1, 1 + len(runs), figsize=(12, 4.2), layout="constrained")
-    _show_grid(axes[0], data, "data")
-    for ax, (arm, run) in zip(axes[1:], runs.items(), strict=True):
-        _show_grid(ax, run.shown.samples, f"{TITLES[arm]}, {run.shown.test:.3f} bits/dim")
-    steps, _ = runs[PLAIN].shown.curve[-1]
-    figure.suptitle(f"Digits, and samples after {steps} steps (temperature {TEMPERATURE})")
+def plot_summary(data: np.ndarray, runs: Sequence[Run], host: str, path: Path) -> None:
+    """What each layer gains and takes, and data beside samples without attention and with it."""
+    figure = plt.figure(figsize=(12, 4.4), layout="constrained")
+    chart, pictures = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    _show_gains(chart.subplots(), runs)
+    steps, _ = runs[0].shown.curve[-1]
+    chart.suptitle(f"What a layer gains on 8x8 digits ({host}, {steps} steps)", fontsize=12)
+    arms = by_arm(runs)
+    best = min(arms, key=lambda name: np.mean([run.shown.test for run in arms[name]]))
+    shown = {"data": data} | {TITLES[name]: arms[name][0].shown.samples for name in (PLAIN, best)}
+    for ax, (title, images) in zip(pictures.subplots(1, len(shown)), shown.items(), strict=True):
+        _show_grid(ax, images, title)
+    pictures.suptitle(f"Data, and samples at temperature {TEMPERATURE}", fontsize=12)
     _save(figure, path)
+
+
+def _show_gains(ax: Axes, runs: Sequence[Run]) -> None:
+    """Gain against time: every seed as a small dot, their mean as a large one."""
+    arms = by_arm(runs)
+    plain = {run.seed: run.shown.test for run in arms[PLAIN]}
+    for name, arm in arms.items():
+        time, gains = relative_time(runs, name), [plain[r.seed] - r.shown.test for r in arm]
+        ax.plot([time] * len(gains), gains, "o", color=COLOURS[name], alpha=0.4, markersize=4)
+        ax.plot(time, np.mean(gains), "o", color=COLOURS[name], markersize=9)
+        label = TITLES[name].removeprefix("Glow + ")
+        place = {"textcoords": "offset points", "xytext": (0, 12), "ha": "center"}
+        ax.annotate(label, (time, max(gains)), color=COLOURS[name], **place)
+    ax.axhline(0, color="0.35", linewidth=0.8)
+    ax.margins(0.2)
+    ax.set(xlabel="training time, plain Glow = 1", ylabel="bits/dim gained (more is better)")
+    ax.grid(alpha=0.3)
 
 
 def _show_grid(ax: Axes, images: np.ndarray, title: str, columns: int = 6) -> None:
