@@ -1,26 +1,52 @@
-"""The Python blocks of the README and of the documentation run as they stand."""
+"""The Python blocks of the README and of the documentation run, and print what is shown."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+# They depend on the processor.
+DECIMAL = re.compile(r"\d+\.\d+(?:e[-+]\d+)?")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_of_a_page_run(page, tmp_path, monkeypatch):
+def test_blocks_of_a_page_run_and_print_what_follows(page, tmp_path, monkeypatch):
     blocks = BLOCK.findall(page.read_text())
     monkeypatch.chdir(tmp_path)  # Blocks may write files.
     monkeypatch.syspath_prepend(ROOT / "examples" / "studies")
     namespace = {"__name__": "__main__"}
-    for block in blocks:
-        exec(compile(block, page.name, "exec"), namespace)
+    for block, shown in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(block, page.name, "exec"), namespace)
+        if shown:
+            assert DECIMAL.sub("#", printed.getvalue()) == DECIMAL.sub("#", shown)
 
 
-def test_the_readme_shows_both_hosts():
-    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+def test_the_readme_shows_both_hosts_and_what_they_print():
+    blocks = BLOCK.findall(README.read_text())
     for host in ("normflows", "nflows"):
-        assert any(f"from attnflow_plugin.{host} import" in block for block in blocks)
+        assert any(
+            f"from attnflow_plugin.{host} import" in code and shown for code, shown in blocks
+        )
+
+
+def test_the_readme_is_short():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120
+    assert len(re.findall(r"\d\.\d", text)) <= 10
+
+
+@pytest.mark.parametrize("block", BLOCK.findall(README.read_text()), ids=["normflows", "nflows"])
+def test_an_example_of_the_readme_is_short_and_needs_its_host_only(block):
+    lines = [line for line in block[0].splitlines() if line]
+    assert len(lines) <= 12
+    packages = {
+        line.split()[1].split(".")[0] for line in lines if line.startswith(("import", "from"))
+    }
+    assert packages <= {"attnflow_plugin", "torch", "normflows", "nflows"}

@@ -40,7 +40,7 @@ LAYERS = {
 }
 CONTROLS = {
     "digits": [
-        Shown("depth-6", "deeper\nGlow, 1.5x", (-60, 4)),
+        Shown("depth-6", "deeper\nGlow, 1.5x", (-54, 4)),
         Shown("conv", "convolutional coupling", (7, 6)),
     ],
     "photographs": [

@@ -133,9 +133,8 @@ def verdict(runs: list[Run]) -> str:
     else:
         head = "No layer helps in every seed."
     caution = (
-        f"The training is short ({arms[PLAIN][0].shown.curve[-1][0]} steps), so a part of each gain"
-        " is faster learning.\nA deeper Glow that takes as long is not among the arms:"
-        " docs/choosing.md compares with it."
+        "Each of them is compared with the plain Glow. The training is short, so that a part of a\n"
+        "gain is faster learning. docs/choosing.md compares with deeper Glows that take as long."
     )
     return "\n".join([f"Verdict: {head}", *lines, caution])
 
@@ -145,9 +144,8 @@ def _sentence(runs: list[Run], name: str) -> str:
     gain, arms = gain_over_plain(runs, name), harness.by_arm(runs)
     extra = arms[name][0].parameters / arms[PLAIN][0].parameters - 1
     return (
-        f"{TITLES[name]}: {effect(runs, name)}. {gain.text('+.3f', '.3f')} bits/dim against the"
-        f" plain Glow, {relative_time(runs, name):.1f} times its training time, {extra:.0%} more"
-        " parameters."
+        f"{TITLES[name]} {effect(runs, name)}: {gain.text('+.3f', '.3f')} bits/dim;"
+        f" {relative_time(runs, name):.1f} times the training time, {extra:.0%} more parameters"
     )
 
 

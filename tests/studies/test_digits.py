@@ -24,17 +24,17 @@ def test_the_verdict_names_the_best_arm_first():
     head, first, second, *_ = text.splitlines()
     assert head == "Verdict: Glow + attention coupling is the best of the 3."
     assert first == (
-        "* Glow + attention coupling: helps. -0.210 ± 0.010 bits/dim against the plain Glow,"
-        " 2.5 times its training time, 30% more parameters."
+        "* Glow + attention coupling helps: -0.210 ± 0.010 bits/dim;"
+        " 2.5 times the training time, 30% more parameters"
     )
-    assert second.startswith("* Glow + iMap: helps. -0.110")
+    assert second.startswith("* Glow + iMap helps: -0.110")
 
 
 def test_the_verdict_admits_that_nothing_helps():
     text = digits.verdict(runs(imap=[-0.2, 0.01, -0.2], itrans=[0.1, 0.2, 0.3]))
     assert text.startswith("Verdict: No layer helps in every seed.")
-    assert "Glow + iMap: makes no clear difference." in text
-    assert "Glow + iTrans: hurts." in text
+    assert "Glow + iMap makes no clear difference:" in text
+    assert "Glow + iTrans hurts:" in text
 
 
 @pytest.mark.slow
