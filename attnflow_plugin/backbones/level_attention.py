@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from attnflow_plugin.backbones.multiscale import LevelAttention, MultiscalePlan, StepPosition
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.copying import undisturbed
-from attnflow_plugin.insertion.factories import (
+from attnflow_plugin.insertion.building import (
     Attention,
     LayerFactory,
     as_list,
     attention_factories,
     check_attentions,
 )
+from attnflow_plugin.insertion.copying import undisturbed
 from attnflow_plugin.layers.base import Context, InvertibleLayer, attention_layers
 
 

@@ -1,24 +1,126 @@
-"""Building the layers for all places, with attention that stays inside where events are bounded."""
+"""From what a user calls an attention to layers for all places, inside of circles and boxes too."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from attnflow_plugin.errors import AttnFlowError, InsertionError
+from attnflow_plugin.errors import AttnFlowError, InsertionError, OptionError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.copying import is_out_of_memory
-from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.insertion.places import Neighbour, Place
-from attnflow_plugin.insertion.regions import (
-    Region,
-    Regions,
-    StandIn,
-    kept_inside,
-    require_inside,
-)
+from attnflow_plugin.insertion.regions import Region, Regions, require_inside
 from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Insertion
+from attnflow_plugin.layers.bounded_attention import BoundedAttention
+from attnflow_plugin.options import did_you_mean
+
+LayerFactory = Callable[[int], nn.Module]
+Attention = str | LayerFactory
+
+
+def attention_factories(
+    owner: str,
+    host: Host,
+    attention: Attention | Sequence[Attention],
+    both_masks: bool,
+    options: Mapping[str, object],
+) -> list[LayerFactory]:
+    """One factory per layer that goes to each place, from data to latent."""
+    kinds = as_list(attention)
+    check_attentions(owner, host, kinds, both_masks, options)
+    return list(_factories(host, kinds, both_masks, options))
+
+
+def check_attentions(
+    owner: str,
+    host: Host,
+    kinds: Sequence[Attention],
+    both_masks: bool,
+    options: Mapping[str, object],
+) -> None:
+    """Raise unless all are attentions, and each option is one of at least one of them.
+
+    Raises:
+        OptionError: no attention, an unknown one, or an option that none of them has.
+    """
+    if not kinds:
+        raise OptionError(f"{owner}: expected at least one attention, found none")
+    for kind in kinds:
+        _check_kind(owner, host, kind)
+    if both_masks and "flip" in options:
+        raise OptionError(
+            f"{owner}: expected flip only together with both_masks=False, which inserts "
+            "one layer instead of one of each colour"
+        )
+    names = [kind for kind in kinds if isinstance(kind, str)]
+    unused = set(options).difference(*(host.attentions[name].options() for name in names))
+    if unused:
+        shown = [kind if isinstance(kind, str) else _callable_name(kind) for kind in kinds]
+        raise OptionError(
+            f"{owner}: no layer of {shown} has the options {sorted(unused)}"
+            f"{_remedy(host, names, unused)}"
+        )
+
+
+def _factories(
+    host: Host, kinds: Iterable[Attention], both_masks: bool, options: Mapping[str, object]
+) -> Iterable[LayerFactory]:
+    colours: list[dict[str, Any]] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
+    for kind in kinds:
+        if not isinstance(kind, str):
+            yield kind
+            continue
+        layer = host.attentions[kind]
+        accepted: dict[str, Any] = {
+            name: options[name] for name in layer.options() if name in options
+        }
+        for colour in colours:
+            yield partial(layer, **accepted, **colour)
+
+
+def _check_kind(owner: str, host: Host, kind: object) -> None:
+    if isinstance(kind, nn.Module):
+        # It can be called, but with data.
+        raise OptionError(
+            f"{owner}: expected attention to be a name or a callable from channels to a layer, "
+            f"found a layer that is made already, {type(kind).__name__}; each place gets a layer "
+            f"of its own, so give what makes one, such as lambda channels: "
+            f"{type(kind).__name__}(channels)"
+        )
+    if not callable(kind) and (not isinstance(kind, str) or kind not in host.attentions):
+        raise OptionError(
+            f"{owner}: expected attention to be one of {tuple(host.attentions)} or a "
+            f"callable from channels to a layer, found {kind!r}"
+            f"{did_you_mean([kind], host.attentions)}"
+        )
+
+
+def _remedy(host: Host, names: Sequence[str], unused: Iterable[str]) -> str:
+    """Which options there are, whose the unused ones are, and what they may have meant."""
+    known = {name: host.attentions[name].options() for name in names}
+    parts = [f"{name!r} has {', '.join(options)}" for name, options in known.items()]
+    if not names:
+        parts.append("a callable gets the channels only, so bind its options by partial")
+    for option in sorted(unused):
+        owners = [name for name, layer in host.attentions.items() if option in layer.options()]
+        if owners:
+            parts.append(f"{option!r} is an option of {' and '.join(map(repr, owners))}")
+    every = [option for options in known.values() for option in options]
+    return f"; {'; '.join(parts)}{did_you_mean(unused, every)}"
+
+
+def _callable_name(kind: Callable[..., object]) -> str:
+    return getattr(kind, "__qualname__", repr(kind))
+
+
+def as_list(value: object) -> list[Any]:
+    """A sequence as it is, anything else, strings too, as the only element."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    return [value]
 
 
 class Built:
@@ -81,6 +183,54 @@ class Built:
             known = type(layer) in self._attentions
             self._blind[key] = known and is_blind(layer, place.event)
         return self._blind[key]
+
+
+class StandIn(NamedTuple):
+    """Attention that stays inside in place of another one.
+
+    Attributes:
+        name: the class that was asked for.
+        ignored: options of that which it does not have.
+        region: where events live there, for people.
+    """
+
+    name: str
+    ignored: tuple[str, ...]
+    region: str
+
+    def sentence(self, places: int) -> str:
+        """For a report."""
+        left_out = ", ".join(self.ignored)
+        return (
+            f"{BoundedAttention.__name__} stands in for {self.name} {places} "
+            f"{'time' if places == 1 else 'times'}, where {self.region}"
+            + (f"; it does not have the options {left_out}" if left_out else "")
+        )
+
+
+def kept_inside(
+    host: Host, make: LayerFactory, region: Region
+) -> tuple[LayerFactory, StandIn | None]:
+    """A factory with attention that stays inside, where it makes attention of this package.
+
+    The options that both have are handed on.
+    """
+    if region.is_line or region.unknown or not isinstance(make, partial):
+        return make, None
+    if make.func in host.attentions.values():
+        known = host.bounded_attention.options()
+        options: dict[str, Any] = {
+            name: value for name, value in make.keywords.items() if name in known
+        }
+        ignored = tuple(name for name in make.keywords if name not in known)
+        stand_in = StandIn(make.func.__name__, ignored, str(region))
+        return partial(host.bounded_attention, **options, **region.options()), stand_in
+    # What seeds the weights, say, holds the factory as its first argument.
+    inner, *rest = make.args or (None,)
+    if not callable(inner):
+        return make, None
+    inner, found = kept_inside(host, inner, region)
+    return partial(make.func, inner, *rest, **make.keywords), found
 
 
 def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:

@@ -1,37 +1,33 @@
 """Building attention layers, trying them in a copy, and inserting them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.building import Built
-from attnflow_plugin.insertion.checks import require_whole_model
-from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
-from attnflow_plugin.insertion.factories import (
+from attnflow_plugin.insertion.building import (
     Attention,
+    Built,
     LayerFactory,
     as_list,
     attention_factories,
 )
+from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.places import Place, Position, find_places
 from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.regions import Regions
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 from attnflow_plugin.insertion.request import cannot_run, read_batch
-from attnflow_plugin.insertion.transaction import Change, Insertion, commit, planned_changes
+from attnflow_plugin.insertion.transaction import (
+    Change,
+    Insertion,
+    commit,
+    planned_changes,
+    require_whole_model,
+)
 from attnflow_plugin.insertion.trial import Trial
 from attnflow_plugin.layers.base import attention_layers
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """An insertion that was tried and is about to be made."""
-
-    changes: Sequence[Change]
-    report: InsertionReport
 
 
 def insert_attention(  # noqa: D417
@@ -126,8 +122,8 @@ def insert_at(
     """
     batch = read_batch(host, model, example, context)
     with undisturbed(model, example):
-        plan = _plan(host, model, layers_at, batch, positions, check_domain, tried)
-    return commit(plan.changes, plan.report)
+        changes, report = _plan(host, model, layers_at, batch, positions, check_domain, tried)
+    return commit(changes, report)
 
 
 def places_in(
@@ -152,7 +148,8 @@ def _plan(
     positions: Sequence[Position],
     check_domain: bool,
     tried: bool,
-) -> _Plan:
+) -> tuple[list[Change], InsertionReport]:
+    """What is to be changed, once it was tried, and the report."""
     probe = _probe(host, model, batch)
     places = find_places(host, probe, positions)
     regions = Regions(probe) if check_domain else None
@@ -160,7 +157,7 @@ def _plan(
     insertions = built.insertions(places)
     require_whole_model(model, [insertion.neighbour for insertion in insertions])
     _share_bounds(model, insertions)
-    needed = _names(probe.model, probe.ran)
+    needed = [name for name, module in probe.model.named_modules() if module in probe.ran]
     trial = Trial(host, model, insertions, needed, probe.towards_latent)
     if not tried:
         trial.require_runs(batch)
@@ -169,7 +166,7 @@ def _plan(
         else:
             trial.require_sampling(batch)
     report = _report(insertions, trial.names(), built)
-    return _Plan(planned_changes(host, model, insertions), report)
+    return planned_changes(host, model, insertions), report
 
 
 def _probe(host: Host, model: nn.Module, batch: Batch) -> Probe:
@@ -197,10 +194,6 @@ def _share_bounds(model: nn.Module, insertions: Sequence[Insertion]) -> None:
     total = len(new) + len(attention_layers([model]))
     for layer in new:
         layer.share_bounds(total)
-
-
-def _names(model: nn.Module, layers: Mapping[nn.Module, None]) -> list[str]:
-    return [name for name, module in model.named_modules() if module in layers]
 
 
 def _report(

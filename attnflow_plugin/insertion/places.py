@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import InsertionError, OptionError
 from attnflow_plugin.hosts import Host, Role
 from attnflow_plugin.insertion.probe import Call, Probe
-from attnflow_plugin.insertion.recognise import advice
+from attnflow_plugin.insertion.request import advice
+from attnflow_plugin.insertion.sight import mixes_entries
 from attnflow_plugin.options import did_you_mean
 
 PositionName = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
@@ -23,7 +24,7 @@ _NAMED: dict[str, tuple[Role, Side]] = {
     "after_permutation": ("permutation", "after"),
     "after_coupling": ("coupling", "after"),
 }
-_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +226,7 @@ class _Walk:
 
     def _is_network(self, module: nn.Module) -> bool:
         """Whether a module inside of a layer computes parameters; it may well use layers for it."""
-        return not isinstance(module, (self._host.layer_type, *self._host.iterating, *_LISTS))
+        return not isinstance(module, (self._host.layer_type, *self._host.iterating, *LISTS))
 
 
 def _role(host: Host, probe: Probe, layer: nn.Module) -> Role:
@@ -235,7 +236,7 @@ def _role(host: Host, probe: Probe, layer: nn.Module) -> Role:
     if not _does_work_of_its_own(host, probe, layer):
         return "container"
     # What has no telling name is the transform of a step, unless it works entry by entry.
-    return host.guessed_role(layer) or ("coupling" if probe.mixes_entries(layer) else "other")
+    return host.guessed_role(layer) or ("coupling" if mixes_entries(probe, layer) else "other")
 
 
 def _does_work_of_its_own(host: Host, probe: Probe, module: nn.Module) -> bool:

@@ -3,30 +3,19 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial, wraps
+from dataclasses import dataclass
+from functools import wraps
 from types import MethodType
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from attnflow_plugin.hosts import Host, Run
 from attnflow_plugin.insertion.copying import Batch, is_out_of_memory
-from attnflow_plugin.insertion.domains import (
-    LINE,
-    BaseCall,
-    Domain,
-    domain_of_attention,
-    rows_of,
-)
-from attnflow_plugin.insertion.sight import noisy, saturates, sees_others
-from attnflow_plugin.layers.bounded_attention import BoundedAttention
+from attnflow_plugin.insertion.domains import BaseCall, rows_of
 
 _Method = Callable[..., Any]
-#: What a model is compared with lives where its data do.
-_TARGETS = ("p", "target")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 #: What to make of a method of a layer, by its name, before it is recorded.
 Wrap = Callable[[nn.Module, str, _Method], _Method]
@@ -83,7 +72,9 @@ class Probe:
     Attributes:
         host: the host.
         model: the copy.
+        names: of all modules of the copy.
         calls: the first call of each layer that maps one tensor of events to another.
+        base_calls: the first call of each base distribution.
         ran: all layers that the last run called, in their order.
         timeline: the sides of the calls, from data to latent.
         finite: whether all events and log-densities of the last run were finite.
@@ -95,24 +86,23 @@ class Probe:
         self.host = host
         self.model = model
         self._modes = [(module, module.training) for module in model.modules()]
-        self._names = {module: name for name, module in model.named_modules()}
+        self.names = {module: name for name, module in model.named_modules()}
         self._inside: set[nn.Module] = set()
         self.towards_latent = True
         self.largest = 0.0
         self._recording = False
         self._methods: dict[tuple[nn.Module, str], _Method] = {}
-        self._known_domains: dict[nn.Module, tuple[Domain | None, Domain | None]] = {}
         self._reset()
         for module in list(model.modules()):
             if isinstance(module, host.layer_type):
                 self._watch(module, wrap)
-            elif self._is_base(module):
+            elif self.is_base(module):
                 self._watch_base(module)
 
     def _reset(self) -> None:
         self.calls: dict[nn.Module, Call] = {}
         self.ran: dict[nn.Module, None] = {}
-        self._bases: dict[nn.Module, BaseCall] = {}
+        self.base_calls: dict[nn.Module, BaseCall] = {}
         self.finite = True
         self._stamps: list[tuple[nn.Module, bool, list[Call]]] = []
         self._inside.clear()
@@ -148,35 +138,9 @@ class Probe:
 
     def name(self, module: nn.Module) -> str:
         """What a module is called in the model, with its class."""
-        return f"{self._names[module]} ({type(module).__name__})"
+        return f"{self.names[module]} ({type(module).__name__})"
 
-    def domain(self, stamp: Stamp) -> Domain | None:
-        """What a layer says of events on one of its sides."""
-        data, latent = self._domains(stamp.layer)
-        usual = (stamp.call.method == self.host.to_latent_method) == stamp.call.towards_latent
-        return data if (stamp.side == "data") == usual else latent
-
-    def _domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
-        """What a class of the host says, or what a user's own pointwise layer does far away."""
-        if layer not in self._known_domains:
-            known = self.host.domains(layer)
-            if isinstance(layer, BoundedAttention):
-                known = (domain_of_attention(layer, self.calls[layer].before),) * 2
-            elif self.host.known_role(layer) is None and not self.mixes_entries(layer):
-                known = self._squashes(layer)
-            self._known_domains[layer] = known
-        return self._known_domains[layer]
-
-    def _squashes(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
-        call = self.calls[layer]
-        for name in ("forward", "inverse"):
-            if saturates(partial(self._rerun, layer, name), call.rows[:1]):
-                bounded = Domain("are bounded")
-                to_latent = name == self.host.to_latent_method
-                return (LINE, bounded) if to_latent else (bounded, LINE)
-        return None, None
-
-    def _rerun(self, layer: nn.Module, method: str, events: Tensor) -> Tensor:
+    def rerun(self, layer: nn.Module, method: str, events: Tensor) -> Tensor:
         """Run a layer by itself, with the first row of what else it was called with."""
         call, rows = self.calls[layer], len(events)
         args = [rows_of(value, call.batch, rows) for value in call.args]
@@ -196,8 +160,8 @@ class Probe:
 
         @wraps(run)
         def record(base: nn.Module, latents: object, *args: object, **kwargs: object) -> object:
-            if self._recording and base not in self._bases and _is_event(latents):
-                self._bases[base] = BaseCall(
+            if self._recording and base not in self.base_calls and _is_event(latents):
+                self.base_calls[base] = BaseCall(
                     self.name(base), run, latents.detach(), len(latents), args, kwargs
                 )
             return run(latents, *args, **kwargs)
@@ -243,51 +207,7 @@ class Probe:
         rows, named = before.detach()[:2].clone(), dict(kwargs) if args else {}
         return Call(method, self.towards_latent, data, latent, rows, len(before), rest, named)
 
-    def bases(self) -> list[BaseCall]:
-        """The first call of each base distribution, at latents that it draws itself if it can.
-
-        Those that were not called, since they are no modules or ``log_prob`` did not run, count as
-        well if there are no others.
-        """
-        if self._bases:
-            return [_at_samples(module, call) for module, call in self._bases.items()]
-        found: list[tuple[str, nn.Module | Distribution]] = [
-            (self.name(module), module)
-            for module in self._names
-            if isinstance(module, self.host.base_type) and self._is_base(module)
-        ]
-        found += [
-            (f"{name}.{key}".lstrip(".") + f" ({type(value).__name__})", value)
-            for module, name in self._names.items()
-            for key, value in vars(module).items()
-            if isinstance(value, Distribution) and key not in _TARGETS
-        ]
-        drawn = [(name, base, _drawn(base)) for name, base in found]
-        return [
-            BaseCall(name, getattr(base, "log_prob"), latents, len(latents))  # noqa: B009
-            for name, base, latents in drawn
-            if latents is not None
-        ]
-
-    def mixes_entries(self, layer: nn.Module) -> bool:
-        """Whether a layer that ran is more than a map of every entry by itself.
-
-        Its parameters are moved for the question, since a coupling may start as the identity.
-        """
-        call = self.calls[layer]
-        first, second = call.rows[:1], call.rows[-1:]
-        # Where the rows agree, a little aside, which is inside of a box around them too.
-        same = first == second
-        first = torch.where(same, 0.95 * first + 0.02, first)
-        second = torch.where(same, 0.9 * second + 0.05, second)
-
-        with noisy(layer):
-            try:
-                return sees_others(partial(self._rerun, layer, call.method), first, second)
-            except Exception:
-                return True
-
-    def _is_base(self, module: nn.Module) -> bool:
+    def is_base(self, module: nn.Module) -> bool:
         """Whether a module gives the density of latents, and of nothing else beside them."""
         run = getattr(module, "log_prob", None)
         if not callable(run) or any(
@@ -333,23 +253,6 @@ class Probe:
         if as_the_user:
             for module, training in self._modes:
                 module.training = training
-
-
-def _drawn(base: nn.Module | Distribution) -> Tensor | None:
-    """Two latents that a base distribution draws itself, if it needs nothing for it."""
-    draw: _Method = getattr(base, "sample", None)  # type: ignore[assignment]
-    try:
-        latents = draw((2,) if isinstance(base, Distribution) else 2).detach()
-    except Exception:
-        return None
-    return latents.unsqueeze(1) if latents.ndim == 1 else latents
-
-
-def _at_samples(module: nn.Module, call: BaseCall) -> BaseCall:
-    latents = _drawn(module)
-    if latents is None or latents.shape[1:] != call.latents.shape[1:]:
-        return call
-    return replace(call, latents=latents)
 
 
 def _largest(event: Tensor) -> float:

@@ -5,21 +5,31 @@ the ends of circles and boxes, others may only confirm that.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from attnflow_plugin.errors import DomainError
-from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.domains import LINE, Domain, Span, domain_of_base
-from attnflow_plugin.insertion.factories import LayerFactory
+from attnflow_plugin.insertion.domains import (
+    LINE,
+    BaseCall,
+    Domain,
+    Span,
+    domain_of_attention,
+    domain_of_base,
+)
 from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe, Stamp
+from attnflow_plugin.insertion.sight import mixes_entries, saturates
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
+
+#: What a model is compared with lives where its data do.
+_TARGETS = ("p", "target")
 
 
 class _Said(NamedTuple):
@@ -95,10 +105,11 @@ class Regions:
     """
 
     def __init__(self, probe: Probe) -> None:
-        self._probe = probe
+        self._probe, self._host = probe, probe.host
+        self._known_domains: dict[nn.Module, tuple[Domain | None, Domain | None]] = {}
         # Bases draw latents; the weights of layers that are made later should not depend on that.
         with torch.random.fork_rng(devices=[]):
-            asked = [(base.name, domain_of_base(base)) for base in probe.bases()]
+            asked = [(base.name, domain_of_base(base)) for base in _bases(probe)]
         self._of_bases = next(((name, found) for name, found in asked if found is not None), None)
         self._asked = bool(asked)
 
@@ -140,7 +151,7 @@ class Regions:
         entered: set[nn.Module] = set()
         near = True
         for stamp in stamps:
-            domain = self._probe.domain(stamp)
+            domain = self._domain(stamp)
             if domain is not None:
                 yield _Said(self._probe.name(stamp.layer), domain, near)
             # A layer that was entered and left lies between; a container is only entered, or left.
@@ -148,6 +159,76 @@ class Regions:
             entered.add(stamp.layer)
         if base and self._of_bases is not None:
             yield _Said(*self._of_bases, near)
+
+    def _domain(self, stamp: Stamp) -> Domain | None:
+        """What a layer says of events on one of its sides."""
+        data, latent = self._domains(stamp.layer)
+        usual = (stamp.call.method == self._host.to_latent_method) == stamp.call.towards_latent
+        return data if (stamp.side == "data") == usual else latent
+
+    def _domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
+        """What a class of the host says, or what a user's own pointwise layer does far away."""
+        if layer not in self._known_domains:
+            known = self._host.domains(layer)
+            if isinstance(layer, BoundedAttention):
+                known = (domain_of_attention(layer, self._probe.calls[layer].before),) * 2
+            elif self._host.known_role(layer) is None and not mixes_entries(self._probe, layer):
+                known = self._squashes(layer)
+            self._known_domains[layer] = known
+        return self._known_domains[layer]
+
+    def _squashes(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
+        call = self._probe.calls[layer]
+        for name in ("forward", "inverse"):
+            if saturates(partial(self._probe.rerun, layer, name), call.rows[:1]):
+                bounded = Domain("are bounded")
+                to_latent = name == self._host.to_latent_method
+                return (LINE, bounded) if to_latent else (bounded, LINE)
+        return None, None
+
+
+def _bases(probe: Probe) -> list[BaseCall]:
+    """The first call of each base distribution, at latents that it draws itself if it can.
+
+    Those that were not called, since they are no modules or ``log_prob`` did not run, count as
+    well if there are no others.
+    """
+    if probe.base_calls:
+        return [_at_samples(module, call) for module, call in probe.base_calls.items()]
+    found: list[tuple[str, nn.Module | Distribution]] = [
+        (probe.name(module), module)
+        for module in probe.names
+        if isinstance(module, probe.host.base_type) and probe.is_base(module)
+    ]
+    found += [
+        (f"{name}.{key}".lstrip(".") + f" ({type(value).__name__})", value)
+        for module, name in probe.names.items()
+        for key, value in vars(module).items()
+        if isinstance(value, Distribution) and key not in _TARGETS
+    ]
+    drawn = [(name, base, _drawn(base)) for name, base in found]
+    return [
+        BaseCall(name, getattr(base, "log_prob"), latents, len(latents))  # noqa: B009
+        for name, base, latents in drawn
+        if latents is not None
+    ]
+
+
+def _drawn(base: nn.Module | Distribution) -> Tensor | None:
+    """Two latents that a base distribution draws itself, if it needs nothing for it."""
+    draw: Callable[..., Any] = getattr(base, "sample", None)  # type: ignore[assignment]
+    try:
+        latents = draw((2,) if isinstance(base, Distribution) else 2).detach()
+    except Exception:
+        return None
+    return latents.unsqueeze(1) if latents.ndim == 1 else latents
+
+
+def _at_samples(module: nn.Module, call: BaseCall) -> BaseCall:
+    latents = _drawn(module)
+    if latents is None or latents.shape[1:] != call.latents.shape[1:]:
+        return call
+    return replace(call, latents=latents)
 
 
 def _span(
@@ -179,54 +260,6 @@ def _same(one: Span, other: Span) -> bool:
     )
 
 
-class StandIn(NamedTuple):
-    """Attention that stays inside in place of another one.
-
-    Attributes:
-        name: the class that was asked for.
-        ignored: options of that which it does not have.
-        region: where events live there, for people.
-    """
-
-    name: str
-    ignored: tuple[str, ...]
-    region: str
-
-    def sentence(self, places: int) -> str:
-        """For a report."""
-        left_out = ", ".join(self.ignored)
-        return (
-            f"{BoundedAttention.__name__} stands in for {self.name} {places} "
-            f"{'time' if places == 1 else 'times'}, where {self.region}"
-            + (f"; it does not have the options {left_out}" if left_out else "")
-        )
-
-
-def kept_inside(
-    host: Host, make: LayerFactory, region: Region
-) -> tuple[LayerFactory, StandIn | None]:
-    """A factory with attention that stays inside, where it makes attention of this package.
-
-    The options that both have are handed on.
-    """
-    if region.is_line or region.unknown or not isinstance(make, partial):
-        return make, None
-    if make.func in host.attentions.values():
-        known = host.bounded_attention.options()
-        options: dict[str, Any] = {
-            name: value for name, value in make.keywords.items() if name in known
-        }
-        ignored = tuple(name for name in make.keywords if name not in known)
-        stand_in = StandIn(make.func.__name__, ignored, str(region))
-        return partial(host.bounded_attention, **options, **region.options()), stand_in
-    # What seeds the weights, say, holds the factory as its first argument.
-    inner, *rest = make.args or (None,)
-    if not callable(inner):
-        return make, None
-    inner, found = kept_inside(host, inner, region)
-    return partial(make.func, inner, *rest, **make.keywords), found
-
-
 def require_inside(place: Place, layer: nn.Module, region: Region) -> None:
     """Refuse a layer that would take events out of where they live.
 
@@ -241,11 +274,12 @@ def require_inside(place: Place, layer: nn.Module, region: Region) -> None:
 
 
 def _not_a_line(place: Place, layer: nn.Module, region: Region) -> str:
-    remedy = f'give the name of an attention, such as attention="coupling", for attention {_INSIDE}'
+    inside = "attention that stays inside"
+    remedy = f'give the name of an attention, such as attention="coupling", for {inside}'
     if region.unknown:
         remedy = (
             f"name both ends of the domain, which the layers right beside the place do not tell, "
-            f"for attention {_INSIDE}, attention=[partial(BoundedAttention, circles={{0: "
+            f"for {inside}, attention=[partial(BoundedAttention, circles={{0: "
             f"(-math.pi, math.pi)}}, flip=flip) for flip in (False, True)], with boxes= for boxes"
         )
     return (
@@ -257,11 +291,8 @@ def _not_a_line(place: Place, layer: nn.Module, region: Region) -> str:
     )
 
 
-_INSIDE = "that stays inside"
-
-
 def _keeps_to_others(place: Place, layer: BoundedAttention, region: Region) -> str:
-    found = f"{region.said}" if region.said else "they range over the whole line"
+    found = region.said or "they range over the whole line"
     return (
         f"insert_attention: expected {type(layer).__name__} with the circles and boxes that events "
         f"live on {place}, found circles={layer.circles} and boxes={layer.boxes} where {found}"

@@ -1,17 +1,50 @@
-"""What a user asks for, and why a model cannot run it."""
+"""What a user asks for, and why a model cannot run it; host-free."""
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from os import PathLike
+from types import FunctionType, MethodType, NoneType
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from attnflow_plugin.errors import InsertionError, MissingContextError, NonFiniteError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.copying import Batch
-from attnflow_plugin.insertion.recognise import advice
 
 _OWNER = "insert_attention"
+
+# Per library: the root of its layers, by name and module, and another class of it with its module.
+# A copy of the library keeps both below its own package.
+_SIGNS = {
+    "normflows": ("Flow", "flows.base", "NormalizingFlow", "core"),
+    "nflows": ("Transform", "transforms.base", "CompositeTransform", "transforms.base"),
+}
+_MODELS = {
+    "normflows": "normflows.NormalizingFlow(base, layers)",
+    "nflows": "nflows.flows.Flow(CompositeTransform(layers), base)",
+}
+_SWITCHES = {
+    "glasflow.nflows": "set GLASFLOW_USE_NFLOWS=True in the environment before importing glasflow",
+}
+_OBJECTS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (NoneType, "found None: pass {model}; a function that builds one may lack its return"),
+    (type, "found the class {name}: pass an instance of it"),
+    ((FunctionType, MethodType), "found the function {name}: pass the model that it returns"),
+    ((str, PathLike), "found a path: load {model} from it, and pass that"),
+    (Mapping, "found a dictionary: load this state into {model}, and pass that"),
+    (Distribution, "found {name}, a distribution of torch: pass {model}"),
+)
+_AFTERWARDS = {
+    "AveragedModel": ", which is a copy, or insert into the trained model and average it anew",
+    "DistributedDataParallel": ", and wrap it again, since the processes would not share the "
+    "gradients of new parameters",
+    "OptimizedModule": ", and compile it again",
+}
 
 
 def read_batch(host: Host, model: object, example: object, context: object) -> Batch:
@@ -108,3 +141,116 @@ def _parameters(model: nn.Module) -> list[str]:
         return list(inspect.signature(run).parameters) if callable(run) else []
     except (TypeError, ValueError):
         return []
+
+
+def advice(host: Host, model: object) -> str | None:
+    """What to do about something that ``host`` cannot run as a model, or finds no layers in.
+
+    Args:
+        host: the host whose ``insert_attention`` was called.
+        model: what was passed as the model.
+
+    Returns:
+        A clause for the error message, or None where nothing is recognised. It never raises.
+    """
+    with suppress(Exception):
+        name = type(model).__name__
+        module = nn.ModuleList(model) if isinstance(model, list | tuple) else model
+        if not isinstance(module, nn.Module):
+            return _about_object(host, model)
+        if layers := [layer for layer in module.modules() if isinstance(layer, host.layer_type)]:
+            return _about_layers(host, name, module, layers)
+        return _about_others(host, name, module)
+    return None
+
+
+def _about_object(host: Host, found: object) -> str | None:
+    """About what is no module."""
+    name = getattr(found, "__name__", type(found).__name__)
+    for types, text in _OBJECTS:
+        if isinstance(found, types):
+            return text.format(name=name, model=f"a model of {host.name}")
+    return None
+
+
+def _about_layers(host: Host, name: str, model: nn.Module, layers: list[nn.Module]) -> str | None:
+    """About a module that is, or holds, layers of the host."""
+    if _is_model(model) or (model in layers and len(layers) > 1):
+        return None
+    if model in layers:
+        return f"{name} is a single layer: put it into a model, as in {_MODELS[host.name]}"
+    if inside := _models(model, lambda module: isinstance(module, host.layer_type)):
+        return f"{name} is no model but holds one: pass {' or '.join(inside)}{_afterwards(model)}"
+    if isinstance(model, nn.ModuleList | nn.Sequential):
+        return f"{name} of layers is no model: put them into one, as in {_MODELS[host.name]}"
+    lacks = f"{name} holds layers of {host.name} but has no method log_prob"
+    if container := _container(host, model, layers):
+        return f"{lacks}: pass {container}, which holds all of its layers"
+    return f"{lacks}: give it one, from a batch of data to the log-density of each row"
+
+
+def _about_others(host: Host, name: str, model: nn.Module) -> str | None:
+    """About a module without layers of the host."""
+    if origins := {found for module in model.modules() if (found := _origin(module))}:
+        # A copy first, since a model of one may hold a layer of the library itself.
+        library, package = min(origins, key=lambda found: (found[0] == found[1], found))
+        function = f"call insert_attention of attnflow_plugin.{library}"
+        if library == package:
+            inside = [] if _is_model(model) else _models(model, lambda m: _origin(m) is not None)
+            where = f" with {' or '.join(inside)}" if inside else ""
+            return f"{name} has layers of {library}: {function}{where}"
+        switch = _SWITCHES.get(package, f"build the model from the classes of {library} itself")
+        return (
+            f"{name} has layers of {package}, which is a copy of {library} with classes of its "
+            f"own: {switch}" + ("" if library == host.name else f", and {function}")
+        )
+    if {base.__name__ for base in type(model).__mro__} & {"Distribution", "BaseDistribution"}:
+        return f"{name} is a distribution without layers: pass the model whose base it is"
+    return None
+
+
+def _is_model(module: nn.Module) -> bool:
+    """Whether a module computes densities itself, rather than hand on to what it wraps."""
+    # NormalizingFlowVAE of normflows has no log_prob, and is a model all the same.
+    known = any(base.__module__ == "normflows.core" for base in type(module).__mro__)
+    return known or callable(getattr(type(module), "log_prob", None)) or "log_prob" in vars(module)
+
+
+def _models(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> list[str]:
+    """The outermost models with such layers inside a module, as one would write them in code."""
+    found = [
+        name
+        for name, module in model.named_modules()
+        if name and _is_model(module) and any(map(is_layer, module.modules()))
+    ]
+    depth = min((name.count(".") for name in found), default=0)
+    return [_as_code(name) for name in found if name.count(".") == depth][:3]
+
+
+def _container(host: Host, model: nn.Module, layers: list[nn.Module]) -> str | None:
+    """The one container that holds all layers of a module."""
+    for name, module in model.named_modules():
+        if host.known_role(module) == "container" and set(layers) <= set(module.modules()):
+            return _as_code(name)
+    return None
+
+
+def _as_code(name: str) -> str:
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", f"model.{name}")
+
+
+def _afterwards(model: nn.Module) -> str:
+    names = (base.__name__ for base in type(model).__mro__)
+    return next((_AFTERWARDS[name] for name in names if name in _AFTERWARDS), "")
+
+
+def _origin(module: nn.Module) -> tuple[str, str] | None:
+    """The library that a layer is of, and the package in which that library is found."""
+    for base in reversed(type(module).__mro__):
+        for library, (name, where, other, other_where) in _SIGNS.items():
+            package = base.__module__.removesuffix(f".{where}")
+            if (base.__name__, base.__module__) == (name, f"{package}.{where}") and hasattr(
+                sys.modules.get(f"{package}.{other_where}"), other
+            ):
+                return library, package
+    return None

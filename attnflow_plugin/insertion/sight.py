@@ -3,10 +3,12 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
@@ -41,6 +43,24 @@ def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) 
     tolerance = _ROUNDING * torch.finfo(mapped.dtype).eps
     differs = (found - expected).abs() > tolerance * (1 + expected.abs())
     return bool((differs & kept).any())
+
+
+def mixes_entries(probe: Probe, layer: nn.Module) -> bool:
+    """Whether a layer that ran is more than a map of every entry by itself.
+
+    Its parameters are moved for the question, since a coupling may start as the identity.
+    """
+    call = probe.calls[layer]
+    first, second = call.rows[:1], call.rows[-1:]
+    # Where the rows agree, a little aside, which is inside of a box around them too.
+    same = first == second
+    first = torch.where(same, 0.95 * first + 0.02, first)
+    second = torch.where(same, 0.9 * second + 0.05, second)
+    with noisy(layer):
+        try:
+            return sees_others(partial(probe.rerun, layer, call.method), first, second)
+        except Exception:
+            return True
 
 
 def saturates(run: Callable[[Tensor], Tensor], like: Tensor) -> bool:

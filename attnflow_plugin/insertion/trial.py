@@ -166,7 +166,9 @@ class Trial:
         if not self._towards_latent:
             turns.reverse()
         for insertion, neighbour in zip(self._insertions, self._neighbours, strict=True):
-            sides = [[new for at, new in insertion.layers if at.side == s] for s in _SIDES]
+            sides = [
+                [new for at, new in insertion.layers if at.side == s] for s in ("before", "after")
+            ]
             expected = [*sides[0], neighbour, *sides[1]]
             if expected != sorted(expected, key=turns.index):
                 place = insertion.layers[0][0]
@@ -266,9 +268,6 @@ class Trial:
             f"insert_attention: {type(self._model).__name__} does not {what} with attention "
             f"inside: {error}"
         )
-
-
-_SIDES = ("before", "after")
 
 
 def _stretched(layer: nn.Module, event: Tensor, factor: float) -> Tensor:

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from attnflow_plugin.errors import NonFiniteError, OptionError, ShapeError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.factories import (
-    Attention,
-    LayerFactory,
-    as_list,
-    attention_factories,
-)
+from attnflow_plugin.insertion.building import Attention, LayerFactory, as_list, attention_factories
 from attnflow_plugin.layers.attentions import ATTENTIONS
 
 Entry = Attention | Sequence[Attention]

@@ -12,9 +12,9 @@ from torch import nn
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion import InsertionReport
+from attnflow_plugin.insertion.building import LayerFactory
 from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.engine import insert_at, places_in
-from attnflow_plugin.insertion.factories import LayerFactory
 from attnflow_plugin.insertion.places import Place, Position
 from attnflow_plugin.search.given import Batch, Candidate
 

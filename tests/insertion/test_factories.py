@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.insertion.factories import attention_factories
+from attnflow_plugin.insertion.building import attention_factories
 from attnflow_plugin.normflows import IMap, ITrans
 from attnflow_plugin.normflows.host import NORMFLOWS
 

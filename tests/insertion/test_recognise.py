@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import attnflow_plugin.nflows as for_nflows
 import attnflow_plugin.normflows as for_normflows
-from attnflow_plugin.insertion.recognise import advice
+from attnflow_plugin.insertion.request import advice
 from attnflow_plugin.nflows.host import NFLOWS
 from attnflow_plugin.normflows.host import NORMFLOWS
 from tests.insertion import nflows_models, normflows_models
