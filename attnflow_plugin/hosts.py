@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError
-from attnflow_plugin.inputs import EventSize
+from attnflow_plugin.inputs import HOSTS, EventSize
 from attnflow_plugin.layers import BoundedAttention, InvertibleLayer
 from attnflow_plugin.layers.attentions import ATTENTIONS
 from attnflow_plugin.layers.base import Context, MaskedAttention, Role
@@ -253,7 +253,7 @@ def is_users_own(model: nn.Module, *methods: str) -> bool:
     """Whether a class of the user's defines one of these methods, and not a host."""
     found = [getattr(type(model), name, None) for name in methods]
     packages = {getattr(each, "__module__", "").partition(".")[0] for each in found if each}
-    return bool(packages - {"normflows", "nflows", "attnflow_plugin"})
+    return bool(packages - {*HOSTS, "attnflow_plugin"})
 
 
 def methods_of(model: nn.Module, *names: str) -> list[Run]:

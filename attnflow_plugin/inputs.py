@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import in_plain_eager, plain_shape
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 
-_HOSTS = ("normflows", "nflows")
+HOSTS = ("normflows", "nflows")
 _FULL_PRECISION = {torch.float32, torch.float64}
 
 
@@ -74,7 +74,7 @@ def require_model(owner: str, host: str, model: object) -> None:
             f"{owner}: expected a model of {host}, with a method log_prob, found {found}{hint}"
         )
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
-    for other in packages.intersection(_HOSTS) - {host}:
+    for other in packages.intersection(HOSTS) - {host}:
         raise OptionError(
             f"{owner}: expected a model of {host}, found {found} of {other}; take "
             f"{owner} from attnflow_plugin.{other}"

@@ -121,10 +121,6 @@ def _parity(sizes: tuple[int, ...], device: torch.device | str | None) -> Tensor
     return reduce(torch.add, axes) % 2 == 1
 
 
-def _spatial_channel(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor:
-    return _parity(shape, device)
-
-
 def _spatial(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor:
     # A channel axis of size one adds nothing to the sum of the indices.
     return _parity((1, *shape[1:]), device).expand(shape).clone()
@@ -149,7 +145,7 @@ def _random(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor
 
 
 PATTERNS: Mapping[MaskKind, Pattern] = {
-    "spatial-channel": Pattern(_spatial_channel, channel_period=2, spatial_period=2),
+    "spatial-channel": Pattern(_parity, channel_period=2, spatial_period=2),
     "spatial": Pattern(_spatial, channel_period=1, spatial_period=2),
     "channel": Pattern(_channel, channel_period=None, spatial_period=1),
     "random": Pattern(_random, channel_period=None, spatial_period=None),

@@ -58,7 +58,7 @@ def check_attentions(
     names = [kind for kind in kinds if isinstance(kind, str)]
     unused = set(options).difference(*(host.attentions[name].options() for name in names))
     if unused:
-        shown = [kind if isinstance(kind, str) else _callable_name(kind) for kind in kinds]
+        shown = list(map(name_of, kinds))
         raise OptionError(
             f"{owner}: no layer of {shown} has the options {sorted(unused)}"
             f"{_remedy(host, names, unused)}"
@@ -112,8 +112,9 @@ def _remedy(host: Host, names: Sequence[str], unused: Iterable[str]) -> str:
     return f"; {'; '.join(parts)}{did_you_mean(unused, every)}"
 
 
-def _callable_name(kind: Callable[..., object]) -> str:
-    return getattr(kind, "__qualname__", repr(kind))
+def name_of(kind: Attention) -> str:
+    """What to call an attention in a message."""
+    return kind if isinstance(kind, str) else getattr(kind, "__qualname__", repr(kind))
 
 
 def as_list(value: object) -> list[Any]:

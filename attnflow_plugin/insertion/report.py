@@ -1,7 +1,7 @@
 """What an insertion did, and giving its parameters to an optimizer in the middle of a training."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,16 +115,19 @@ class InsertionReport:
                     f"{entry.position}: {entry.neighbour} ({entry.neighbour_type})",
                 )
             )
-        widths = [max(len(row[k]) for row in rows) for k in range(4)]
-        lines = [
-            "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)])
-            + f"  {row[4]}"
-            for row in rows
-        ]
         total = f"{len(self.inserted)} layers with {self.num_parameters:,} parameters inserted"
         left_out = [f"left out: {sentence}" for sentence in self.left_out]
         inside = [f"kept inside: {sentence}" for sentence in self.kept_inside]
-        return "\n".join([total, *lines, *inside, *left_out])
+        return "\n".join([total, *aligned(rows), *inside, *left_out])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def extend(optimizer: optim.Optimizer, index: int, parameters: Mapping[str, nn.Parameter]) -> None:

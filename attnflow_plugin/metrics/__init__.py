@@ -1,8 +1,7 @@
 """Metrics of densities and of images; those that need other libraries import them on use."""
 
+from attnflow_plugin.metrics.images import bits_per_dim, dequantize, downscale, resize_bicubic
 from attnflow_plugin.metrics.inception import fid, inception_score, kid
-from attnflow_plugin.metrics.levels import bits_per_dim, dequantize
-from attnflow_plugin.metrics.resizing import downscale, resize_bicubic
 from attnflow_plugin.metrics.scores import (
     LPIPS,
     lr_psnr,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
 from attnflow_plugin.hosts import require
-from attnflow_plugin.metrics.levels import check_colours, check_images, to_levels
+from attnflow_plugin.metrics.images import check_colours, check_images, to_levels
 from attnflow_plugin.options import positive_int
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
 from attnflow_plugin.hosts import require
-from attnflow_plugin.metrics.levels import (
+from attnflow_plugin.metrics.images import (
     LEVELS,
     check_colours,
     check_images,
     check_pair,
+    downscale,
     to_levels,
 )
-from attnflow_plugin.metrics.resizing import downscale
 from attnflow_plugin.options import non_negative_int, one_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from attnflow_plugin.backbones import full_glow, glow, marflow, srflow  # noqa: 
 from attnflow_plugin.nflows import layers  # noqa: E402
 from attnflow_plugin.nflows.host import NFLOWS  # noqa: E402
 from attnflow_plugin.nflows.layers import *  # noqa: E402, F403
-from attnflow_plugin.nflows.parts import ChannelAutoregressivePrior  # noqa: E402
+from attnflow_plugin.nflows.models import ChannelAutoregressivePrior  # noqa: E402
 
 __all__ = [
     "ChannelAutoregressivePrior",

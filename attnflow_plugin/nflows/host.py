@@ -25,7 +25,7 @@ from attnflow_plugin.inputs import EventSize, require_rows, unsqueezed
 from attnflow_plugin.insertion.domains import LINE, Domain, box, spline_domain
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.nflows import layers, models
-from attnflow_plugin.nflows.parts import (
+from attnflow_plugin.nflows.models import (
     EncodedTransform,
     FullPrecisionConv1x1,
     LearningActNorm,

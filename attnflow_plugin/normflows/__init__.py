@@ -18,7 +18,7 @@ from attnflow_plugin.normflows.containers import (  # noqa: E402
 )
 from attnflow_plugin.normflows.host import NORMFLOWS  # noqa: E402
 from attnflow_plugin.normflows.layers import *  # noqa: E402, F403
-from attnflow_plugin.normflows.parts import ChannelAutoregressivePrior  # noqa: E402
+from attnflow_plugin.normflows.models import ChannelAutoregressivePrior  # noqa: E402
 
 __all__ = [
     "Chain",

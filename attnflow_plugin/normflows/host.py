@@ -30,7 +30,7 @@ from attnflow_plugin.normflows.containers import (
     GlowStep,
     run_with_context,
 )
-from attnflow_plugin.normflows.parts import (
+from attnflow_plugin.normflows.models import (
     ChannelAutoregressivePrior,
     FullPrecisionConv1x1,
     LearningActNorm,

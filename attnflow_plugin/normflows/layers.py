@@ -6,19 +6,9 @@ from torch import Tensor
 from attnflow_plugin import layers
 from attnflow_plugin.layers.base import Context
 
-__all__ = [
-    "AffineCoupling",
-    "AffineInjector",
-    "AttentionCoupling",
-    "BoundedAttention",
-    "ChannelAutoregression",
-    "ConditionalActNorm",
-    "ConditionalConv1x1",
-    "IMap",
-    "ITrans",
-    "MixtureLogisticCoupling",
-    "TopPrior",
-]
+__all__: list[str] = []
+__all__ += layers.__all__
+__all__.remove("InvertibleLayer")
 
 
 class _Flow(layers.InvertibleLayer, nf.flows.Flow):
@@ -35,45 +25,45 @@ class _Flow(layers.InvertibleLayer, nf.flows.Flow):
         return self.to_latent(z, context)
 
 
-class IMap(layers.IMap, _Flow):  # noqa: D101
+class IMap(layers.IMap, _Flow):
     __doc__ = layers.IMap.__doc__
 
 
-class ITrans(layers.ITrans, _Flow):  # noqa: D101
+class ITrans(layers.ITrans, _Flow):
     __doc__ = layers.ITrans.__doc__
 
 
-class AttentionCoupling(layers.AttentionCoupling, _Flow):  # noqa: D101
+class AttentionCoupling(layers.AttentionCoupling, _Flow):
     __doc__ = layers.AttentionCoupling.__doc__
 
 
-class BoundedAttention(layers.BoundedAttention, _Flow):  # noqa: D101
+class BoundedAttention(layers.BoundedAttention, _Flow):
     __doc__ = layers.BoundedAttention.__doc__
 
 
-class AffineCoupling(layers.AffineCoupling, _Flow):  # noqa: D101
+class AffineCoupling(layers.AffineCoupling, _Flow):
     __doc__ = layers.AffineCoupling.__doc__
 
 
-class AffineInjector(layers.AffineInjector, _Flow):  # noqa: D101
+class AffineInjector(layers.AffineInjector, _Flow):
     __doc__ = layers.AffineInjector.__doc__
 
 
-class ConditionalActNorm(layers.ConditionalActNorm, _Flow):  # noqa: D101
+class ConditionalActNorm(layers.ConditionalActNorm, _Flow):
     __doc__ = layers.ConditionalActNorm.__doc__
 
 
-class ConditionalConv1x1(layers.ConditionalConv1x1, _Flow):  # noqa: D101
+class ConditionalConv1x1(layers.ConditionalConv1x1, _Flow):
     __doc__ = layers.ConditionalConv1x1.__doc__
 
 
-class TopPrior(layers.TopPrior, _Flow):  # noqa: D101
+class TopPrior(layers.TopPrior, _Flow):
     __doc__ = layers.TopPrior.__doc__
 
 
-class ChannelAutoregression(layers.ChannelAutoregression, _Flow):  # noqa: D101
+class ChannelAutoregression(layers.ChannelAutoregression, _Flow):
     __doc__ = layers.ChannelAutoregression.__doc__
 
 
-class MixtureLogisticCoupling(layers.MixtureLogisticCoupling, _Flow):  # noqa: D101
+class MixtureLogisticCoupling(layers.MixtureLogisticCoupling, _Flow):
     __doc__ = layers.MixtureLogisticCoupling.__doc__

@@ -1,14 +1,13 @@
 """Searching for the places of a trained model where attention pays; host-free.
 
-One job per module: ``given`` reads candidates and batches, ``placement`` inserts some candidates at
-some places, ``trial`` trains and scores one such model and keeps what that gave, ``greedy`` decides
-which to run and which to keep, ``result`` tells.
+One job per module: ``placement`` reads candidates and batches, and inserts some of the former at
+some places; ``trial`` trains and scores one such model and keeps what that gave; ``greedy`` decides
+which to run and which to keep, and tells; ``attention_search`` puts them together.
 """
 
 from attnflow_plugin.search.attention_search import search_attention
-from attnflow_plugin.search.given import DEFAULT_CANDIDATES, Candidates
-from attnflow_plugin.search.placement import Placement
-from attnflow_plugin.search.result import Gain, SearchResult, Trial
+from attnflow_plugin.search.greedy import Gain, SearchResult, Trial
+from attnflow_plugin.search.placement import DEFAULT_CANDIDATES, Candidates, Placement
 
 __all__ = [
     "DEFAULT_CANDIDATES",

@@ -17,16 +17,16 @@ from attnflow_plugin.insertion import InsertionReport
 from attnflow_plugin.insertion.building import as_list
 from attnflow_plugin.insertion.places import Position
 from attnflow_plugin.options import non_negative_int, one_of, positive_int
-from attnflow_plugin.search.given import (
+from attnflow_plugin.search.greedy import Greedy, Limits, Progress, SearchResult
+from attnflow_plugin.search.placement import (
     Batch,
     Batches,
     Candidates,
+    Inserter,
+    Placement,
     read_batches,
     read_candidates,
 )
-from attnflow_plugin.search.greedy import Greedy, Limits, Progress
-from attnflow_plugin.search.placement import Inserter, Placement
-from attnflow_plugin.search.result import SearchResult
 from attnflow_plugin.search.trial import MakeOptimizer, Storage, Train, Trainer, digest
 
 _OWNER = "search_attention"

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from attnflow_plugin.densities import log_prob, without_graph
 from attnflow_plugin.errors import NonFiniteError, OptionError, SingularAttentionError
 from attnflow_plugin.insertion.copying import independent_copy, undisturbed
-from attnflow_plugin.search.given import Batch
-from attnflow_plugin.search.placement import Inserter, Placement, device_of
+from attnflow_plugin.search.placement import Batch, Inserter, Placement, device_of
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Train = Literal["all", "new"]

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.testing.circles import Circles
-from attnflow_plugin.testing.contract import check_contract, check_empty, check_repeats, twice
+from attnflow_plugin.testing.contract import (
+    check_batches,
+    check_context,
+    check_contract,
+    check_empty,
+    check_repeats,
+    check_rows,
+    everything_kept,
+    twice,
+)
 from attnflow_plugin.testing.derivatives import (
     check_finite_differences,
     check_mixing,
@@ -22,22 +30,18 @@ from attnflow_plugin.testing.derivatives import (
     own_jacobian,
     require_log_det,
 )
-from attnflow_plugin.testing.draws import (
-    check_magnitudes,
-    check_parameters,
-    check_shapes,
-    smallest,
-)
-from attnflow_plugin.testing.keeping import everything_kept
-from attnflow_plugin.testing.modes import (
+from attnflow_plugin.testing.subject import Circles, LayerReport, Subject, Way, largest
+from attnflow_plugin.testing.variations import (
     check_float32,
     check_half,
     check_layouts,
+    check_magnitudes,
     check_no_grad,
+    check_parameters,
+    check_shapes,
     check_training,
+    smallest,
 )
-from attnflow_plugin.testing.rows import check_batches, check_context, check_rows
-from attnflow_plugin.testing.subject import LayerReport, Subject, Way, largest
 
 
 def check_layer(

@@ -1,18 +1,26 @@
-"""What every call must keep to, whatever it computes."""
+"""What every call must keep to, whatever it computes: its inputs, and rows to themselves."""
 
+import random
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnflow_plugin.errors import AttnFlowError
-from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way
+from attnflow_plugin.inputs import HOSTS
+from attnflow_plugin.testing.derivatives import check_context_gradient, gradients
+from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way, largest
 
 #: Calls in each direction, over all checks: enough for what happens only now and then.
 CALLS = 52
-HOSTS = ("normflows", "nflows")
+
+BATCHES = (2, 5, 64)
+#: Rows that are tried one by one.
+ROWS = 6
 Result = TypeVar("Result")
 AGAIN = "gives other results when it is called again"
 
@@ -118,3 +126,115 @@ def _raised_in_host(error: BaseException | None) -> bool:
     ]
     own = [package for package in packages if package != "torch"]
     return bool(own) and own[-1] in HOSTS
+
+
+def check_rows(subject: Subject, way: Way, atol: float) -> None:
+    """Every row alone gives what it gives in the batch."""
+    message = "of a row differs when the row is alone: {} by {}"
+    for row in range(min(len(way.event), ROWS)):
+        index = torch.tensor([row], device=way.event.device)
+        expected = way.outcome.take(index)
+        subject.require_same(way.direction, way.rows(index), expected, message, atol)
+
+
+def check_batches(subject: Subject, way: Way, atol: float) -> None:
+    """The same rows in batches of other sizes, and their gradients in one of them."""
+    rows = torch.arange(max(BATCHES), device=way.event.device) % len(way.event)
+    for size in BATCHES:
+        index = rows[:size]
+        message = f"gives other results in a batch of {size}: {{}} differs by {{}}"
+        expected = way.outcome.take(index)
+        subject.require_same(way.direction, way.rows(index), expected, message, atol)
+    index = rows[: 4 * len(way.event)]
+    four = gradients(subject, way.direction, *way.rows(index))[1]
+    # By the data every row has its own, by the parameters they add up.
+    copies = len(index) / len(way.event)
+    found = [four[0][: len(way.event)], *(slope / copies for slope in four[1:])]
+    for ours, theirs in zip(found, way.slopes, strict=True):
+        error = largest(ours - theirs)
+        subject.require(
+            error <= 1e-6 * max(1.0, largest(theirs)),
+            f"{way.direction} has other gradients in a batch of {len(index)} (by {error:.1e})",
+        )
+
+
+def check_context(subject: Subject, way: Way, context: Tensor, atol: float) -> None:
+    """Every row depends on its own row of the context, and on no other."""
+    before, moved_any = way.outcome.rows(), False
+    for row in range(min(len(way.event), ROWS)):
+        after = _with_other_context(subject, way.direction, way.event, context, row)
+        if after is None:
+            continue
+        moved_any = True
+        difference = (after.rows() - before).abs().amax(1)
+        subject.require(bool(difference[row] > atol), f"{way.direction} ignores its context")
+        difference[row] = 0
+        subject.require(
+            bool((difference <= atol).all()), f"{way.direction} mixes contexts of the batch"
+        )
+    subject.require(
+        moved_any, f"{way.direction} cannot be tried with another context: pass two labels"
+    )
+    if context.is_floating_point():
+        check_context_gradient(subject, way.direction, way.event, context, atol)
+
+
+def _with_other_context(
+    subject: Subject, direction: str, event: Tensor, context: Tensor, row: int
+) -> Outcome | None:
+    moved = context.clone()
+    if context.is_floating_point() or context.is_complex():
+        moved[row] += 1.0
+        return subject.call(direction, event, moved)
+    # Labels: only those that were given are known to exist.
+    others = [other for other in context if not torch.equal(other, context[row])]
+    if not others:
+        return None
+    moved[row] = others[0]
+    return subject.call(direction, event, moved)
+
+
+@contextmanager
+def everything_kept(layer: nn.Module) -> Iterator[None]:
+    """Restore parameters, buffers, modes and the global random state at the end.
+
+    A copy is what is worked on, but some layers copy as themselves, or share tensors with it.
+    """
+    with torch.random.fork_rng(), _tensors_kept(layer):
+        states = random.getstate(), _numpy_state()
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            if states[1] is not None:
+                sys.modules["numpy"].random.set_state(states[1])
+
+
+def _numpy_state() -> object:
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else numpy.random.get_state()
+
+
+@contextmanager
+def _tensors_kept(layer: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in layer.modules()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in layer.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    parameters = [(p, p.data, p.detach().clone(), p.grad) for p in layer.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for module, name, buffer, values in buffers:
+                module._buffers[name] = buffer
+                buffer.copy_(values)
+            for parameter, data, values, grad in parameters:
+                parameter.data = data
+                parameter.copy_(values)
+                parameter.grad = grad

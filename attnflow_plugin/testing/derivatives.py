@@ -240,15 +240,12 @@ def _gradients_of(
     try:
         found = torch.autograd.grad(number, inputs, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        raise _not_differentiable(subject, direction, error) from error
+        message = subject.worded(f"{direction} cannot be differentiated: {error}")
+        raise AssertionError(message) from error
     return [
         torch.zeros_like(value) if slope is None else slope
         for value, slope in zip(inputs, found, strict=True)
     ]
-
-
-def _not_differentiable(subject: Subject, direction: str, error: Exception) -> AssertionError:
-    return AssertionError(subject.worded(f"{direction} cannot be differentiated: {error}"))
 
 
 def _normal(shape: tuple[int, ...] | torch.Size, like: Tensor, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from attnflow_plugin.errors import NonFiniteError
-from attnflow_plugin.search.result import Gain, paired_gain
+from attnflow_plugin.search.greedy import Gain, paired_gain
 from tests.search.planted import NEEDED, conditional, gaussian, planted
 from tests.support import HOSTS, host_module
 
