@@ -1,7 +1,9 @@
-"""What depends on sizes only, such as masks, is computed once; and what modes of torch allow."""
+"""What depends on sizes only, such as masks, is computed once; what modes of torch allow; seeds."""
 
+import random
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
@@ -101,3 +103,21 @@ def without_autocast(event: Tensor) -> AbstractContextManager[object]:
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+@contextmanager
+def random_states_kept(devices: Iterable[torch.device] | None = None) -> Iterator[None]:
+    """Give all random generators their states back: torch's, Python's, NumPy's.
+
+    Args:
+        devices: accelerators whose generators to look after; ``None`` for all.
+    """
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(None if devices is None else list(devices)):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)

@@ -1,8 +1,6 @@
 """A copy of a model that shares nothing with it, and what every run of a copy has in common."""
 
 import copy
-import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from types import GeneratorType, TracebackType
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import random_states_kept
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.hosts import Run
 
@@ -177,21 +176,13 @@ def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
     """
     tensors = [example, *model.parameters(), *model.buffers()]
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
-    numpy_random = sys.modules["numpy"].random if "numpy" in sys.modules else None
-    numpy_state = numpy_random.get_state() if numpy_random else None
-    python_state = random.getstate()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-            for kind in {"cpu", *(tensor.device.type for tensor in tensors)}:
-                if torch.amp.is_autocast_available(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy_random:
-            numpy_random.set_state(numpy_state)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(random_states_kept(devices))
+        for kind in {"cpu", *(tensor.device.type for tensor in tensors)}:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,8 @@ from attnflow_plugin.errors import NonFiniteError, ShapeError
 from attnflow_plugin.options import positive_int
 
 LEVELS = 255
+RADIUS = 2
+"""Reach of the cubic kernel, in pixels of the coarser grid."""
 
 
 def dequantize(
@@ -153,10 +155,6 @@ def to_levels(images: Tensor, *, truncate: bool = False) -> Tensor:
     # In half precision 255 times a value is off by up to a sixteenth of a level.
     exact = images.detach().to(torch.promote_types(images.dtype, torch.float32)) * LEVELS
     return (exact.floor() if truncate else exact.round()).to(torch.uint8)
-
-
-RADIUS = 2
-"""Reach of the cubic kernel, in pixels of the coarser grid."""
 
 
 def resize_bicubic(images: Tensor, size: Sequence[int]) -> Tensor:

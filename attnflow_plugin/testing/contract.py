@@ -1,7 +1,5 @@
-"""What every call must keep to, whatever it computes: its inputs, and rows to themselves."""
+"""What every call must keep to, whatever it computes; and what the checks leave as it was."""
 
-import random
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import random_states_kept
 from attnflow_plugin.errors import AttnFlowError
 from attnflow_plugin.inputs import HOSTS
 from attnflow_plugin.testing.derivatives import check_context_gradient, gradients
@@ -17,7 +16,7 @@ from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way, la
 
 #: Calls in each direction, over all checks: enough for what happens only now and then.
 CALLS = 52
-
+#: Sizes of batches in which rows have to come out as before.
 BATCHES = (2, 5, 64)
 #: Rows that are tried one by one.
 ROWS = 6
@@ -200,23 +199,6 @@ def everything_kept(layer: nn.Module) -> Iterator[None]:
 
     A copy is what is worked on, but some layers copy as themselves, or share tensors with it.
     """
-    with torch.random.fork_rng(), _tensors_kept(layer):
-        states = random.getstate(), _numpy_state()
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            if states[1] is not None:
-                sys.modules["numpy"].random.set_state(states[1])
-
-
-def _numpy_state() -> object:
-    numpy = sys.modules.get("numpy")
-    return None if numpy is None else numpy.random.get_state()
-
-
-@contextmanager
-def _tensors_kept(layer: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in layer.modules()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
@@ -226,7 +208,8 @@ def _tensors_kept(layer: nn.Module) -> Iterator[None]:
     ]
     parameters = [(p, p.data, p.detach().clone(), p.grad) for p in layer.parameters()]
     try:
-        yield
+        with random_states_kept():
+            yield
     finally:
         for module, training in modes:
             module.training = training

@@ -18,7 +18,6 @@ from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way, la
 LARGEST_IN_HALF = 1e3
 #: Of gradients in float32, relative to the largest.
 GRADIENT_TOLERANCE = 1e-2
-
 #: Signs and sizes that all parameters take, in units of ``randomize``.
 SIZES = (2.0, -2.0, 8.0, -8.0)
 #: Where the Jacobian is worse conditioned than this, errors of right layers are large too.
