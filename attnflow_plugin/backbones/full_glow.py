@@ -16,7 +16,7 @@ from attnflow_plugin.backbones.full_glow_nets import (
     level_context,
     stage_context,
 )
-from attnflow_plugin.backbones.level_attention import attended
+from attnflow_plugin.backbones.level_attention import attended, options_of_layers
 from attnflow_plugin.backbones.multiscale import (
     Level,
     LevelAttention,
@@ -154,6 +154,7 @@ def build_full_glow(  # noqa: D417
     conditioning: Conditioning = "full",
     trunk: Trunk = "pooling",
     scale_map: ScaleMapName = "bounded",
+    **layer_options: object,
 ) -> Model:
     r"""Build a Full-Glow, the density $p(target | source)$ of images, with attention.
 
@@ -187,7 +188,7 @@ def build_full_glow(  # noqa: D417
         position: where in a step the attention goes, one or several. The condition is taken behind
             the attention that follows a layer of the source.
         both_masks: two layers with complementary masks at each position.
-        attention_options: options of the attention layers.
+        attention_options: options of the attention layers as a mapping, instead of one by one.
         source_attention: ``False`` for attention in the Glow of the target only.
         context_in_attention: the attention weights of the target see the source after the same
             level.
@@ -200,6 +201,7 @@ def build_full_glow(  # noqa: D417
         scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"`` as in Full-Glow, or
             another one of `AffineCoupling`. The scales of the priors are bounded with ``"bounded"``
             only.
+        **layer_options: options of the attention layers, as in ``insert_attention``.
 
     Returns:
         The model, in training mode.
@@ -217,7 +219,7 @@ def build_full_glow(  # noqa: D417
     hidden_channels = positive_int(name, "hidden_channels", hidden_channels)
     one_of(name, "trunk", trunk, ("pooling", "tied"))
     recipe = _RECIPES[one_of(name, "conditioning", conditioning, _RECIPES)]
-    options = dict(attention_options or {})
+    options = options_of_layers(build_full_glow, attention, attention_options, layer_options)
     attend = partial(
         attended, attention=attention, position=position, both_masks=both_masks, conditional=True
     )

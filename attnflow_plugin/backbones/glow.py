@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from attnflow_plugin.backbones.level_attention import attended
+from attnflow_plugin.backbones.level_attention import attended, options_of_layers
 from attnflow_plugin.backbones.multiscale import (
     Level,
     LevelAttention,
@@ -94,6 +94,7 @@ def build_glow(  # noqa: D417
     num_classes: int | None = None,
     context_shape: Sequence[int] | None = None,
     context_in_attention: bool = False,
+    **layer_options: object,
 ) -> Model:
     """Build a Glow with attention in its steps.
 
@@ -111,7 +112,7 @@ def build_glow(  # noqa: D417
         attention: as in ``insert_attention``, or a mapping from levels to that.
         position: where in a step the attention goes, one or several.
         both_masks: two layers with complementary masks at each position.
-        attention_options: options of the attention layers.
+        attention_options: options of the attention layers as a mapping, instead of one by one.
         coupling_net: ``"conv"``, the net of Glow; ``"attention"``, a
             `GatedAttentionNet`; or a function from input and output channels to a net.
         coupling_net_options: further options of that net, such as ``blocks`` and ``dropout``.
@@ -124,6 +125,7 @@ def build_glow(  # noqa: D417
             with ``num_classes`` for a label. It enters affine injectors and couplings at every
             level.
         context_in_attention: the attention weights see the context as well.
+        **layer_options: options of the attention layers, as in ``insert_attention``.
 
     Returns:
         The model, in training mode.
@@ -141,9 +143,9 @@ def build_glow(  # noqa: D417
     context_channels = _context_channels(name, context_shape, num_classes)
     if context_in_attention and not context_channels:
         raise OptionError(f"{name}: expected context_shape with context_in_attention, found none")
-    layer_options = dict(attention_options or {})
+    options = options_of_layers(build_glow, attention, attention_options, layer_options)
     if context_in_attention:
-        layer_options["context_channels"] = context_channels
+        options["context_channels"] = context_channels
     make_net = _coupling_net(name, coupling_net, hidden_channels, coupling_net_options or {})
     plan = MultiscalePlan(
         name,
@@ -155,9 +157,7 @@ def build_glow(  # noqa: D417
         num_classes=None if context_channels else num_classes,
     )
     conditional = bool(context_channels)
-    plan = attended(
-        host, plan, attention, position, both_masks, layer_options, conditional=conditional
-    )
+    plan = attended(host, plan, attention, position, both_masks, options, conditional=conditional)
     if not context_channels:
         return host.assemble(plan)
     if num_classes is None:

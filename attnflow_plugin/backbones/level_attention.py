@@ -1,8 +1,9 @@
 """What a user calls an attention, as layers for the levels of a model that fit them."""
 
 import copy
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +17,16 @@ from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.building import (
     Attention,
     LayerFactory,
+    Request,
     as_list,
-    attention_factories,
     check_attentions,
+    kinds_in,
+    names_of,
 )
 from attnflow_plugin.insertion.copying import undisturbed
+from attnflow_plugin.layers.attentions import ATTENTIONS
 from attnflow_plugin.layers.base import Context, InvertibleLayer, attention_layers
+from attnflow_plugin.options import did_you_mean
 
 
 def attended(
@@ -53,14 +58,15 @@ def attended(
         if isinstance(attention, Mapping)
         else dict.fromkeys(range(plan.levels), attention)
     )
-    kinds_of = {level: as_list(kinds) for level, kinds in per_level.items() if kinds is not None}
+    kinds_of = {level: kinds_in(kinds) for level, kinds in per_level.items() if kinds is not None}
     if kinds_of:
         every = [kind for kinds in kinds_of.values() for kind in kinds]
         check_attentions(plan.owner, host, every, both_masks, options)
+    events = {level.index: level.event for level in plan.shapes()}
     made = {
-        level: attention_factories(
+        level: Request(
             plan.owner, host, kinds, both_masks, _options_of_kinds(host, kinds, options)
-        )
+        ).layers_at(plan.image_shape, events.get(level, plan.image_shape))
         for level, kinds in kinds_of.items()
     }
     positions = as_list(position)
@@ -75,9 +81,43 @@ def attended(
 def _options_of_kinds(
     host: Host, kinds: Sequence[Attention], options: Mapping[str, object]
 ) -> dict[str, object]:
-    layers = [host.attentions[kind] for kind in kinds if isinstance(kind, str)]
-    names = {name for layer in layers for name in layer.options()}
-    return {name: value for name, value in options.items() if name in names}
+    layers = [host.attentions[name] for name in names_of(host, kinds)]
+    known = {option for layer in layers for option in layer.options()}
+    return {name: value for name, value in options.items() if name in known}
+
+
+def options_of_layers(
+    builder: Callable[..., object],
+    attention: object,
+    as_mapping: Mapping[str, object] | None,
+    as_keywords: Mapping[str, object],
+) -> dict[str, object]:
+    """The options of attention layers that a user gives to a builder, in either way.
+
+    Raises:
+        OptionError: an option that neither the builder nor any attention has, one of an attention
+            that there is not, or one given twice.
+    """
+    own = list(inspect.signature(builder).parameters)
+    of_layers = {option for layer in ATTENTIONS.values() for option in layer.options()}
+    unknown = set(as_keywords) - of_layers
+    if unknown:
+        raise OptionError(
+            f"{builder.__name__}: neither the builder nor any attention has the options "
+            f"{sorted(unknown)}{did_you_mean(unknown, [*own, *of_layers])}"
+        )
+    if as_keywords and attention is None:
+        raise OptionError(
+            f"{builder.__name__}: expected attention together with {sorted(as_keywords)}, which "
+            "are options of its layers, found attention=None"
+        )
+    twice = set(as_keywords) & set(as_mapping or ())
+    if twice:
+        raise OptionError(
+            f"{builder.__name__}: expected each option once, found {sorted(twice)} in "
+            "attention_options as well"
+        )
+    return {**(as_mapping or {}), **as_keywords}
 
 
 @dataclass(frozen=True)

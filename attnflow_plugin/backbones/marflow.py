@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
-from attnflow_plugin.backbones.level_attention import attended
+from attnflow_plugin.backbones.level_attention import attended, options_of_layers
 from attnflow_plugin.backbones.multiscale import (
     Level,
     LevelAttention,
@@ -99,6 +99,7 @@ def build_marflow(  # noqa: D417
     components: int = 32,
     blocks: int = 10,
     dropout: float = 0.2,
+    **layer_options: object,
 ) -> Model:
     """Build mARFlow, with attention in its steps.
 
@@ -121,13 +122,15 @@ def build_marflow(  # noqa: D417
         position: where in a step the attention goes, one or several.
         both_masks: two layers with complementary masks at each position.
         heads: attention heads of ``"itrans"``.
-        attention_options: further options of the attention layers.
+        attention_options: further options of the attention layers as a mapping, instead of one by
+            one.
         prior: ``"channel-autoregressive"``, every channel given the ones before it, with one step
             of a network per channel in sampling; or ``"gaussian"``, all at once, by a convolution
             of the kept half.
         components: logistic components of each mixture.
         blocks: blocks of each coupling net.
         dropout: dropout in the coupling nets, in training only.
+        **layer_options: options of the attention layers, as in ``insert_attention``.
 
     Returns:
         The model, in training mode.
@@ -146,12 +149,12 @@ def build_marflow(  # noqa: D417
     hidden_channels = positive_int(name, "hidden_channels", hidden_channels)
     components = positive_int(name, "components", components)
     blocks = positive_int(name, "blocks", blocks)
-    layer_options = dict(attention_options or {})
+    options = options_of_layers(build_marflow, attention, attention_options, layer_options)
     if _has_heads(attention):
-        layer_options.setdefault("heads", positive_int(name, "heads", heads))
+        options.setdefault("heads", positive_int(name, "heads", heads))
     recipe = MARFlowRecipe(hidden_channels, blocks, dropout, components, prior)
     plan = MultiscalePlan(name, image_shape, levels, steps, recipe)
-    return host.assemble(attended(host, plan, attention, position, both_masks, layer_options))
+    return host.assemble(attended(host, plan, attention, position, both_masks, options))
 
 
 def _has_heads(attention: LevelAttention | None) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from attnflow_plugin.backbones.level_attention import attended
+from attnflow_plugin.backbones.level_attention import attended, options_of_layers
 from attnflow_plugin.backbones.multiscale import (
     Level,
     LevelAttention,
@@ -116,6 +116,7 @@ def build_srflow(  # noqa: D417
     scale_map: ScaleMapName = "bounded",
     splits: Splits = "released",
     image_head: bool = False,
+    **layer_options: object,
 ) -> Model:
     """Build SRFlow, the density of images given their low-resolution versions, with attention.
 
@@ -147,7 +148,7 @@ def build_srflow(  # noqa: D417
         attention: as in ``insert_attention``, or a mapping from levels to that.
         position: where in a step the attention goes, one or several.
         both_masks: two layers with complementary masks at each position.
-        attention_options: options of the attention layers.
+        attention_options: options of the attention layers as a mapping, instead of one by one.
         context_in_attention: the attention weights see the features of the level as well.
         scale_map: scale of injectors and couplings, see
             `AffineCoupling`: ``"bounded"`` on both sides, or ``"sigmoid_floor"``, as released,
@@ -156,6 +157,7 @@ def build_srflow(  # noqa: D417
             the other half conditions. ``"released"``: after all but the last two, so never with up
             to two levels; the models of the paper are such. ``"all"``: after all but the last.
         image_head: give the encoder what it needs to be pre-trained as a super-resolution net.
+        **layer_options: options of the attention layers, as in ``insert_attention``.
 
     Returns:
         The model, in training mode.
@@ -181,9 +183,9 @@ def build_srflow(  # noqa: D417
         image_size=[size // scale for size in image_shape[1:]],
         image_head=image_head,
     )
-    layer_options = dict(attention_options or {})
+    options = options_of_layers(build_srflow, attention, attention_options, layer_options)
     if context_in_attention:
-        layer_options["context_channels"] = encoder.feature_channels
+        options["context_channels"] = encoder.feature_channels
     one_of(name, "splits", splits, _LEVELS_WITHOUT_SPLIT)
     plan = MultiscalePlan(
         name,
@@ -198,7 +200,7 @@ def build_srflow(  # noqa: D417
         ),
         splits=frozenset(range(levels - _LEVELS_WITHOUT_SPLIT[splits])),
     )
-    plan = attended(host, plan, attention, position, both_masks, layer_options, conditional=True)
+    plan = attended(host, plan, attention, position, both_masks, options, conditional=True)
     return host.assemble(plan, encoder)
 
 

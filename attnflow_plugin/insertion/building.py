@@ -14,24 +14,66 @@ from attnflow_plugin.insertion.places import Neighbour, Place
 from attnflow_plugin.insertion.regions import Region, Regions, require_inside
 from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Insertion
+from attnflow_plugin.layers.attentions import ALIASES, AUTO, recommended
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 from attnflow_plugin.options import did_you_mean
 
 LayerFactory = Callable[[int], nn.Module]
 Attention = str | LayerFactory
 
+_COLOURS: tuple[dict[str, Any], ...] = ({"flip": False}, {"flip": True})
 
-def attention_factories(
-    owner: str,
-    host: Host,
-    attention: Attention | Sequence[Attention],
-    both_masks: bool,
-    options: Mapping[str, object],
-) -> list[LayerFactory]:
-    """One factory per layer that goes to each place, from data to latent."""
-    kinds = as_list(attention)
-    check_attentions(owner, host, kinds, both_masks, options)
-    return list(_factories(host, kinds, both_masks, options))
+
+class Request:
+    """What a user asks for: which layers, with which options, at every place.
+
+    Args:
+        owner: the function, for errors.
+        host: the host.
+        attention: an attention, or several from data to latent.
+        both_masks: two layers of each kind, with complementary masks.
+        options: options of the layers; each gets those that it has.
+
+    Raises:
+        OptionError: no attention, an unknown one, or an option that none of them has.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        host: Host,
+        attention: Attention | Sequence[Attention],
+        both_masks: bool,
+        options: Mapping[str, object],
+    ) -> None:
+        self._host, self._options = host, options
+        self._kinds = kinds_in(attention)
+        self._colours = _COLOURS if both_masks else ({},)
+        check_attentions(owner, host, self._kinds, both_masks, options)
+
+    def layers_at(self, data: Sequence[int], event: Sequence[int]) -> list[LayerFactory]:
+        """One factory per layer, from data to latent.
+
+        Args:
+            data: shape ``(C, *S)`` of what the model is for.
+            event: shape ``(C, *S)`` of the events at the place.
+        """
+        return [make for kind in self._kinds for make in self._factories(kind, data, event)]
+
+    def _factories(
+        self, kind: Attention, data: Sequence[int], event: Sequence[int]
+    ) -> Iterator[LayerFactory]:
+        if not isinstance(kind, str):
+            yield kind
+            return
+        name, own = recommended(data, event) if kind == AUTO else (kind, {})
+        layer = self._host.attentions[name]
+        options = {**own, **self._options}
+        accepted: dict[str, Any] = {
+            option: options[option] for option in layer.options() if option in options
+        }
+        for colour in self._colours:
+            yield partial(layer, **accepted, **colour)
 
 
 def check_attentions(
@@ -55,7 +97,7 @@ def check_attentions(
             f"{owner}: expected flip only together with both_masks=False, which inserts "
             "one layer instead of one of each colour"
         )
-    names = [kind for kind in kinds if isinstance(kind, str)]
+    names = names_of(host, kinds)
     unused = set(options).difference(*(host.attentions[name].options() for name in names))
     if unused:
         shown = list(map(name_of, kinds))
@@ -63,22 +105,6 @@ def check_attentions(
             f"{owner}: no layer of {shown} has the options {sorted(unused)}"
             f"{_remedy(host, names, unused)}"
         )
-
-
-def _factories(
-    host: Host, kinds: Iterable[Attention], both_masks: bool, options: Mapping[str, object]
-) -> Iterable[LayerFactory]:
-    colours: list[dict[str, Any]] = [{"flip": False}, {"flip": True}] if both_masks else [{}]
-    for kind in kinds:
-        if not isinstance(kind, str):
-            yield kind
-            continue
-        layer = host.attentions[kind]
-        accepted: dict[str, Any] = {
-            name: options[name] for name in layer.options() if name in options
-        }
-        for colour in colours:
-            yield partial(layer, **accepted, **colour)
 
 
 def _check_kind(owner: str, host: Host, kind: object) -> None:
@@ -90,11 +116,12 @@ def _check_kind(owner: str, host: Host, kind: object) -> None:
             f"of its own, so give what makes one, such as lambda channels: "
             f"{type(kind).__name__}(channels)"
         )
-    if not callable(kind) and (not isinstance(kind, str) or kind not in host.attentions):
+    known = (AUTO, *host.attentions)
+    if not callable(kind) and (not isinstance(kind, str) or kind not in known):
         raise OptionError(
-            f"{owner}: expected attention to be one of {tuple(host.attentions)} or a "
+            f"{owner}: expected attention to be one of {known} or a "
             f"callable from channels to a layer, found {kind!r}"
-            f"{did_you_mean([kind], host.attentions)}"
+            f"{did_you_mean([kind], known)}"
         )
 
 
@@ -115,6 +142,18 @@ def _remedy(host: Host, names: Sequence[str], unused: Iterable[str]) -> str:
 def name_of(kind: Attention) -> str:
     """What to call an attention in a message."""
     return kind if isinstance(kind, str) else getattr(kind, "__qualname__", repr(kind))
+
+
+def kinds_in(attention: object) -> list[Attention]:
+    """The attentions, by their full names where they have names."""
+    kinds = as_list(attention)
+    return [ALIASES.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
+
+
+def names_of(host: Host, kinds: Sequence[Attention]) -> list[str]:
+    """Names of the layers that some attentions are, or may be."""
+    names = [kind for kind in kinds if isinstance(kind, str)]
+    return list(host.attentions) if AUTO in names else names
 
 
 def as_list(value: object) -> list[Any]:

@@ -10,8 +10,8 @@ from attnflow_plugin.insertion.building import (
     Attention,
     Built,
     LayerFactory,
+    Request,
     as_list,
-    attention_factories,
 )
 from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.places import Place, Position, find_places
@@ -27,13 +27,14 @@ from attnflow_plugin.insertion.transaction import (
     require_whole_model,
 )
 from attnflow_plugin.insertion.trial import Trial
+from attnflow_plugin.layers.attentions import AUTO
 from attnflow_plugin.layers.base import attention_layers
 
 
 def insert_attention(  # noqa: D417
     host: Host,
     model: nn.Module,
-    attention: Attention | Sequence[Attention] = "imap",
+    attention: Attention | Sequence[Attention] = AUTO,
     *,
     example: Tensor,
     position: Position | Sequence[Position] = "after_coupling",
@@ -66,8 +67,10 @@ def insert_attention(  # noqa: D417
 
     Args:
         model: the model.
-        attention: name of a layer, such as ``"imap"`` or ``"itrans"``, a function from channels to
-            a layer of the host, or a sequence of these, from data to latent.
+        attention: ``"auto"`` for what the page on choosing recommends for the shape of the events,
+            which the report names; ``"imap"``, ``"itrans"`` or ``"attention_coupling"``, for short
+            ``"coupling"``; a function from channels to a layer of the host; or a sequence of these,
+            from data to latent.
         example: a batch of data.
         position: ``"before_actnorm"``, ``"after_actnorm"``, ``"after_permutation"``,
             ``"after_coupling"`` (pos-1 to pos-4 of the paper, from data to latent), a class, after
@@ -96,11 +99,13 @@ def insert_attention(  # noqa: D417
         OptionError: an unknown attention, position or option.
         NonFiniteError: the example is not finite.
     """
-    factories = attention_factories("insert_attention", host, attention, both_masks, layer_options)
+    request = Request("insert_attention", host, attention, both_masks, layer_options)
+
+    def layers_at(place: Place) -> Sequence[LayerFactory]:
+        return request.layers_at(example.shape[1:], place.event.shape[1:])
+
     positions = as_list(position)
-    return insert_at(
-        host, model, lambda _: factories, example, positions, context, check_domain=check_domain
-    )
+    return insert_at(host, model, layers_at, example, positions, context, check_domain=check_domain)
 
 
 def insert_at(

@@ -102,7 +102,7 @@ class AttentionCoupling(MaskedAttention):
         (torch.Size([2, 3, 8, 8]), [0.0, 0.0])
     """
 
-    attention_name = "coupling"
+    attention_name = "attention_coupling"
     autocast_inside = True
 
     def __init__(

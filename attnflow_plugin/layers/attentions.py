@@ -3,7 +3,9 @@
 BoundedAttention has none: it takes the place of the others where events are on circles or in boxes.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from attnflow_plugin.layers.attention_coupling import AttentionCoupling
 from attnflow_plugin.layers.base import MaskedAttention
@@ -17,3 +19,31 @@ __all__ = ["AttentionCoupling", "BoundedAttention", "IMap", "ITrans"]
 ATTENTIONS: Mapping[str, type[MaskedAttention]] = {
     kind.attention_name: kind for kind in (IMap, ITrans, AttentionCoupling)
 }
+#: Short names beside them.
+ALIASES: Mapping[str, str] = {"coupling": AttentionCoupling.attention_name}
+#: Takes what is recommended for the shape of the events.
+AUTO = "auto"
+
+_IMAGE, _SEQUENCE = 2, 1
+_MOST_TOKENS = 256
+
+
+class Recommendation(NamedTuple):
+    """An attention by its name, with the options that differ from its defaults."""
+
+    name: str
+    options: Mapping[str, object]
+
+
+def recommended(data: Sequence[int], event: Sequence[int]) -> Recommendation:
+    """What "auto" stands for; docs/choosing.md has what was measured.
+
+    Args:
+        data: shape ``(C, *S)`` of what the model is for.
+        event: shape ``(C, *S)`` of the events where the layer goes.
+    """
+    axes, tokens = len(event) - 1, math.prod(event[1:])
+    if axes >= _IMAGE and data[0] > 1:
+        return Recommendation(ITrans.attention_name, {"affine": True})
+    window = {} if tokens <= _MOST_TOKENS else {"window": 64 if axes == _SEQUENCE else 8}
+    return Recommendation(AttentionCoupling.attention_name, window)

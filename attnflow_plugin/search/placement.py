@@ -16,8 +16,8 @@ from attnflow_plugin.insertion import InsertionReport
 from attnflow_plugin.insertion.building import (
     Attention,
     LayerFactory,
+    Request,
     as_list,
-    attention_factories,
     name_of,
 )
 from attnflow_plugin.insertion.copying import independent_copy
@@ -37,11 +37,11 @@ class Candidate:
     """Layers that go to a place together.
 
     Attributes:
-        factories: one for each layer, from data to latent.
+        request: which layers go to a place.
         description: tells candidates apart that have the same label in two searches.
     """
 
-    factories: tuple[LayerFactory, ...]
+    request: Request
     description: str
 
 
@@ -58,7 +58,7 @@ def read_candidates(
         raise OptionError(f"{owner}: expected at least one candidate, found none")
     return {
         label: Candidate(
-            tuple(attention_factories(owner, host, attention, both_masks, options)),
+            Request(owner, host, attention, both_masks, options),
             f"{[name_of(kind) for kind in as_list(attention)]}, {sorted(options.items())}, "
             f"both_masks={both_masks}",
         )
@@ -252,12 +252,13 @@ class Inserter:
             make
             for placement in placements
             if (placement.position, placement.neighbour) == _key(place)
-            for make in self._factories(placement)
+            for make in self._factories(placement, place)
         ]
 
-    def _factories(self, placement: Placement) -> list[LayerFactory]:
+    def _factories(self, placement: Placement, place: Place) -> list[LayerFactory]:
         """Their random weights do not depend on what else is inserted."""
-        factories = self.candidates[placement.candidate].factories
+        request = self.candidates[placement.candidate].request
+        factories = request.layers_at(self.example.x.shape[1:], place.event.shape[1:])
         return [
             partial(_seeded, make, zlib.crc32(f"{self.seed} {placement} {number}".encode()))
             for number, make in enumerate(factories)

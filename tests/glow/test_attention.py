@@ -56,6 +56,54 @@ def test_levels_that_fit_can_be_chosen(host, builder):
 
 
 @each_host
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_options_of_layers_are_given_one_by_one_or_as_a_mapping(host, builder):
+    options = {"levels": 1, "attention": "itrans", **BUILDERS[builder]}
+    texts = {
+        repr(layers_of(build(host, builder, **options, **given), "ITrans"))
+        for given in (
+            {"affine": True, "patches": 4},
+            {"affine": True, "attention_options": {"patches": 4}},
+            {"attention_options": {"affine": True, "patches": 4}},
+        )
+    }
+    (text,) = texts
+    assert "patches=4" in text
+    assert "AttentionAffine" in text
+
+
+KEYWORDS = {
+    "misspelt": (
+        {"attention": "itrans", "afine": True},
+        r"neither the builder nor any attention has the options \['afine'\]; did you mean 'affine'",
+    ),
+    "misspelt, of the builder": ({"both_mask": False}, r"did you mean 'both_masks'\?"),
+    "without attention": ({"heads": 2}, r"attention together with \['heads'\].*attention=None"),
+    "of another attention": ({"attention": "imap", "patches": 2}, r"is an option of 'itrans'"),
+    "twice": (
+        {"attention": "itrans", "affine": True, "attention_options": {"affine": False}},
+        r"each option once, found \['affine'\] in attention_options as well",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_refuses_keywords(name):
+    options, message = KEYWORDS[name]
+    with pytest.raises(OptionError) as caught:
+        build("nflows", **options)
+    assert re.search(f"^build_glow: .*{message}", str(caught.value))
+
+
+@each_host
+def test_auto_takes_what_is_recommended_for_the_images(host):
+    for channels, kind in ((1, "AttentionCoupling"), (3, "ITrans")):
+        model = build(host, shape=(channels, 16, 16), levels=2, attention="auto")
+        found = [layer for layer in model.modules() if type(layer).__name__ == kind]
+        assert len(found) == 4
+
+
+@each_host
 @pytest.mark.parametrize("builder", ["build_glow", "build_srflow", "build_full_glow"])
 def test_layers_that_see_a_context_are_tried_with_one(host, builder):
     options = {"attention": "itrans", "context_in_attention": True, **BUILDERS[builder]}

@@ -189,7 +189,9 @@ def test_attention_that_stays_inside_stands_in(case, attention):
 
 def test_user_who_knows_better_can_say_so():
     model = KEPT["torus"].build()
-    report = for_normflows.insert_attention(model, example=angles(32, 2), check_domain=False)
+    report = for_normflows.insert_attention(
+        model, "imap", example=angles(32, 2), check_domain=False
+    )
     assert [type(layer) for layer in report.layers] == [for_normflows.IMap] * 4
     assert not report.kept_inside
 

@@ -79,10 +79,11 @@ def attention(options: Options) -> tuple[list[str], dict[str, Any]]:
     """The kinds of attention in a step, and the options of their layers that were given."""
     found: dict[str, Any] = {}
     if options.attention != "auto":
-        kinds = [] if options.attention == "none" else options.attention.split(",")
+        given = [] if options.attention == "none" else options.attention.split(",")
+        kinds = [attentions.ALIASES.get(kind, kind) for kind in given]
     # What gained most in the project's own comparison, docs/choosing.md.
     elif options.data in _FEW_GREY_LEVELS:
-        kinds = ["coupling"]
+        kinds = ["attention_coupling"]
     else:
         kinds, found = ["itrans"], {"affine": True}
     if unknown := [kind for kind in kinds if kind not in ATTENTIONS]:

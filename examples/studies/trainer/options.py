@@ -102,7 +102,7 @@ class _Attention:
 
     attention: Annotated[
         str,
-        f"none, {', '.join(ATTENTIONS)}, or several with commas between; auto: coupling for digits "
+        f"none, {', '.join(ATTENTIONS)}, or several with commas between; auto: the last for digits "
         "and MNIST, itrans with --affine for other images",
     ] = "auto"
     position: Annotated[PositionName, "where in a step of the flow"] = "after_coupling"
@@ -113,10 +113,10 @@ class _Attention:
     activation: Annotated[Activation | None, "imap, itrans: activation"] = None
     gain_bound: Annotated[float | None, "imap, itrans: bound of the gains", POSITIVE] = None
     axis: Annotated[Axis | None, "imap: what gets a scale"] = None
-    heads: Annotated[int | None, "itrans, coupling: heads", COUNT] = None
+    heads: Annotated[int | None, "itrans, attention_coupling: heads", COUNT] = None
     patches: Annotated[
         Patches | None,
-        "itrans, coupling: patches along each axis, auto, or none: single positions",
+        "itrans, attention_coupling: patches along each axis, auto, or none: single positions",
         COUNT,
     ] = None
     affine: Annotated[bool, "itrans: also scales and shifts"] = False
@@ -124,11 +124,11 @@ class _Attention:
     position_bias: Annotated[bool, "itrans: weights depend on the places as well"] = False
     value_mixing: Annotated[bool, "itrans: channels are mixed as well"] = False
     rank: Annotated[int | None, "itrans: weights of low rank", COUNT] = None
-    width: Annotated[int | None, "coupling: channels of its attention", COUNT] = None
-    kernel: Annotated[int | None, "coupling: size of its convolutions", COUNT] = None
-    window: Annotated[int | None, "coupling: edge of what is attended to", COUNT] = None
-    scale_bound: Annotated[float | None, "coupling: bound of its log-scales", POSITIVE] = None
-    shift_bound: Annotated[float | None, "coupling: bound of its shifts", POSITIVE] = None
+    width: Annotated[int | None, "attention_coupling: channels of its attention", COUNT] = None
+    kernel: Annotated[int | None, "attention_coupling: size of its convolutions", COUNT] = None
+    window: Annotated[int | None, "attention_coupling: edge of what is attended to", COUNT] = None
+    scale_bound: Annotated[float | None, "attention_coupling: bound of log-scales", POSITIVE] = None
+    shift_bound: Annotated[float | None, "attention_coupling: bound of its shifts", POSITIVE] = None
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,10 @@ MISTAKES = [
     (["--lr=0"], "--lr: expected a number above 0, found 0.0"),
     (["--seed=-1"], "--seed: expected a number from 0 on, found -1"),
     (["--preset=cifar11"], "--preset: expected a name from --list-presets, found cifar11"),
-    (["--attention=imap,coupled"], "imap, itrans, coupling with commas between, found 'coupled'"),
+    (
+        ["--attention=imap,coupled"],
+        "imap, itrans, attention_coupling with commas between, found 'coupled'",
+    ),
 ]
 
 
@@ -172,13 +175,13 @@ class TestAttention:
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
-            ({"data": "digits"}, (["coupling"], {})),
+            ({"data": "digits"}, (["attention_coupling"], {})),
             ({"data": "photographs"}, (["itrans"], {"affine": True})),
             ({"data": "photographs", "heads": 4}, (["itrans"], {"affine": True, "heads": 4})),
             ({"attention": "itrans", "patches": "none"}, (["itrans"], {"patches": None})),
             (
                 {"attention": "coupling,imap", "axis": "channel"},
-                (["coupling", "imap"], {"axis": "channel"}),
+                (["attention_coupling", "imap"], {"axis": "channel"}),
             ),
             ({"attention": "none"}, ([], {})),
         ],
