@@ -33,32 +33,37 @@ from vectors.outcomes import (
 from vectors.pictures import draw
 from vectors.training import LENGTHS
 
-PICTURE, NUMBERS = "gains.png", "numbers.json"
+PICTURE, NUMBERS, TABLES = "gains.png", "numbers.json", "tables.md"
 
 
 def write_report(folder: Path, length: str) -> str:
-    """All tables, also in a file beside the runs, with the picture and the numbers."""
-    text = _write(folder, length, folder / length)
-    (folder / length / "report.md").write_text(text + "\n")
+    """All that there is to say, also in a file beside the runs, picture and numbers too."""
+    groups, out = read(folder, length), folder / length
+    out.mkdir(parents=True, exist_ok=True)
+    if groups:
+        summary = _summary(folder, length, groups, out, "")
+        text = "\n\n".join([summary, *_all_tables(groups)])
+    else:
+        text = "No runs so far."
+    (out / "report.md").write_text(text + "\n")
     return text
 
 
 def write_page(folder: Path, length: str, page: Path) -> None:
-    """Put the report between the marks of a page, and its files into a folder of the same name."""
-    put_into(page, _write(folder, length, page.with_suffix(""), f"{page.stem}/"))
-
-
-def _write(folder: Path, length: str, out: Path, link: str = "") -> str:
-    groups = read(folder, length)
+    """Put the summary between the marks of a page, and the rest into a folder of the same name."""
+    groups, out = read(folder, length), page.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)
-    if not groups:
-        return "No runs so far."
+    put_into(page, _summary(folder, length, groups, out, f"{page.stem}/"))
+    tables = ["# Without images: all tables", f"What they mean: [{page.stem}](../{page.name})."]
+    (out / TABLES).write_text("\n\n".join([*tables, *_all_tables(groups)]) + "\n")
+
+
+def _summary(folder: Path, length: str, groups: Groups, out: Path, link: str) -> str:
+    """The short part; writes the picture and the numbers."""
     draw(groups, out / PICTURE)
     write_json(_numbers(groups), out / NUMBERS)
-    shown = (*_head(folder, length, groups), *_summaries(groups), *_all_tables(groups))
-    title = "Gain and time of a step for each kind of data"
-    numbers = f"All numbers: [{NUMBERS}]({link}{NUMBERS})."
-    return "\n\n".join([f"![{title}]({link}{PICTURE})", *shown, numbers])
+    picture = f"![What arms gain for each kind of data, and the time of a step]({link}{PICTURE})"
+    return "\n\n".join([picture, *_summaries(groups), *_head(folder, length, groups)])
 
 
 def _numbers(groups: Groups) -> list[dict[str, Any]]:
@@ -75,21 +80,15 @@ def _head(folder: Path, length: str, groups: Groups) -> Iterator[str]:
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     seeds = {seed for arms in groups.values() for arm in arms.values() for seed in arm.scores}
     yield (
-        f"At most {LENGTHS[length].steps} steps; number of seeds so far: {len(seeds)}. "
-        "Log-likelihoods of test data, which are standardised, in nats; larger is better. "
-        "Differences are paired by seed, with 95 % intervals of Student's t, for n seeds. "
-        "Time of a step is relative to the plain flow. Controls "
-        f"have as many parameters, or take as much time, as `{REFERENCE}`. C2ST is the accuracy "
-        "of a classifier between samples and exact draws; 0.5 is best."
+        f"At most {LENGTHS[length].steps} steps, {len(seeds)} seeds. Made with {versions} on one "
+        f"thread of {run['hardware']['processor']}."
     )
-    yield f"Made with {versions} on one thread of {run['hardware']['processor']}."
 
 
 # Summaries.
 
 
 def _summaries(groups: Groups) -> Iterator[str]:
-    yield "## In short"
     yield (
         "What arms gain over the plain flow in nats per dimension, the mean over all pairs of data "
         "and backbone with their 95 % interval over seeds, and in brackets the time of a step."
@@ -101,7 +100,7 @@ def _summaries(groups: Groups) -> Iterator[str]:
         "are left out."
     )
     for kind, chosen in kinds_of(groups).items():
-        yield f"### {kind.capitalize()}"
+        yield f"{kind.capitalize()}:"
         yield markdown(list(_counts(list(chosen.values()))))
 
 
@@ -144,6 +143,13 @@ def _count(groups: Iterable[Group], arm: str, other: str) -> str:
 
 
 def _all_tables(groups: Groups) -> Iterator[str]:
+    yield (
+        "Log-likelihoods of test data, which are standardised, in nats; larger is better. "
+        "Differences are paired by seed, with 95 % intervals of Student's t, for n seeds. Time of "
+        "a step is relative to the plain flow. Controls have as many parameters as "
+        f"`{REFERENCE}`, or take as much time. C2ST is the accuracy of a "
+        "classifier between samples and exact draws; 0.5 is best."
+    )
     for (data, backbone), group in groups.items():
         yield f"## {data}, {backbone}"
         yield markdown(list(_rows(group)))

@@ -95,7 +95,7 @@ def test_the_script_runs_and_reports(tmp_path, monkeypatch, capsys):
     assert "## wine, MAF (nflows)" in shown
     assert "(one seed)" in shown
     assert (tmp_path / "quick" / "report.md").read_text() == shown
-    assert "## wine, MAF (nflows)" in page.read_text()
+    assert "## wine, MAF (nflows)" in (tmp_path / "page" / "tables.md").read_text()
     monkeypatch.setattr(sys, "argv", [*command, "--plan", "--arms", "coupling", "imap"])
     evidence.main()
     assert "1 of 3 runs" in capsys.readouterr().out
@@ -142,7 +142,7 @@ def test_the_summary_counts_what_intervals_say(tmp_path):
     assert rows[0] == f"| {REFERENCE} | +0.153 ± 0.009 (3.5) | +0.078 ± 0.002 (3.5) |"
     assert rows[1].startswith(f"| {REFERENCE} | 1 / 0 / 1 |")  # posteriors
     assert rows[2].startswith(f"| {REFERENCE} | 1 / 0 / 0 |")  # tables
-    assert text.index("### Posteriors") < text.index("### Tables")
+    assert text.index("Posteriors:") < text.index("Tables:")
 
 
 def test_gains_of_a_kind_are_means_over_its_pairs(tmp_path):
