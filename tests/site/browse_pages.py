@@ -44,8 +44,8 @@ BROKEN_WORDS = """() => {
                 const range = document.createRange();
                 range.setStart(texts.currentNode, word.index);
                 range.setEnd(texts.currentNode, word.index + word[0].length);
-                const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
-                if (lines.size > 1) broken.push(word[0]);
+                const tops = [...range.getClientRects()].map((box) => Math.round(box.top));
+                if (new Set(tops).size > 1) broken.push(word[0]);
             }
         }
     }
