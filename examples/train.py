@@ -25,7 +25,7 @@ from attnflow_plugin.metrics import bits_per_dim, dequantize
 
 # Change these. Which attention is good for what: docs/choosing.md.
 GLOW = {"levels": 3, "steps": 4, "hidden_channels": 64}
-ATTENTION = {"attention": "itrans", "attention_options": {"affine": True}}
+ATTENTION = {"attention": "itrans", "affine": True}
 BATCH, LEARNING_RATE, LARGEST_GRADIENT = 32, 1e-3, 10.0
 VALIDATE_EVERY, TEMPERATURE = 500, 0.7
 

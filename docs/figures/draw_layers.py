@@ -88,7 +88,7 @@ def itrans_options() -> None:
 
 def attention_coupling() -> None:
     """What one position attends to in its window, and the scale and shift that follow."""
-    trained = train_attention("coupling", window=WINDOW)
+    trained = train_attention("attention_coupling", window=WINDOW)
     x, z, passing = trained.x, trained.z, trained.passing
     # An affine map of the attended half is known by what becomes of zeros and ones.
     zeros, ones = (
