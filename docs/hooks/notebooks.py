@@ -33,7 +33,7 @@ def as_page(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]
             parts.append(source)
             continue
         parts.append(f"```python\n{source}\n```")
-        for output in cell["outputs"]:
+        for output in _joined(cell["outputs"]):
             if picture := output.get("data", {}).get("image/png"):
                 file = f"{name}-{len(pictures) + 1}.png"
                 pictures[file] = base64.b64decode(picture)
@@ -43,6 +43,18 @@ def as_page(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]
     title, rest = parts[0].split("\n", 1)
     link = f"[Download this notebook]({name}.ipynb){{ .md-button download }}"
     return "\n\n".join([title, rest.strip(), link, *parts[1:]]), pictures
+
+
+def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is printed in several pieces, in one."""
+    joined: list[dict[str, Any]] = []
+    for output in outputs:
+        if joined and output.get("name") == joined[-1].get("name", "other"):
+            text = [*joined[-1]["text"], *output["text"]]
+            joined[-1] = {**output, "text": text}
+        else:
+            joined.append(output)
+    return joined
 
 
 def _as_text(output: dict[str, Any]) -> str:
