@@ -101,7 +101,8 @@ class _Visit:
             self.note(f"asks another server: {request.url}")
 
     def to(self, page):
-        self.page.goto(f"{self.address}/{page}", wait_until="networkidle")
+        self.page.goto(f"{self.address}/{page}")
+        self.page.wait_for_load_state("networkidle")  # On a busy machine it comes before the load.
 
 
 @pytest.fixture(params=WIDTHS)
@@ -159,7 +160,7 @@ def test_search_finds(visit, words, found):
 
 def test_dark(browser, address):
     page = browser.new_page(color_scheme="dark", viewport={"width": 1440, "height": 900})
-    page.goto(f"{address}/layers/", wait_until="networkidle")
+    page.goto(f"{address}/layers/")
     _photograph(page, "1440/layers, dark.png")
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.close()
