@@ -70,11 +70,18 @@ def step(model: Model, optimizer: torch.optim.Optimizer, rows: Rows) -> bool:
     loss = -log_prob(model, rows).mean()
     if not loss.isfinite():
         return False
+    descend(model, optimizer, loss)
+    return True
+
+
+def descend(model: Model, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Follow the gradient of a loss; one that is not finite has none, but takes as long."""
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    if not loss.isfinite():
+        optimizer.zero_grad(set_to_none=False)
     optimizer.step()
-    return True
 
 
 class Trained(NamedTuple):
@@ -187,6 +194,6 @@ def _take_turns(models: Mapping[str, Model], rows: Rows, rounds: int) -> dict[st
         batch = next(stream)
         for name, model in models.items():
             started = time.process_time()
-            step(model, optimizers[name], batch)
+            descend(model, optimizers[name], -log_prob(model, batch).mean())
             found[name].append(1e3 * (time.process_time() - started))
     return {name: round(median(times[WARM_UP:]), 3) for name, times in found.items()}
