@@ -21,6 +21,7 @@ PAGES = sorted(
 )
 WIDTHS = {1440: 900, 390: 844}
 HIGHEST_PICTURE = 6000
+PATIENCE = 180_000  # Milliseconds: the machine may be busy.
 
 # What sticks out of the window, without a box around it that scrolls.
 CUT_OFF = """() => {
@@ -109,6 +110,7 @@ class _Visit:
 def visit(request, browser, address):
     width = request.param
     page = browser.new_page(viewport={"width": width, "height": WIDTHS[width]})
+    page.set_default_timeout(PATIENCE)
     yield _Visit(page, address)
     page.close()
 
@@ -160,6 +162,7 @@ def test_search_finds(visit, words, found):
 
 def test_dark(browser, address):
     page = browser.new_page(color_scheme="dark", viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(PATIENCE)
     page.goto(f"{address}/layers/")
     _photograph(page, "1440/layers, dark.png")
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
