@@ -61,6 +61,7 @@ class Host(ABC, Generic[Model]):
         ready_actnorm: a subclass that never does, without the branch that breaks compiled graphs.
         squeeze: its layer that moves pixels to channels.
         keeps_first: whether its multi-scale container passes on the first half of the channels.
+        too_large: layers that hold others and are no graph of their own in ``compile_model``.
     """
 
     name: ClassVar[str]
@@ -76,6 +77,7 @@ class Host(ABC, Generic[Model]):
     ready_actnorm: ClassVar[type[nn.Module]]
     squeeze: ClassVar[type[nn.Module]]
     keeps_first: ClassVar[bool]
+    too_large: ClassVar[tuple[type[nn.Module], ...]]
 
     def __reduce__(self) -> str:
         # The only one of its class, in copies and pickles of models too.
@@ -204,6 +206,11 @@ class Host(ABC, Generic[Model]):
     @abstractmethod
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """One layer that runs ``layers``, listed in the host's own order."""
+
+    def in_turn(self, layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, ...]:
+        """What a layer of a class runs one after the other by ``forward``; it is itself that."""
+        del kind
+        return (layer,)
 
     @abstractmethod
     def step(self, layers: list[nn.Module]) -> list[nn.Module]:

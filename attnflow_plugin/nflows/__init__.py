@@ -8,7 +8,7 @@ from attnflow_plugin.hosts import bound, require
 
 require("attnflow_plugin.nflows", "nflows.transforms", "nflows")
 
-from attnflow_plugin import densities, insertion, search, training  # noqa: E402
+from attnflow_plugin import compiling, densities, insertion, search, training  # noqa: E402
 from attnflow_plugin.backbones import full_glow, glow, marflow, srflow  # noqa: E402
 from attnflow_plugin.nflows import layers  # noqa: E402
 from attnflow_plugin.nflows.host import NFLOWS  # noqa: E402
@@ -23,6 +23,7 @@ __all__ = [
     "build_glow",
     "build_marflow",
     "build_srflow",
+    "compile_model",
     "insert_attention",
     "joint_log_prob",
     "log_prob",
@@ -37,6 +38,7 @@ build_full_glow = bound(NFLOWS, full_glow.build_full_glow)
 build_glow = bound(NFLOWS, glow.build_glow)
 build_marflow = bound(NFLOWS, marflow.build_marflow)
 build_srflow = bound(NFLOWS, srflow.build_srflow)
+compile_model = bound(NFLOWS, compiling.compile_model)
 insert_attention = bound(NFLOWS, insertion.insert_attention)
 joint_log_prob = bound(NFLOWS, densities.joint_log_prob)
 log_prob = bound(NFLOWS, densities.log_prob)

@@ -47,6 +47,11 @@ class Nflows(Host[Flow]):
     ready_actnorm = ReadyActNorm
     squeeze = transforms.SqueezeTransform
     keeps_first = False
+    too_large = (
+        transforms.MultiscaleCompositeTransform,
+        EncodedTransform,
+        layers.ChannelAutoregression,
+    )
     iterating = (transforms.CompositeTransform, SourceTower)
     roles = (
         (
@@ -195,6 +200,12 @@ class Nflows(Host[Flow]):
     def chain(self, layers: list[nn.Module]) -> nn.Module:
         """Several layers as one, in the host's order."""
         return transforms.CompositeTransform(layers)
+
+    def in_turn(self, layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, ...]:
+        """The layers of a composite transform."""
+        if kind is not transforms.CompositeTransform:
+            return super().in_turn(layer, kind)
+        return tuple(layer._transforms)  # type: ignore[arg-type]
 
     def step(self, layers: list[nn.Module]) -> list[nn.Module]:
         """As they are."""

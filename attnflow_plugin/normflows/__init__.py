@@ -8,7 +8,7 @@ from attnflow_plugin.hosts import bound, require
 
 require("attnflow_plugin.normflows", "normflows", "normflows")
 
-from attnflow_plugin import densities, insertion, search, training  # noqa: E402
+from attnflow_plugin import compiling, densities, insertion, search, training  # noqa: E402
 from attnflow_plugin.backbones import full_glow, glow, marflow, srflow  # noqa: E402
 from attnflow_plugin.normflows import layers  # noqa: E402
 from attnflow_plugin.normflows.containers import (  # noqa: E402
@@ -31,6 +31,7 @@ __all__ = [
     "build_glow",
     "build_marflow",
     "build_srflow",
+    "compile_model",
     "insert_attention",
     "joint_log_prob",
     "log_prob",
@@ -45,6 +46,7 @@ build_full_glow = bound(NORMFLOWS, full_glow.build_full_glow)
 build_glow = bound(NORMFLOWS, glow.build_glow)
 build_marflow = bound(NORMFLOWS, marflow.build_marflow)
 build_srflow = bound(NORMFLOWS, srflow.build_srflow)
+compile_model = bound(NORMFLOWS, compiling.compile_model)
 insert_attention = bound(NORMFLOWS, insertion.insert_attention)
 joint_log_prob = bound(NORMFLOWS, densities.joint_log_prob)
 log_prob = bound(NORMFLOWS, densities.log_prob)

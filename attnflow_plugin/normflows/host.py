@@ -52,6 +52,7 @@ class Normflows(Host[nf.MultiscaleFlow]):
     ready_actnorm = ReadyActNorm
     squeeze = nf.flows.Squeeze
     keeps_first = True
+    too_large = (layers.ChannelAutoregression,)
     # Not SourceTower, which runs its lists from data to latent, against the order of these.
     iterating = (
         nf.NormalizingFlow,

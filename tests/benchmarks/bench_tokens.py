@@ -1,11 +1,13 @@
 """Many tokens: attention between all pairs of them against low rank, with single positions."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from attnflow_plugin import ITrans
 from tests.benchmarks.interleaved import DEVICE, take_turns
-from tests.benchmarks.passes import evaluation, run, training
+from tests.benchmarks.passes import evaluation, kept_for_backward, run, training
 from tests.support import randomised
 
 CHANNELS, RANK = 12, 16
@@ -14,21 +16,6 @@ TASKS = {
     "density": (evaluation, "to_latent"),
     "inverse": (evaluation, "to_data"),
 }
-
-
-def kept_for_backward(layer, x):
-    """MiB of the tensors that a forward pass keeps for the backward pass, parameters included."""
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        graph = run([layer], "to_latent", x)
-    del graph
-    return sum(kept.values()) / 2**20
 
 
 # The matrices of 4096 tokens take seconds: one event, once, is enough.
@@ -42,7 +29,10 @@ def test_tokens(measured, size, batch, rounds):
     }
     layers = {name: randomised(layer, 0.1).to(DEVICE) for name, layer in layers.items()}
     x = torch.randn(batch, CHANNELS, size, size, device=DEVICE)
-    memory = {name: kept_for_backward(layer, x) for name, layer in layers.items()}
+    memory = {
+        name: kept_for_backward(partial(run, [layer], "to_latent", x))
+        for name, layer in layers.items()
+    }
 
     def rows():
         return [_row(name, *task) for name, task in TASKS.items()]

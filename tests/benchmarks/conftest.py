@@ -12,6 +12,10 @@ from tests.benchmarks.tables import Row, line
 PACKAGES = ("torch", "normflows", "nflows", "attnflow-plugin")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--glow-steps", type=int, default=4, help="steps of the Glow of real size")
+
+
 @pytest.fixture
 def measured(benchmark):
     """Make a measurement once; its rows go into a table of the report, and to the screen."""

@@ -1,4 +1,4 @@
-"""What is timed of a list of layers: one direction of all, with gradients or without."""
+"""What is measured of layers: one direction of all, with gradients or without; and memory."""
 
 from functools import partial
 
@@ -21,3 +21,18 @@ def training(modules, direction, x):
 
 def evaluation(modules, direction, x):
     return torch.no_grad()(partial(run, modules, direction, x))
+
+
+def kept_for_backward(forward):
+    """MiB of the tensors that a forward pass keeps for the backward pass, parameters included."""
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = forward()
+    del graph
+    return sum(kept.values()) / 2**20

@@ -16,6 +16,7 @@ from tests.benchmarks.tables import Row, markdown
 START, END = "<!-- results -->", "<!-- end of results -->"
 NUMBERS = "benchmarks.json"
 SECTIONS = {
+    "bench_real_size": "At real size",
     "bench_glow": "Whole models",
     "bench_parts": "Where the time goes",
     "bench_compiled": "Compiled",

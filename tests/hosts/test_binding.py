@@ -8,7 +8,7 @@ import typing
 import pytest
 from torch import nn
 
-from attnflow_plugin import densities, insertion, search, training
+from attnflow_plugin import compiling, densities, insertion, search, training
 from attnflow_plugin.backbones import full_glow, glow, marflow, srflow
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.nflows.host import NFLOWS
@@ -27,6 +27,7 @@ FUNCTIONS = [
     search.search_attention,
     srflow.build_srflow,
     training.prepare,
+    compiling.compile_model,
 ]
 CLASSES = [densities.JointNegativeLogLikelihood, densities.NegativeLogLikelihood]
 
