@@ -8,6 +8,7 @@ compile.
 
 import itertools
 import operator
+import time
 import types
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ PLAIN = "_compiled_from"
 OUTPUTS, GRADIENTS = 1e-5, 1e-3
 # Under autocast, where a graph rounds in other places.
 LOWER_PRECISION = 0.1
+
+#: What a graph may take of the time of eager layers on a CPU. Some nets are slower when compiled.
+SLOWEST = 1.1
 
 _numbers = itertools.count()
 
@@ -139,6 +143,7 @@ class _Graph:
         self._run = torch.compile(
             function, fullgraph=True, dynamic=False, backend=backend, options=options or None
         )
+        self._has_to_pay = backend == "inductor"  # The others are for looking for errors.
         self._is_tried = False
         self.refusal: str | None = None
 
@@ -155,6 +160,8 @@ class _Graph:
         _mark_rows([event, *others, *kwargs.values()])
         if not self._is_tried:
             self.refusal = _refusal(self._run, *given)
+            if self.refusal is None and self._has_to_pay and event.is_cpu:
+                self.refusal = _slowness(self._run, *given)
             self._is_tried = True
             if self.refusal:
                 _warn(layers, self.refusal)
@@ -207,6 +214,23 @@ def _refusal(
         if not difference <= (LOWER_PRECISION if lower else tolerance):
             return f"the compiled layers differ from the eager ones, by {difference:.0e}"
     return None
+
+
+def _slowness(run: Callable[..., tuple[Tensor, Any]], layers: Any, *given: Any) -> str | None:  # noqa: ANN401
+    """What a compiled function takes of the time of the eager one, if that is too much."""
+    with buffers_kept(*layers):
+        ratio = _seconds(run, layers, *given) / _seconds(_in_turn, layers, *given)
+    return None if ratio <= SLOWEST else f"compiled it takes {ratio:.2f} of the eager time"
+
+
+def _seconds(run: Callable[..., tuple[Tensor, Any]], *given: Any) -> float:  # noqa: ANN401
+    """CPU time of this process, in which others do not count; the least of a few."""
+    times = []
+    for _ in range(5):
+        started = time.process_time()
+        _outcome(run, *given)
+        times.append(time.process_time() - started)
+    return min(times)
 
 
 def _outcome(

@@ -58,8 +58,9 @@ def compile_model(  # noqa: D417
 
     Densities, samples and the training loss run as before, by all methods of the model, in batches
     of any size. ``prepare`` is called first, which replaces the ActNorms that would break graphs.
-    A layer that torch cannot compile, or compiles to something else than it is, stays eager, and
-    the report says so. Base distributions and encoders of contexts stay eager as well.
+    A layer that torch cannot compile, or compiles to something else than it is, stays eager, as one
+    that would take longer on a CPU, and the report says so. Base distributions and encoders of
+    contexts stay eager as well.
 
     The training loss is compiled here, and what else is used at its first use, which takes as long
     again; there a layer that has to stay eager is warned of. Parameters, their names and
@@ -75,8 +76,8 @@ def compile_model(  # noqa: D417
         What runs compiled; its method ``undo`` makes all of it eager again.
 
     Raises:
-        OptionError: no model of the host, one without layers that can be compiled, an unknown
-            backend, or a context for a model that has no use for one.
+        OptionError: no model of the host, one without layers that gain by being compiled, an
+            unknown backend, or a context for a model that has no use for one.
         MissingContextError: no labels or no context for a model that needs them.
         ShapeError: data or labels of another shape, dtype or size than the model's.
     """
@@ -112,8 +113,8 @@ def compile_model(  # noqa: D417
 def _nothing_to_compile(model: nn.Module, eager: Mapping[str, str]) -> str:
     found = "none" if not eager else "{}: {}".format(*next(iter(eager.items())))
     return (
-        f"compile_model: expected layers in {type(model).__name__} that are eager and that torch "
-        f"can compile, found {found}"
+        f"compile_model: expected layers in {type(model).__name__} that are eager and that "
+        f"gain by being compiled, found {found}"
     )
 
 

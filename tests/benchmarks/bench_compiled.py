@@ -1,11 +1,13 @@
 """Whole models by ``compile_model``: training steps against the host's own Glow, and compiling."""
 
 import copy
+import math
 import resource
 
 import pytest
 import torch
 
+from attnflow_plugin.compiling import graphs
 from attnflow_plugin.normflows import build_glow, compile_model, log_prob, prepare
 from tests.benchmarks.bench_glow import BATCH, HIDDEN, LEVELS, SHAPE, STEPS
 from tests.benchmarks.host_glows import normflows_glow
@@ -50,19 +52,19 @@ def cpu_seconds():
 
 
 @pytest.mark.filterwarnings("default")  # The compiler warns of its own parts.
-def test_compiled_model(measured):
+def test_compiled_model(measured, monkeypatch):
+    # Everything, also what would stay eager since it does not gain.
+    monkeypatch.setattr(graphs, "SLOWEST", math.inf)
     x = torch.rand(BATCH, *SHAPE, device=DEVICE)
-    tasks, compiling, differences = {}, {}, {}
+    tasks, compiling = {}, {}
     for name, model in models().items():
         torch._dynamo.reset()
         tasks[name] = training_step(copy.deepcopy(model), x)
-        expected = log_prob(model, x).detach()
         started = cpu_seconds()
         compile_model(model, x)
         tasks[f"{name}, compiled"] = training_step(model, x)
         tasks[f"{name}, compiled"]()
         compiling[name] = cpu_seconds() - started
-        differences[name] = float(((log_prob(model, x) - expected) / expected).abs().max())
 
     def rows():
         turns = take_turns(tasks, rounds=9, warm_up=1)
@@ -73,7 +75,6 @@ def test_compiled_model(measured):
                 "compiled": turns.ratio(f"{name}, compiled", OWN),
                 "both compiled": turns.ratio(f"{name}, compiled", f"{OWN}, compiled"),
                 "compiling, s of CPU time": compiling[name],
-                "relative difference of log_prob": differences[name],
             }
             for name in compiling
         ]

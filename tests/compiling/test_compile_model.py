@@ -1,6 +1,7 @@
 """Compiled models have the outputs and gradients of eager ones, and stay what they are."""
 
 import copy
+import math
 import pickle
 
 import normflows as nf
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from attnflow_plugin.compiling import graphs as graphs_module
 from attnflow_plugin.errors import MissingContextError, OptionError
 from tests.support import HOSTS, host_module, randomise
 
@@ -82,7 +84,8 @@ def test_both_directions_in_batches_of_every_size(host, graphs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("host", "backend"), [("normflows", "inductor"), ("nflows", "aot_eager")])
-def test_gradients_of_compiled_code(host, backend):
+def test_gradients_of_compiled_code(host, backend, monkeypatch):
+    monkeypatch.setattr(graphs_module, "SLOWEST", math.inf)
     module, model, eager, x, _ = make(host, steps=1)
     module.compile_model(model, x, backend=backend)
     assert_like_eager(module, model, eager, x[:6])
@@ -157,6 +160,14 @@ def test_what_torch_cannot_compile_stays_eager():
     assert list(report.eager) == ["flows.1"]
     assert "flows.1: Unsupported" in str(report)
     assert_like_eager(module, model, eager, x)
+
+
+def test_what_takes_longer_stays_eager(monkeypatch):
+    seconds = iter([2.0, 1.0])
+    monkeypatch.setattr(graphs_module, "_seconds", lambda *given: next(seconds))
+    layers = (nf.flows.AffineConstFlow((6,)),)
+    found = graphs_module._slowness(None, layers, "inverse", torch.randn(2, 6), [], {})
+    assert found == "compiled it takes 2.00 of the eager time"
 
 
 def test_a_model_of_which_nothing_compiles():
