@@ -178,7 +178,7 @@ class _Graph:
 
 def _warn(layers: tuple[nn.Module, ...], refusal: str) -> None:
     names = ", ".join(type(layer).__name__ for layer in layers)
-    warnings.warn(f"compile_model: {names} cannot run compiled: {refusal}", stacklevel=2)
+    warnings.warn(f"compile_model: {names} stay eager: {refusal}", stacklevel=2)
 
 
 def _first_line(error: BaseException) -> str:

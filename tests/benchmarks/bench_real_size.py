@@ -28,7 +28,7 @@ GLOW = {
     },
     "ITrans": {"attention": "itrans"},
     "ITrans, affine": {"attention": "itrans", "attention_options": {"affine": True}},
-    WINDOWS: {"attention": "coupling", "attention_options": {"window": 4}},
+    WINDOWS: {"attention": "attention_coupling", "attention_options": {"window": 4}},
 }
 TASKS = ("training step", "density", "sampling")
 
