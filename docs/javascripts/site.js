@@ -13,12 +13,15 @@ document.addEventListener("DOMContentLoaded", () => {
     const withBreaks = parts.flatMap((part) => [document.createElement("wbr"), part]);
     code.replaceChildren(...withBreaks.slice(1));
   }
-  // A number stays with its spread or its unit.
+  // A number stays whole, and with its spread or its unit.
   const content = document.querySelector(".md-content");
   const texts = document.createTreeWalker(content, NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     const text = texts.currentNode;
-    const kept = text.data.replaceAll(" ± ", "\u00a0±\u00a0").replaceAll(/(?<=\d) %/g, "\u00a0%");
+    if (text.parentElement.closest("code")) continue;
+    const kept = text.data.replaceAll(/ ± |(?<=\d) (?=%|\d{3}\b)/g, (gap) =>
+      gap.replaceAll(" ", "\u00a0"),
+    );
     if (kept !== text.data) text.data = kept;
   }
 });
