@@ -25,10 +25,17 @@ def assert_runs(layer, direction, event, context=None):
     assert event.grad.shape == event.shape
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_attention(name):
-    # In turn: every kind of layer and of matrix has several cases.
-    direction = ("to_latent", "to_data")[list(CASES).index(name) % 2]
+@pytest.mark.parametrize(
+    "name",  # All of them run without values in tests/on_device.
+    [
+        *["imap-image", "imap-random-mask", "imap-paper"],
+        *["itrans-odd-patch-edge", "itrans-random-mask-concat", "itrans-all-options-paper"],
+        *["itrans-rank-all-options", "coupling-windows-of-patches", "coupling-vector"],
+        *["bounded-odd-vector-of-all-kinds"],
+    ],
+)
+@each_direction
+def test_attention(name, direction):
     with torch.device("meta"):
         layer = CASES[name].build()
     assert_runs(layer, direction, batch(*CASES[name].shape))

@@ -12,9 +12,11 @@ from attnflow_plugin.search.greedy import Gain, paired_gain
 from tests.search.planted import NEEDED, conditional, gaussian, planted
 from tests.support import HOSTS, host_module
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("host", HOSTS)]
+pytestmark = pytest.mark.slow
+each_host = pytest.mark.parametrize("host", HOSTS)
 
 
+@each_host
 def test_a_planted_need_is_found_where_it_is(host):
     result = planted(host).search()
     first, *others = result.chosen
@@ -25,6 +27,7 @@ def test_a_planted_need_is_found_where_it_is(host):
     assert result.stopped == "nothing more pays"
 
 
+@each_host
 def test_nothing_is_kept_where_nothing_helps(host):
     problem = gaussian(host)
     result = problem.search(["imap", "itrans", "coupling"])
@@ -34,6 +37,7 @@ def test_nothing_is_kept_where_nothing_helps(host):
     assert problem.model.state_dict().keys() == before.keys()
 
 
+@each_host
 def test_a_context_is_used_if_it_pays(host):
     candidates = {"blind": "imap", "seeing": ("imap", {"context_channels": 1})}
     problem = conditional(host)
@@ -44,6 +48,7 @@ def test_a_context_is_used_if_it_pays(host):
     torch.testing.assert_close(problem.log_prob(), before)
 
 
+@each_host
 def test_layers_that_take_gradients_while_they_run_are_scored(host):
     def to_latent(self, x, context=None):
         weights = torch.zeros_like(x).requires_grad_()
@@ -59,12 +64,14 @@ def test_layers_that_take_gradients_while_they_run_are_scored(host):
     assert result.trials[0].gain.finite
 
 
+@each_host
 def test_gains_are_over_a_baseline_that_is_trained_as_long(host):
     """Of wide data normflows' base learns the scale as well as attention; nflows' has none."""
     result = gaussian(host, scale=2.0).search()
     assert bool(result.chosen) == (host == "nflows")
 
 
+@pytest.mark.parametrize("host", ["nflows"])
 def test_a_total_gain_is_the_sum_of_what_was_kept(host):
     """The best trial of a round is the baseline of the next."""
     # One sigmoid scale, below two, is not enough for what is planted.
@@ -74,6 +81,7 @@ def test_a_total_gain_is_the_sum_of_what_was_kept(host):
     assert result.gain.nats == pytest.approx(sum(trial.gain.nats for trial in result.chosen))
 
 
+@each_host
 def test_only_new_layers_are_trained_if_asked(host):
     sizes = []
 
@@ -89,12 +97,14 @@ def test_only_new_layers_are_trained_if_asked(host):
     assert result.chosen[0].placement.neighbour == NEEDED[host]
 
 
+@pytest.mark.parametrize("host", ["nflows"])
 def test_an_optimizer_that_evaluates_the_loss_several_times_in_a_step(host):
     problem = planted(host)
     result = problem.search("imap", optimizer=torch.optim.LBFGS, steps=2, max_layers=1)
     assert result.chosen[0].placement.neighbour == NEEDED[host]
 
 
+@pytest.mark.parametrize("host", ["normflows"])
 def test_limits(host):
     problem = conditional(host)
     candidates = {"blind": "imap", "seeing": ("imap", {"context_channels": 1})}
@@ -108,6 +118,7 @@ def test_limits(host):
     assert short.stopped == "the budget does not suffice for another round"
 
 
+@pytest.mark.parametrize("host", ["nflows"])
 def test_thresholds(host):
     problem = planted(host)
     gain = problem.search("imap", steps=20, max_layers=1).gain
@@ -118,7 +129,10 @@ def test_thresholds(host):
     assert not problem.search("imap", least_gain=gain.bits_per_dim * 1.01, **options).chosen
 
 
-@pytest.mark.parametrize("failure", ["nan", "one row", "raised", "exploding"])
+@pytest.mark.parametrize(
+    ("host", "failure"),
+    [("normflows", "nan"), ("nflows", "one row"), ("normflows", "raised"), ("nflows", "exploding")],
+)
 def test_a_trial_that_is_not_finite_is_recorded_and_never_kept(host, failure):
     """Its log-densities would be the best, were they not infinite."""
     imap = host_module(host).IMap
@@ -141,6 +155,7 @@ def test_a_trial_that_is_not_finite_is_recorded_and_never_kept(host, failure):
     assert "not finite" in str(result)
 
 
+@pytest.mark.parametrize("host", ["nflows"])
 def test_gains_and_standard_errors_are_those_of_a_paired_test(host):
     problem = planted(host)
     result = problem.search("imap", steps=3, max_layers=1)
@@ -155,6 +170,7 @@ def test_gains_and_standard_errors_are_those_of_a_paired_test(host):
     assert not Gain(math.nan, math.nan, 4).exceeds(0, 0)
 
 
+@pytest.mark.parametrize("host", ["normflows"])
 def test_the_best_of_those_that_are_sure_is_kept(host):
     """A larger gain that rests on a few examples alone does not end the search."""
     imap = host_module(host).IMap

@@ -10,7 +10,10 @@ from tests.insertion.test_untouched import Snapshot, random_states
 from tests.search.planted import FAST_ADAM, TURNS, gaussian, planted
 from tests.support import HOSTS, host_module
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("host", HOSTS)]
+pytestmark = pytest.mark.slow
+each_host = pytest.mark.parametrize("host", HOSTS)
+#: Files know nothing of hosts.
+one_host = pytest.mark.parametrize("host", HOSTS[1:])
 OPTIONS = {"steps": 10}
 
 
@@ -39,6 +42,7 @@ def assert_same(result, expected):
     assert str(result) == str(expected)
 
 
+@each_host
 @pytest.mark.parametrize("after", [1, 4, 5])
 def test_resumed_is_uninterrupted(host, tmp_path, after):
     expected = uninterrupted(host)
@@ -57,6 +61,7 @@ def test_resumed_is_uninterrupted(host, tmp_path, after):
     assert again.seen == []
 
 
+@each_host
 @pytest.mark.parametrize("at_step", [3, 15, 27])
 def test_an_interruption_within_a_trial_loses_that_trial_only(host, tmp_path, at_step):
     steps = []
@@ -82,6 +87,7 @@ def test_an_interruption_within_a_trial_loses_that_trial_only(host, tmp_path, at
     assert_same(problem.search(path=path, optimizer=optimizer, **OPTIONS), expected)
 
 
+@one_host
 def test_an_interruption_while_writing_leaves_the_file_valid(host, tmp_path, monkeypatch):
     problem, path = planted(host), tmp_path / "search.pt"
     with pytest.raises(KeyboardInterrupt):
@@ -101,6 +107,7 @@ def test_an_interruption_while_writing_leaves_the_file_valid(host, tmp_path, mon
     assert_same(problem.search(path=path, **OPTIONS), uninterrupted(host))
 
 
+@one_host
 def test_budget_limits_and_thresholds_may_differ(host, tmp_path):
     problem, path = planted(host), tmp_path / "search.pt"
     short = problem.search(budget=50, path=path, **OPTIONS)
@@ -123,6 +130,7 @@ OTHERS = {
 }
 
 
+@one_host
 def test_a_file_of_another_search_is_refused(host, tmp_path):
     problem, path = planted(host), tmp_path / "search.pt"
     problem.search(path=path, budget=50, **OPTIONS)
@@ -134,6 +142,7 @@ def test_a_file_of_another_search_is_refused(host, tmp_path):
         assert path.read_bytes() == stored, name
 
 
+@one_host
 def test_a_file_of_other_data_or_another_model_is_refused(host, tmp_path):
     problem, path = planted(host), tmp_path / "search.pt"
     problem.search(path=path, budget=50, **OPTIONS)
@@ -149,6 +158,7 @@ def test_a_file_of_other_data_or_another_model_is_refused(host, tmp_path):
         problem.search(path=path, **OPTIONS)
 
 
+@one_host
 def test_a_file_of_other_layers_behind_the_same_name_is_refused(host, tmp_path):
     problem, path = planted(host), tmp_path / "search.pt"
     layers = host_module(host)
@@ -158,6 +168,7 @@ def test_a_file_of_other_layers_behind_the_same_name_is_refused(host, tmp_path):
         problem.search({"x": lambda c: layers.IMap(c, flip=True)}, path=path, **OPTIONS)
 
 
+@one_host
 def test_a_file_of_a_model_that_trains_other_parameters_is_refused(host, tmp_path):
     problem, path = planted(host), tmp_path / "search.pt"
     layer = next(m for m in problem.model.modules() if type(m).__name__ == "Rotation")
@@ -169,6 +180,7 @@ def test_a_file_of_a_model_that_trains_other_parameters_is_refused(host, tmp_pat
         problem.search(path=path, **OPTIONS)
 
 
+@one_host
 @pytest.mark.parametrize("content", [b"", b"no file of torch", None])
 def test_another_file_is_refused_and_kept(host, tmp_path, content):
     path = tmp_path / "model.pt"
@@ -182,6 +194,7 @@ def test_another_file_is_refused_and_kept(host, tmp_path, content):
     assert path.read_bytes() == stored
 
 
+@one_host
 def test_a_path_that_cannot_be_written_fails_before_the_first_trial(host, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         planted(host).search(path=tmp_path / "missing" / "search.pt", progress=Stop(1))

@@ -2,13 +2,29 @@
 
 import json
 
+import pytest
 import search
 import torch
 
+from attnflow_plugin.search.trial import Trainer
 
-def test_quick(tmp_path, capsys, monkeypatch):
+FEW = ["--seeds=1", "--steps=3", "--trial-steps=1", "--budget=10", "--then=2"]
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    """Few images and candidates."""
+    whole = search.load("digits")
+    few = search.Split(whole.train[:64], whole.held_out[:32], whole.test[:32], whole.levels)
+    monkeypatch.setattr(search, "load", lambda name: few)
+    candidates = {name: search.DEFAULT_CANDIDATES[name] for name in ("imap", "attention_coupling")}
+    monkeypatch.setattr(search, "DEFAULT_CANDIDATES", candidates)
+
+
+@pytest.mark.usefixtures("_small")
+def test_what_it_says(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    search.main(["--quick", f"--out={tmp_path}"])
+    search.main([*FEW, f"--out={tmp_path}"])
     said = capsys.readouterr().out
     rows = json.loads((tmp_path / "digits.json").read_text())
     arms = {row["arm"]: row for row in rows}
@@ -18,6 +34,16 @@ def test_quick(tmp_path, capsys, monkeypatch):
     assert small <= arms["imap everywhere"]["new_parameters"]
     before = {path: path.read_bytes() for path in tmp_path.glob("*.pt")}
     assert len(before) == 2
-    search.main(["--quick", f"--out={tmp_path}"])  # Its trials are there already.
+    monkeypatch.setattr(Trainer, "scores", None)
+    search.main([*FEW, f"--out={tmp_path}"])  # Its trials are there already.
     assert json.loads((tmp_path / "digits.json").read_text()) == rows
     assert {path: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
+
+
+def test_quick_covers_every_search():
+    """A baseline and a trial of each candidate at each of four couplings."""
+    quick, whole = (search.parse_options(given) for given in (["--quick"], []))
+    assert quick.seeds == 1
+    needed = 1 + 4 * len(search.DEFAULT_CANDIDATES)
+    assert needed * quick.trial_steps <= quick.budget < whole.budget
+    assert quick.steps + quick.then < whole.steps
