@@ -88,7 +88,8 @@ class AttentionMatrix:
     def require_nonsingular(self, owner: str) -> None:
         """Raise where a solve would return garbage; only matrices without a bound need this.
 
-        A matrix of non-finite data is left to its log-det, which is NaN.
+        A matrix of non-finite data is left to its log-det, which is NaN. On an accelerator, which
+        had to be waited for, a singular matrix becomes NaN instead, and so do its row and log-det.
 
         Raises:
             SingularAttentionError: a pivot vanishes beside the largest one.
@@ -100,7 +101,9 @@ class AttentionMatrix:
         tolerance = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
         smallest, largest = pivots.amin(-1), pivots.amax(-1)
         singular = smallest <= tolerance * largest  # Comparisons with NaN are false.
-        if bool(singular.any()):
+        if not self.matrix.is_cpu:
+            self.matrix = self.matrix.masked_fill(singular[..., None, None], torch.nan)
+        elif bool(singular.any()):
             ratio = (smallest / largest)[singular].amin()
             raise SingularAttentionError(
                 f"{owner}: expected an invertible attention matrix, found one with pivot ratio "

@@ -7,7 +7,13 @@ from einops import rearrange
 from scipy.linalg import block_diag
 
 from attnflow_plugin import ITrans
-from attnflow_plugin.errors import OptionError, ShapeError, SingularAttentionError
+from attnflow_plugin.debug import raise_on_non_finite
+from attnflow_plugin.errors import (
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+    SingularAttentionError,
+)
 from attnflow_plugin.layers.patches import to_tokens
 from attnflow_plugin.linalg import AttentionMatrix
 from attnflow_plugin.masks import PATTERNS, make_mask
@@ -198,6 +204,22 @@ def test_singular_attention_is_an_error_in_both_directions():
     for direction in (layer.to_latent, layer.to_data):
         with pytest.raises(SingularAttentionError, match="ITrans: expected an invertible"):
             direction(x)
+
+
+def test_singular_attention_is_nan_where_looking_at_it_would_mean_waiting(monkeypatch):
+    layer = ITrans(2, init="paper")
+    with torch.no_grad():
+        layer.mixing.offset.fill_(-1.0)
+    x = torch.randn(3, 2, 4, 4)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
+    for direction in (layer.to_latent, layer.to_data):
+        out, log_det = direction(x)
+        assert log_det.isnan().all()
+        assert out.isnan().flatten(1).any(1).all()
+        with raise_on_non_finite(), pytest.raises(NonFiniteError, match=r"ITrans\.to_"):
+            direction(x)
+    layer.mixing.offset.data.fill_(1.01)
+    assert layer.to_latent(x)[1].isfinite().all()
 
 
 @pytest.mark.parametrize(
