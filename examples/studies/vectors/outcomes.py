@@ -2,12 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from harness import PLAIN, Difference, Scores, paired_difference
+from harness import PLAIN, Difference, Scores, paired_difference, write_json
 
 from vectors.data import SOURCES
 from vectors.models import ARMS
@@ -61,6 +61,27 @@ def read(folder: Path, length: str) -> Groups:
 def _times(folder: Path, length: str, data: str, backbone: str) -> dict[str, float]:
     path = folder / length / "times" / f"{data}-{backbone}.json"
     return json.loads(path.read_text())["milliseconds"]
+
+
+def publish(groups: Groups, made: str, path: Path) -> None:
+    """Write what was measured of every arm, by seeds, and what it was made with."""
+    arms = [
+        {"data": data, "backbone": backbone, "arm": arm, **asdict(outcome)}
+        for (data, backbone), group in groups.items()
+        for arm, outcome in group.items()
+    ]
+    write_json({"made": made, "arms": arms}, path)
+
+
+def read_published(path: Path) -> tuple[Groups, str]:
+    """What `publish` wrote."""
+    published = json.loads(path.read_text())
+    groups: Groups = {}
+    for row in published["arms"]:
+        scores, c2st = ({int(s): v for s, v in row[name].items()} for name in ("scores", "c2st"))
+        outcome = Outcome(row["parameters"], row["time"], scores, c2st)
+        groups.setdefault((row["data"], row["backbone"]), {})[row["arm"]] = outcome
+    return groups, published["made"]
 
 
 # Gains.

@@ -4,17 +4,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from harness import (
     Scores,
     markdown,
     paired_difference,
     put_into,
-    write_json,
 )
 
 from vectors.models import ARMS, REFERENCE
@@ -27,6 +24,7 @@ from vectors.outcomes import (
     Outcome,
     gain_per_dimension,
     kinds_of,
+    publish,
     read,
     verdict,
 )
@@ -41,8 +39,9 @@ def write_report(folder: Path, length: str) -> str:
     groups, out = read(folder, length), folder / length
     out.mkdir(parents=True, exist_ok=True)
     if groups:
-        summary = _summary(folder, length, groups, out, "")
-        text = "\n\n".join([summary, *_all_tables(groups)])
+        made = made_with(folder, length)
+        _write_files(groups, made, out)
+        text = "\n\n".join([summary(groups, made, ""), *_all_tables(groups)])
     else:
         text = "No runs so far."
     (out / "report.md").write_text(text + "\n")
@@ -51,38 +50,39 @@ def write_report(folder: Path, length: str) -> str:
 
 def write_page(folder: Path, length: str, page: Path) -> None:
     """Put the summary between the marks of a page, and the rest into a folder of the same name."""
-    groups, out = read(folder, length), page.with_suffix("")
+    groups, made, out = read(folder, length), made_with(folder, length), page.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)
-    put_into(page, _summary(folder, length, groups, out, f"{page.stem}/"))
-    tables = ["# Without images: all tables", f"What they mean: [{page.stem}](../{page.name})."]
-    (out / TABLES).write_text("\n\n".join([*tables, *_all_tables(groups)]) + "\n")
+    _write_files(groups, made, out)
+    put_into(page, summary(groups, made, f"{page.stem}/"))
+    (out / TABLES).write_text(tables(groups, page))
 
 
-def _summary(folder: Path, length: str, groups: Groups, out: Path, link: str) -> str:
-    """The short part; writes the picture and the numbers."""
+def _write_files(groups: Groups, made: str, out: Path) -> None:
     draw(groups, out / PICTURE)
-    write_json(_numbers(groups), out / NUMBERS)
-    picture = f"![What arms gain for each kind of data, and the time of a step]({link}{PICTURE})"
-    return "\n\n".join([picture, *_summaries(groups), *_head(folder, length, groups)])
+    publish(groups, made, out / NUMBERS)
 
 
-def _numbers(groups: Groups) -> list[dict[str, Any]]:
-    """What was measured of every arm, by seeds."""
-    return [
-        {"data": data, "backbone": backbone, "arm": arm, **asdict(outcome)}
-        for (data, backbone), group in groups.items()
-        for arm, outcome in group.items()
-    ]
-
-
-def _head(folder: Path, length: str, groups: Groups) -> Iterator[str]:
+def made_with(folder: Path, length: str) -> str:
+    """How long trainings were, and on what."""
     run = json.loads(next((folder / length / "runs").glob("*.json")).read_text())
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-    seeds = {seed for arms in groups.values() for arm in arms.values() for seed in arm.scores}
-    yield (
-        f"At most {LENGTHS[length].steps} steps, {len(seeds)} seeds. Made with {versions} on one "
-        f"thread of {run['hardware']['processor']}."
+    return (
+        f"At most {LENGTHS[length].steps} steps. Made with {versions} on one thread of "
+        f"{run['hardware']['processor']}."
     )
+
+
+def summary(groups: Groups, made: str, link: str) -> str:
+    """The short part; ``link`` leads to the files."""
+    picture = f"![What arms gain for each kind of data, and the time of a step]({link}{PICTURE})"
+    files = f"[All tables]({link}{TABLES}), [all numbers]({link}{NUMBERS})."
+    return "\n\n".join([picture, *_summaries(groups), made, *([files] if link else [])])
+
+
+def tables(groups: Groups, page: Path) -> str:
+    """The long part, as a page of its own."""
+    head = ["# Without images: all tables", f"What they mean: [{page.stem}](../{page.name})."]
+    return "\n\n".join([*head, *_all_tables(groups)]) + "\n"
 
 
 # Summaries.

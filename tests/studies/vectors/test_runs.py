@@ -10,7 +10,7 @@ from harness import MARKS, PLAIN, paired_difference, write_json
 from vectors import training
 from vectors.data import SOURCES
 from vectors.models import ARMS, BACKBONES, REFERENCE
-from vectors.outcomes import AGAINST, gain_per_dimension, read, verdict
+from vectors.outcomes import AGAINST, gain_per_dimension, read, read_published, verdict
 from vectors.report import against, write_page, write_report
 from vectors.runs import CHOSEN, Job, Study, all_jobs
 from vectors.training import LENGTHS, Length
@@ -170,7 +170,9 @@ def test_a_page_gets_the_report_its_picture_and_its_numbers(tmp_path):
     assert "nothing yet" not in text
     assert "](page/gains.png)" in text
     numbers = json.loads((tmp_path / "page" / "numbers.json").read_text())
-    assert [row["scores"] for row in numbers if row["arm"] == REFERENCE] == [{"0": 1.5, "1": 1.5}]
+    (row,) = [row for row in numbers["arms"] if row["arm"] == REFERENCE]
+    assert row["scores"] == {"0": 1.5, "1": 1.5}
+    assert read_published(tmp_path / "page" / "numbers.json")[0] == read(tmp_path, "full")
     assert (tmp_path / "page" / "gains.png").stat().st_size > 1000
 
 
