@@ -63,7 +63,7 @@ def prior(host, **options):
 def test_base_distribution_integrates_to_one(host):
     """Importance sampling over its 12 dimensions, from a wider Gaussian."""
     context = torch.randn(1, 2, 2, 2, dtype=torch.float64)
-    base, draws = prior(host, context_channels=2), 100_000
+    base, draws = prior(host, context_channels=2), 40_000
     wide = torch.distributions.Normal(0.0, 2.0)
     z = wide.sample((draws, 3, 2, 2)).double()
     with torch.no_grad():
