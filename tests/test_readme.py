@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -18,6 +19,7 @@ DECIMAL = re.compile(r"\d+\.\d+(?:e[-+]\d+)?")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_of_a_page_run_and_print_what_follows(page, tmp_path, monkeypatch):
     blocks = BLOCK.findall(page.read_text())
+    torch.compiler.reset()  # Sizes of other tests would become symbols, which takes minutes.
     monkeypatch.chdir(tmp_path)  # Blocks may write files.
     monkeypatch.syspath_prepend(ROOT / "examples" / "studies")
     namespace = {"__name__": "__main__"}

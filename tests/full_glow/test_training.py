@@ -157,6 +157,7 @@ def test_a_checkpoint_needs_no_data(host, name, tmp_path):
     ("host", "name"), [("normflows", "itrans-sees-the-source"), ("nflows", "prior")]
 )
 def test_the_joint_loss_compiles_to_one_graph(host, name):
+    torch.compiler.reset()
     model = build(host, name, steps=1)
     loss = host_module(host).JointNegativeLogLikelihood(model)
     batches = pairs(name, 4)
