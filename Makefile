@@ -50,14 +50,14 @@ list-quick:  # For environments that are made in another way, as those of .githu
 quick: $(READY)  ## The tests to run after every change (under a minute on two cores).
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
 
-test: $(READY) lint  ## Lint, types, all tests, the notebooks (8 minutes on two cores).
+test: $(READY) lint  ## Lint, types, all tests, the notebooks (7 minutes on two cores).
 	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake examples/*.ipynb tests \
 		--ignore=tests/recipes $(ARGS)
 
 recipes: $(RECIPES_READY)  ## Run the programs of docs/recipes with the tools they are for (2 minutes).
 	$(BIN)/python -m pytest -n 2 tests/recipes $(ARGS)
 
-bench: $(READY)  ## Time the layers, and compare them (15 minutes; ARGS="-k glow": a part).
+bench: $(READY)  ## Time the layers, and compare them (half an hour; ARGS="-k glow": a part).
 	mkdir -p outputs/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -q -s \
 		--benchmark-only --benchmark-quiet --benchmark-json outputs/benchmarks/run.json $(ARGS)
