@@ -73,10 +73,10 @@ def made_with(folder: Path, length: str) -> str:
 
 
 def summary(groups: Groups, made: str, link: str) -> str:
-    """The short part; ``link`` leads to the files."""
+    """The short part; ``link`` leads to the files, if there are any."""
     picture = f"![What arms gain for each kind of data, and the time of a step]({link}{PICTURE})"
     files = f"[All tables]({link}{TABLES}), [all numbers]({link}{NUMBERS})."
-    return "\n\n".join([picture, *_summaries(groups), made, *([files] if link else [])])
+    return "\n\n".join([picture, *_gains_by_kind(groups), made, *([files] if link else [])])
 
 
 def tables(groups: Groups, page: Path) -> str:
@@ -88,12 +88,15 @@ def tables(groups: Groups, page: Path) -> str:
 # Summaries.
 
 
-def _summaries(groups: Groups) -> Iterator[str]:
+def _gains_by_kind(groups: Groups) -> Iterator[str]:
     yield (
         "What arms gain over the plain flow in nats per dimension, the mean over all pairs of data "
         "and backbone with their 95 % interval over seeds, and in brackets the time of a step."
     )
     yield markdown(list(_gains(groups)))
+
+
+def _verdicts(groups: Groups) -> Iterator[str]:
     yield (
         "In how many pairs of data and backbone an arm is better, undecided and worse, by the "
         "interval of its difference; those with fewer than two seeds or a run that was not finite "
@@ -150,6 +153,7 @@ def _all_tables(groups: Groups) -> Iterator[str]:
         f"`{REFERENCE}`, or take as much time. C2ST is the accuracy of a "
         "classifier between samples and exact draws; 0.5 is best."
     )
+    yield from _verdicts(groups)
     for (data, backbone), group in groups.items():
         yield f"## {data}, {backbone}"
         yield markdown(list(_rows(group)))
