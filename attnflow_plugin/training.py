@@ -124,7 +124,7 @@ def prepare(  # noqa: D417
     # A ready one is fresh again after the state of a model without data was loaded.
     layers = [m for m in model.modules() if type(m) in (host.actnorm, host.ready_actnorm)]
     fresh = [layer for layer in layers if not host.is_initialised(layer)]
-    with _restored_on_failure(model), _training_mode(model):
+    with restored_on_failure(model), _training_mode(model):
         for layer in fresh:
             layer.__class__ = host.learning_actnorm
         # To run a model that has learnt already would move its running statistics.
@@ -161,7 +161,7 @@ def _check_finite(model: nn.Module) -> None:
 
 
 @contextmanager
-def _restored_on_failure(model: nn.Module) -> Iterator[None]:
+def restored_on_failure(model: nn.Module) -> Iterator[None]:
     """Undo everything after an error, also in what a state_dict does not have.
 
     Values in place, storages, classes, and the attributes of modules: buffers that were replaced,

@@ -27,7 +27,7 @@ from attnflow_plugin.backbones.multiscale import (
 )
 from attnflow_plugin.backbones.nets import ZeroConv
 from attnflow_plugin.hosts import Host, Model
-from attnflow_plugin.insertion.building import LayerFactory
+from attnflow_plugin.insertion.choice import LayerFactory
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior
 from attnflow_plugin.options import one_of, positive_int
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from attnflow_plugin.backbones.multiscale import LevelAttention, MultiscalePlan, StepPosition
 from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.building import (
+from attnflow_plugin.insertion.choice import (
     Attention,
+    Choice,
     LayerFactory,
-    Request,
     as_list,
     check_attentions,
     kinds_in,
@@ -64,7 +64,7 @@ def attended(
         check_attentions(plan.owner, host, every, both_masks, options)
     events = {level.index: level.event for level in plan.shapes()}
     made = {
-        level: Request(
+        level: Choice(
             plan.owner, host, kinds, both_masks, _options_of_kinds(host, kinds, options)
         ).layers_at(plan.image_shape, events.get(level, plan.image_shape))
         for level, kinds in kinds_of.items()

@@ -18,7 +18,7 @@ from attnflow_plugin.backbones.multiscale import (
 )
 from attnflow_plugin.backbones.nets import GatedAttentionNet, ZeroConv
 from attnflow_plugin.hosts import Host, Model
-from attnflow_plugin.insertion.building import as_list
+from attnflow_plugin.insertion.choice import as_list
 from attnflow_plugin.options import one_of, positive_int
 
 Prior = Literal["channel-autoregressive", "gaussian"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from attnflow_plugin.errors import OptionError, ShapeError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.building import Attention, LayerFactory
+from attnflow_plugin.insertion.choice import Attention, LayerFactory
 from attnflow_plugin.insertion.places import PositionName
 from attnflow_plugin.options import one_of, positive_int
 

@@ -33,6 +33,8 @@ SLOWEST = 1.1
 
 _numbers = itertools.count()
 
+Run = Callable[..., tuple[Tensor, Any]]
+
 
 class Graphs:
     """The graphs of layers that run in turn: one for each part that repeats.
@@ -108,7 +110,7 @@ def _in_turn(
 ) -> tuple[Tensor, Any]:
     """What is compiled: layers one after the other, by one of their methods."""
     total: Any = None
-    run: Callable[..., tuple[Tensor, Any]]
+    run: Run
     for layer in layers:
         plain = getattr(layer, PLAIN, None)
         if plain is not None:
@@ -147,16 +149,9 @@ class _Graph:
         self._is_tried = False
         self.refusal: str | None = None
 
-    def __call__(
-        self,
-        layers: tuple[nn.Module, ...],
-        method: str,
-        event: Tensor,
-        others: Sequence[object],
-        kwargs: Mapping[str, object],
-    ) -> tuple[Tensor, Any]:
-        """Run the layers."""
-        given = (layers, method, event, others, kwargs)
+    def __call__(self, *given: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+        """Run layers; takes what `_in_turn` takes."""
+        layers, _, event, others, kwargs = given
         _mark_rows([event, *others, *kwargs.values()])
         if not self._is_tried:
             self.refusal = _refusal(self._run, *given)
@@ -186,19 +181,16 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def _refusal(
-    run: Callable[..., tuple[Tensor, Any]],
-    layers: tuple[nn.Module, ...],
-    method: str,
-    event: Tensor,
-    others: Sequence[object],
-    kwargs: Mapping[str, object],
-) -> str | None:
+# What is ``given`` in the following are the arguments of `_in_turn`, layers first.
+
+
+def _refusal(run: Run, *given: Any) -> str | None:  # noqa: ANN401
     """Why a compiled function cannot take the place of the eager one, if it cannot."""
+    layers, _, event, *_ = given
     with buffers_kept(*layers):
-        expected = _outcome(_in_turn, layers, method, event, others, kwargs)
+        expected = _outcome(_in_turn, *given)
         try:
-            found = _outcome(run, layers, method, event, others, kwargs)
+            found = _outcome(run, *given)
         except Exception as error:  # Compilers fail in many ways, and then the model stays eager.
             return _first_line(error)
     lower = torch.is_autocast_enabled(event.device.type)
@@ -216,14 +208,14 @@ def _refusal(
     return None
 
 
-def _slowness(run: Callable[..., tuple[Tensor, Any]], layers: Any, *given: Any) -> str | None:  # noqa: ANN401
+def _slowness(run: Run, *given: Any) -> str | None:  # noqa: ANN401
     """What a compiled function takes of the time of the eager one, if that is too much."""
-    with buffers_kept(*layers):
-        ratio = _seconds(run, layers, *given) / _seconds(_in_turn, layers, *given)
+    with buffers_kept(*given[0]):
+        ratio = _seconds(run, *given) / _seconds(_in_turn, *given)
     return None if ratio <= SLOWEST else f"compiled it takes {ratio:.2f} of the eager time"
 
 
-def _seconds(run: Callable[..., tuple[Tensor, Any]], *given: Any) -> float:  # noqa: ANN401
+def _seconds(run: Run, *given: Any) -> float:  # noqa: ANN401
     """CPU time of this process, in which others do not count; the least of a few."""
     times = []
     for _ in range(5):
@@ -233,19 +225,13 @@ def _seconds(run: Callable[..., tuple[Tensor, Any]], *given: Any) -> float:  # n
     return min(times)
 
 
-def _outcome(
-    run: Callable[..., tuple[Tensor, Any]],
-    layers: tuple[nn.Module, ...],
-    method: str,
-    event: Tensor,
-    others: Sequence[object],
-    kwargs: Mapping[str, object],
-) -> list[Tensor]:
+def _outcome(run: Run, *given: Any) -> list[Tensor]:  # noqa: ANN401
     """Output, log-det and gradients of a loss that none of them is constant in."""
+    layers, method, event, *rest = given
     own = event.detach().clone().requires_grad_(event.requires_grad)
     _mark_rows([own])
     with same_noise():
-        out, log_det = run(layers, method, own, others, kwargs)
+        out, log_det = run(layers, method, own, *rest)
     log_det = torch.as_tensor(log_det, dtype=out.dtype, device=out.device)
     loss = out.sin().sum() + log_det.sum()
     if not loss.requires_grad:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from attnflow_plugin.errors import OptionError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.inputs import require_events, require_model
 from attnflow_plugin.options import one_of
-from attnflow_plugin.training import prepare
+from attnflow_plugin.training import prepare, restored_on_failure
 
 __all__ = ["CompilationReport", "compile_model"]
 
@@ -79,22 +79,16 @@ def compile_model(  # noqa: D417
         OptionError: no model of the host, one without layers that gain by being compiled, an
             unknown backend, or a context for a model that has no use for one.
         MissingContextError: no labels or no context for a model that needs them.
-        ShapeError: data or labels of another shape, dtype or size than the model's.
+        ShapeError: data or labels of another shape, dtype or size than the model's. After any error
+            the model is as it was.
     """
     require_model("compile_model", host.name, model)
     one_of("compile_model", "backend", backend, torch.compiler.list_backends(exclude_tags=None))
     require_events("compile_model", example, host.event_size(model))
     host.check_context("compile_model", model, context, len(example), read=True)
-    prepare(host, model, example, context)
-    found = {
-        name: layer
-        for name, layer in _largest_layers(host, model)
-        if any(True for _ in layer.parameters()) and not isinstance(layer, Compiled)
-    }
-    for layer in found.values():
-        layer.__class__ = _compiled_class(host, type(layer), backend)  # type: ignore[arg-type]
-    layers = {name: layer for name, layer in found.items() if isinstance(layer, Compiled)}
-    try:
+    with restored_on_failure(model):
+        prepare(host, model, example, context)
+        layers = _compiled_layers(host, model, backend)
         with buffers_kept(model), same_noise(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             host.log_prob(model, example.clone(), context)
@@ -102,12 +96,18 @@ def compile_model(  # noqa: D417
         eager = {name: reason for name, reason in refusals.items() if reason}
         if len(eager) == len(layers):
             raise OptionError(_nothing_to_compile(model, eager))
-    except BaseException:
-        for layer in layers.values():
-            _restore(layer)
-        raise
     compiled = [name for name in layers if name not in eager]
     return CompilationReport(compiled, eager, list(layers.values()))
+
+
+def _compiled_layers(host: Host, model: nn.Module, backend: str) -> dict[str, "Compiled"]:
+    """The layers that learn and are eager still, made to run compiled."""
+    layers: dict[str, Compiled] = {}
+    for name, layer in _largest_layers(host, model):
+        if any(True for _ in layer.parameters()) and not isinstance(layer, Compiled):
+            layer.__class__ = _compiled_class(host, type(layer), backend)  # type: ignore[arg-type]
+            layers[name] = cast(Compiled, layer)
+    return layers
 
 
 def _nothing_to_compile(model: nn.Module, eager: Mapping[str, str]) -> str:

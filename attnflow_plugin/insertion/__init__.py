@@ -15,7 +15,7 @@ A ``Host`` knows what the layers of one library are called and how its models ru
 """
 
 from attnflow_plugin.hosts import Host, Role
-from attnflow_plugin.insertion.building import Attention
+from attnflow_plugin.insertion.choice import Attention
 from attnflow_plugin.insertion.engine import insert_attention
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
 

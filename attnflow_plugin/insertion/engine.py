@@ -6,13 +6,8 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.building import (
-    Attention,
-    Built,
-    LayerFactory,
-    Request,
-    as_list,
-)
+from attnflow_plugin.insertion.building import Built
+from attnflow_plugin.insertion.choice import Attention, Choice, LayerFactory, as_list
 from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.places import Place, Position, find_places
 from attnflow_plugin.insertion.probe import Probe
@@ -99,10 +94,10 @@ def insert_attention(  # noqa: D417
         OptionError: an unknown attention, position or option.
         NonFiniteError: the example is not finite.
     """
-    request = Request("insert_attention", host, attention, both_masks, layer_options)
+    choice = Choice("insert_attention", host, attention, both_masks, layer_options)
 
     def layers_at(place: Place) -> Sequence[LayerFactory]:
-        return request.layers_at(example.shape[1:], place.event.shape[1:])
+        return choice.layers_at(example.shape[1:], place.event.shape[1:])
 
     positions = as_list(position)
     return insert_at(host, model, layers_at, example, positions, context, check_domain=check_domain)

@@ -238,6 +238,7 @@ class Probe:
                     first = first or error
                 finally:
                     self._recording = False
+        # Said as the layers of the hosts say it; what may then be tried is in `one_way_errors`.
         raise first or NotImplementedError(
             f"{type(self.model).__name__} has no method for this direction"
         )

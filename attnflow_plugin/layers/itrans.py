@@ -84,7 +84,8 @@ class ITrans(MaskedAttention):
         OptionError: unknown option, or options that do not go together.
         MissingContextError: ``context_channels`` without a context.
         ShapeError: a size that ``patches`` does not divide, or no positions.
-        SingularAttentionError: with ``init="paper"``, when W has become singular.
+        SingularAttentionError: with ``init="paper"`` on a CPU, when W has become singular; on
+            accelerators the row becomes NaN.
 
     Examples:
         >>> layer = ITrans(3, patches=2, heads=5)

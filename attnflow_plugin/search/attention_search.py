@@ -14,7 +14,7 @@ from torch import nn
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion import InsertionReport
-from attnflow_plugin.insertion.building import as_list
+from attnflow_plugin.insertion.choice import as_list
 from attnflow_plugin.insertion.places import Position
 from attnflow_plugin.options import non_negative_int, one_of, positive_int
 from attnflow_plugin.search.greedy import Greedy, Limits, Progress, SearchResult

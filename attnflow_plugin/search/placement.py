@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from attnflow_plugin.errors import InsertionError, NonFiniteError, OptionError, ShapeError
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion import InsertionReport
-from attnflow_plugin.insertion.building import (
+from attnflow_plugin.insertion.choice import (
     Attention,
+    Choice,
     LayerFactory,
-    Request,
     as_list,
     name_of,
 )
@@ -37,11 +37,11 @@ class Candidate:
     """Layers that go to a place together.
 
     Attributes:
-        request: which layers go to a place.
+        choice: which layers go to a place.
         description: tells candidates apart that have the same label in two searches.
     """
 
-    request: Request
+    choice: Choice
     description: str
 
 
@@ -58,7 +58,7 @@ def read_candidates(
         raise OptionError(f"{owner}: expected at least one candidate, found none")
     return {
         label: Candidate(
-            Request(owner, host, attention, both_masks, options),
+            Choice(owner, host, attention, both_masks, options),
             f"{[name_of(kind) for kind in as_list(attention)]}, {sorted(options.items())}, "
             f"both_masks={both_masks}",
         )
@@ -257,8 +257,8 @@ class Inserter:
 
     def _factories(self, placement: Placement, place: Place) -> list[LayerFactory]:
         """Their random weights do not depend on what else is inserted."""
-        request = self.candidates[placement.candidate].request
-        factories = request.layers_at(self.example.x.shape[1:], place.event.shape[1:])
+        choice = self.candidates[placement.candidate].choice
+        factories = choice.layers_at(self.example.x.shape[1:], place.event.shape[1:])
         return [
             partial(_seeded, make, zlib.crc32(f"{self.seed} {placement} {number}".encode()))
             for number, make in enumerate(factories)

@@ -178,6 +178,17 @@ def test_a_model_of_which_nothing_compiles():
     assert type(model.flows[0]) is Branching
 
 
+def test_after_an_error_the_model_is_not_prepared_either(monkeypatch):
+    monkeypatch.setattr(graphs_module, "_refusal", lambda *given: "of no use")
+    # Refusals are kept, so no other test may have layers of this width.
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(13), [nf.flows.ActNorm(13)])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(OptionError, match=r"found flows\.0: of no use"):
+        host_module("normflows").compile_model(model, 3 + torch.randn(32, 13), backend="eager")
+    assert type(model.flows[0]) is nf.flows.ActNorm
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @each_host
 def test_wrong_arguments(host):
     module, model, _, x, _ = make(host, steps=1)

@@ -40,6 +40,17 @@ def test_the_study_without_images_is_that_of_its_numbers(published):
     assert tables(groups, VECTORS) == (DOCS / "evidence-vectors" / "tables.md").read_text()
 
 
+def test_a_deeper_flow_is_ahead_where_it_is_said(published):
+    ahead = {
+        pair
+        for pair, group in published[0].items()
+        if verdict(paired_difference(group[REFERENCE].scores, group["deeper, as much time"].scores))
+        == "worse"
+    }
+    assert {backbone for data, backbone in ahead if data != "DW4"} == {"MAF (nflows)"}
+    assert {pair for pair in ahead if pair[0] == "DW4"} == {("DW4", "RealNVP (nflows)")}
+
+
 def count(groups, other):
     """Pairs in which attention coupling is better and worse than another arm, and all pairs."""
     found = [(g[REFERENCE], g[other]) for g in groups.values() if REFERENCE in g and other in g]

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from attnflow_plugin.errors import OptionError
-from attnflow_plugin.insertion.building import Request
+from attnflow_plugin.insertion.choice import Choice
 from attnflow_plugin.normflows import AttentionCoupling, IMap, ITrans
 from attnflow_plugin.normflows.host import NORMFLOWS
 
 
 def factories(attention, both_masks=True, data=(4,), event=(4,), **options):
-    return Request("owner", NORMFLOWS, attention, both_masks, options).layers_at(data, event)
+    return Choice("owner", NORMFLOWS, attention, both_masks, options).layers_at(data, event)
 
 
 def made(attention, **options):
