@@ -40,6 +40,18 @@ def test_what_it_says(tmp_path, capsys, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
 
 
+@pytest.mark.usefixtures("_small")
+def test_the_plain_arm_is_a_copy_since_it_is_trained_before_the_others_begin():
+    split = search.load("digits")
+    model = search.glow(*split.train.shape[1:3])
+    search.prepare(model, next(split.batches(0)))
+    arm, plain = next(search.arms(model, split, 0, search.parse_options([])))
+    pairs = list(zip(plain.parameters(), model.parameters(), strict=True))
+    assert arm == search.PLAIN
+    assert all(torch.equal(copy, original) for copy, original in pairs)
+    assert not any(copy is original for copy, original in pairs)
+
+
 def test_quick_covers_every_search():
     """A baseline and a trial of each candidate at each of four couplings."""
     quick, whole = (search.parse_options(given) for given in (["--quick"], []))
