@@ -4,6 +4,7 @@
     python examples/studies/ablate.py           # all of it: a day and a half
     python examples/studies/ablate.py --groups kinds controls --data digits --lengths short
     python examples/studies/ablate.py --arms imap scales --seeds 10
+    python examples/studies/ablate.py --real-size --lengths short --seeds 3
     python examples/studies/ablate.py --report  # of what there is so far
     python examples/studies/ablate.py --start-from docs/ablation/ablation.json --seeds 10
 
@@ -18,10 +19,11 @@ import signal
 import sys
 from pathlib import Path
 
-from ablation.arms import ARMS, GROUPS, QUICK
+from ablation.arms import ARMS, GROUPS, QUICK, REAL_SIZE
 from ablation.outcomes import unpack
 from ablation.report import write_page, write_report
-from ablation.runs import LENGTHS, SIZES, all_jobs, run_all, step_times
+from ablation.runs import all_jobs, run_all, step_times
+from ablation.settings import LENGTHS, REAL, SETTINGS, SMALL
 
 ROUNDS = 15
 
@@ -47,7 +49,8 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="which comparisons")
     add("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"of {', '.join(ARMS)}")
-    add("--data", nargs="+", choices=SIZES, default=list(SIZES))
+    add("--data", nargs="+", choices=SETTINGS, help=f"default: {', '.join(SMALL)}")
+    add("--real-size", action="store_true", help=f"256 hidden channels, on {', '.join(REAL)}")
     add("--lengths", nargs="+", choices=LENGTHS, default=["short", "long"])
     add("--seeds", type=int, default=5, help="number of seeds")
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
@@ -59,8 +62,11 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.arms, options.lengths, options.seeds = list(QUICK), ["quick"], 2
-    if options.arms is None:
-        options.arms = list(dict.fromkeys(arm for name in options.groups for arm in GROUPS[name]))
+    settings, groups = SMALL, [GROUPS[name] for name in options.groups]
+    if options.real_size:
+        settings, groups = REAL, [REAL_SIZE]
+    options.data = options.data or list(settings)
+    options.arms = options.arms or list(dict.fromkeys(arm for group in groups for arm in group))
     return options
 
 

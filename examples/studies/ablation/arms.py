@@ -16,12 +16,13 @@ from ablation.control_layers import (
     StaticMixing,
     StudiedIMap,
 )
+from ablation.settings import HIDDEN
 from attnflow_plugin.backbones import ConvNet, GatedAttentionNet
 from attnflow_plugin.backbones.multiscale import StepPosition
 from attnflow_plugin.layers.base import attention_layers
 from attnflow_plugin.normflows import AttentionCoupling, ITrans, insert_attention
 
-DEPTH, HIDDEN = 4, 64
+DEPTH = 4
 POSITIONS = get_args(StepPosition)  # The paper counts them from 1.
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "imap": StudiedIMap,
@@ -48,7 +49,8 @@ class Arm:
         at: where in every step they go, as the paper counts.
         both_masks: two of each kind with complementary masks.
         depth: steps in a level.
-        coupling_net: "conv", or "attention" with about as many parameters.
+        coupling_net: "conv"; "wide", with a quarter more hidden channels; or "attention" with
+            about as many parameters.
     """
 
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -63,10 +65,14 @@ class Arm:
         as_in_the_paper = any(options.get("init") == "paper" for options in self.layers.values())
         return not as_in_the_paper and self.depth == DEPTH and self.coupling_net == "conv"
 
-    def glow_options(self) -> dict[str, Any]:
-        """Options of train.py for the Glow itself."""
-        nets = {} if self.coupling_net == "conv" else {"coupling_net": attention_net}
-        return {"attention": "none", "depth": self.depth, "hidden": HIDDEN, **nets}
+    def glow_options(self, hidden: int = HIDDEN) -> dict[str, Any]:
+        """Options of train.py for the Glow itself, where the plain one has so many channels."""
+        nets: dict[str, Any] = {}
+        if self.coupling_net == "attention":
+            nets = {"coupling_net": partial(attention_net, hidden=hidden)}
+        if self.coupling_net == "wide":
+            hidden += hidden // 4
+        return {"attention": "none", "depth": self.depth, "hidden": hidden, **nets}
 
     def insert(self, flow: nn.Module, example: Tensor) -> None:
         """Put the layers into a plain Glow."""
@@ -102,16 +108,17 @@ def _layer(
     if isinstance(options.get("patches"), int):
         # A level has twice the channels of the one before and half its edge.
         edge = 2 * image_shape[0] * image_shape[1] // channels
-        options = {**options, "patches": min(options["patches"], edge)}
+        fits = (n for n in range(options["patches"], edge) if edge % n == 0)
+        options = {**options, "patches": next(fits, edge)}
     return KINDS[kind](channels, **options)
 
 
-def attention_net(inputs: int, outputs: int) -> nn.Module:
+def attention_net(inputs: int, outputs: int, hidden: int = HIDDEN) -> nn.Module:
     """A block of attention as coupling net, with about as many parameters as Glow's own net."""
-    goal = count_parameters(ConvNet(inputs, outputs, HIDDEN))
+    goal = count_parameters(ConvNet(inputs, outputs, hidden))
     nets = [
-        GatedAttentionNet(inputs, outputs, hidden, blocks=1, dropout=0.0)
-        for hidden in range(4, HIDDEN + 1, 4)
+        GatedAttentionNet(inputs, outputs, width, blocks=1, dropout=0.0)
+        for width in range(4, hidden + 1, 4)
     ]
     return min(nets, key=lambda net: abs(count_parameters(net) - goal))
 
@@ -223,6 +230,17 @@ def _controls() -> dict[str, Arm]:
     }
 
 
+def _real_size() -> dict[str, Arm]:
+    """The few that are trained at a size where a run takes long."""
+    known = _maps() | _kinds() | _patches() | _stronger() | _controls()
+    names = ("imap", "itrans", "itrans-auto-patches", "itrans-affine-auto-patches", "coupling")
+    attention = {name: known[name] for name in ("imap-sigmoid", *names)}
+    attention["coupling-windows"] = Arm({"coupling": {"window": 7}})
+    return {**attention, "wide": Arm(coupling_net="wide")} | {
+        name: known[name] for name in ("depth-5", "depth-6", "depth-8")
+    }
+
+
 GROUPS: dict[str, dict[str, Arm]] = {
     "kinds": _kinds(),
     "controls": _controls(),
@@ -234,7 +252,9 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "position": _position(),
     "init": _init(),
 }
+REAL_SIZE = _real_size()
 ARMS = {PLAIN: Arm()} | {name: arm for group in GROUPS.values() for name, arm in group.items()}
+ARMS |= REAL_SIZE
 # What a quick look takes; in depth, the two next to the plain model.
 QUICK = (
     *(PLAIN, "imap", "itrans", "coupling", "coupling-imap"),

@@ -146,7 +146,7 @@ def unpack(path: Path, folder: Path) -> None:
         raise ValueError(f"{path}: expected a file that a report wrote, found none of {missing}")
     for run in found["runs"]:
         job = job_of(run)
-        config = {name: run.pop(name) for name in ("arm", "seed", "data", "length", "steps")}
+        config = {name: run.pop(name) for name in job.config if name in run}
         config["definition"] = found["arms"][job.arm]
         environment = found["environments"][run.pop("environment")]
         if not job.is_done(folder):

@@ -13,9 +13,10 @@ from harness import PLAIN, Difference, markdown, paired_difference, put_into
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablation.arms import GROUPS
+from ablation.arms import GROUPS, REAL_SIZE
 from ablation.outcomes import Outcome, Result, final, lowest, outcomes, publish, read_results
-from ablation.runs import LENGTHS, SIZES, read_times
+from ablation.runs import read_times
+from ablation.settings import LENGTHS, REAL, SETTINGS
 
 
 def _variants(kind: str, *groups: str) -> list[str]:
@@ -56,11 +57,14 @@ _HEAD = [
 ]
 
 
-def in_groups(found: Mapping[str, Outcome]) -> dict[str, list[Outcome]]:
+Groups = Mapping[str, Sequence[Outcome]]
+
+
+def in_groups(found: Mapping[str, Outcome], data: str) -> Groups:
     """The arms of each group, the largest gain first; groups only that show something new."""
     groups: dict[str, list[Outcome]] = {}
     shown: set[str] = set()
-    for name, group in GROUPS.items():
+    for name, group in ({"real size": REAL_SIZE} if data in REAL else GROUPS).items():
         present = group.keys() & found.keys()
         if present - shown:
             groups[name] = sorted((found[arm] for arm in present), key=_rank)
@@ -74,11 +78,11 @@ def _rank(outcome: Outcome) -> tuple[bool, float, str]:
     return math.isnan(gain), 0.0 if math.isnan(gain) else gain, outcome.arm
 
 
-def group_tables(found: Mapping[str, Outcome]) -> str:
+def group_tables(found: Mapping[str, Outcome], groups: Groups) -> str:
     """A table for every group, with the plain model on top, and one of single comparisons."""
     plain = [_start(found[PLAIN]) + [""] * 3] if PLAIN in found else []
     tables = []
-    for name, members in in_groups(found).items():
+    for name, members in groups.items():
         tables.append(_table(name, [_HEAD, *plain, *map(_row, members)]))
     pairs = [
         [arm, other, _difference(paired_difference(found[arm].scores, found[other].scores))]
@@ -134,10 +138,10 @@ FAR = 1.0
 """Bits/dim from which on a difference is written at the border instead of drawn: that arm fails."""
 
 
-def draw(found: Mapping[str, Outcome], title: str, path: Path) -> None:
+def draw(groups: Groups, title: str, path: Path) -> None:
     """Groups below each other, in each the largest gain on top."""
     lines: list[tuple[str, Outcome | None]] = []
-    for name, members in in_groups(found).items():
+    for name, members in groups.items():
         lines += [(name, None), *((outcome.arm, outcome) for outcome in members)]
     figure = Figure(figsize=(7, 1 + 0.22 * len(lines)), layout="constrained")
     axes = figure.subplots()
@@ -192,16 +196,17 @@ def write_page(folder: Path, page: Path) -> None:
 def _write(folder: Path, out: Path, link: str = "") -> str:
     out.mkdir(parents=True, exist_ok=True)
     results = read_results(folder)
-    times = {data: read_times(folder, data) for data in SIZES}
+    times = {data: read_times(folder, data) for data in SETTINGS}
     parts = []
-    for length, data, (where, score) in product(LENGTHS, SIZES, SCORES.items()):
+    for length, data, (where, score) in product(LENGTHS, SETTINGS, SCORES.items()):
         chosen = [result for result in results if _is_from(result, data, length)]
         if chosen and (score is final or length == "long"):
-            title = f"{data.capitalize()}, {length}: {LENGTHS[length][data]} steps{where}"
+            title = f"{data.capitalize()}, {length}: {SETTINGS[data].steps[length]} steps{where}"
             picture = f"{data}-{length}{'' if score is final else '-best'}.png"
             found = outcomes(chosen, times[data], score)
-            draw(found, title, out / picture)
-            parts += [f"## {title}", f"![{title}]({link}{picture})", group_tables(found)]
+            groups = in_groups(found, data)
+            draw(groups, title, out / picture)
+            parts += [f"## {title}", f"![{title}]({link}{picture})", group_tables(found, groups)]
     parts.append(f"{_made_with(results)} The numbers of all runs: [{RAW}]({link}{RAW}).")
     publish(results, times, out / RAW)
     return "\n\n".join(parts) + "\n"

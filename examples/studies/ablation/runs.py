@@ -22,15 +22,9 @@ from trainer.run import evaluate
 from trainer.schedule import START, seed_everything
 
 from ablation.arms import ARMS
+from ablation.settings import SETTINGS
 
 PACKAGES = ("torch", "normflows", "attnflow-plugin")
-SIZES = {"digits": 8, "photographs": 16}
-# Steps. On the digits the plain Glow overfits after about 2000.
-LENGTHS = {
-    "quick": {"digits": 200, "photographs": 100},
-    "short": {"digits": 500, "photographs": 1500},
-    "long": {"digits": 2000, "photographs": 4000},
-}
 
 
 @dataclass(frozen=True)
@@ -44,12 +38,13 @@ class Job:
 
     @property
     def steps(self) -> int:
-        return LENGTHS[self.length][self.data]
+        return SETTINGS[self.data].steps[self.length]
 
     @property
     def config(self) -> dict[str, Any]:
         """All that the outcome depends on, as JSON has it."""
-        config = {**asdict(self), "steps": self.steps, "definition": asdict(ARMS[self.arm])}
+        own = {"steps": self.steps, **SETTINGS[self.data].options}
+        config = {**asdict(self), **own, "definition": asdict(ARMS[self.arm])}
         return json.loads(json.dumps(config))
 
     def path(self, folder: Path) -> Path:
@@ -71,7 +66,7 @@ def all_jobs(
         for seed in range(seeds)
         for name in data
         for arm in dict.fromkeys([PLAIN, *arms])
-        if ARMS[arm].fits(SIZES[name])
+        if ARMS[arm].fits(SETTINGS[name].edge)
     ]
 
 
@@ -94,18 +89,19 @@ class ArmTrainer:
 
     Args:
         arm: name of the arm.
-        data: name of the data set.
+        data: name of the setting.
         seed: seed of the backbone, the batches and their noise.
         steps: number of steps.
     """
 
     def __init__(self, arm: str, data: str, seed: int, steps: int) -> None:
+        setting = SETTINGS[data]
+        given = {"data": setting.data, "seed": seed, "steps": steps, "device": "cpu"}
+        glow = ARMS[arm].glow_options(setting.hidden)
         self.options = Options(
-            **{"data": data, "seed": seed, "steps": steps, "warmup": min(100, steps // 4)},
-            **{"device": "cpu"},
-            **ARMS[arm].glow_options(),
+            **{**given, "warmup": min(100, steps // 4), **setting.options, **glow}
         )
-        self.data = ImageData(self.options, _load(data))
+        self.data = ImageData(self.options, _load(setting.data, self.options.size))
         self.module = FlowModule(self.options, self.data.info)
         seed_everything(seed, START)
         x, context = self.first = self.module.first_example(*self.data.first())
@@ -143,8 +139,8 @@ class ArmTrainer:
 
 
 @cache
-def _load(data: str) -> DataSet:
-    return load_data(Options(data=data))
+def _load(data: str, size: int | None) -> DataSet:
+    return load_data(Options(data=data, size=size))
 
 
 EVALUATIONS = 10
@@ -204,7 +200,7 @@ def step_times(arms: Sequence[str], data: str, folder: Path, rounds: int) -> dic
     as busy for each.
     """
     found = read_times(folder, data)
-    missing = [arm for arm in arms if arm not in found and ARMS[arm].fits(SIZES[data])]
+    missing = [arm for arm in arms if arm not in found and ARMS[arm].fits(SETTINGS[data].edge)]
     if missing:
         found |= _measure(list(dict.fromkeys([PLAIN, *missing])), data, rounds)
         write_times(found, folder, data)

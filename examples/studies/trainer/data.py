@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from trainer import image_files, published
+from trainer import image_files, included, published
 from trainer.image_files import Reading, check_files, parse_size
 from trainer.images import Batch, DataSet, FewerBits, Images, InMemory, LowResolution, digest
 from trainer.model import DataInfo
@@ -84,20 +83,17 @@ def _in_memory(train: InMemory, test: InMemory, levels: int = 256, classes: int 
     return DataSet(train, test, levels, classes, fingerprint=digest(train, test))
 
 
-def _digits(options: Options, reading: Reading) -> DataSet:
-    data = import_module("sklearn.datasets").load_digits()
-    values = torch.from_numpy(data.images).to(torch.uint8).unsqueeze(1)
-    labels = torch.from_numpy(data.target).long()
-    shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
-    train, test = (InMemory(values[part], labels[part]) for part in shuffled.tensor_split([1437]))
-    return _in_memory(train, test, 17, 10)
+def _whole(
+    read: Callable[[], tuple[InMemory, InMemory]],
+    levels: int,
+    classes: int,
+    options: Options,
+    reading: Reading,
+) -> DataSet:
+    return _in_memory(*read(), levels, classes)
 
 
-def _faces(options: Options, reading: Reading) -> DataSet:
-    return _in_memory(*published.faces())
-
-
-def _included(
+def _cut(
     read: Callable[[Size], tuple[InMemory, InMemory]],
     side: int,
     options: Options,
@@ -114,11 +110,12 @@ def _labelled(
 
 
 _OTHER_MNIST = "not comparable with bits/dim of --data {other}, which are over {dims} dimensions"
-_OF_ONE_SIZE = ("digits", "mnist", "mnist-3x32x32", "cifar10", "faces")
+_OF_ONE_SIZE = ("digits", "mnist-5000", "mnist", "mnist-3x32x32", "cifar10", "faces")
 _OF_FILES = ("folder", "celeba", "cityscapes", "pairs", "cityscapes-pairs")
 _DATA_SETS: dict[str, Callable[[Options, Reading], DataSet]] = {
-    "digits": _digits,
-    "photographs": partial(_included, published.photographs, 16),
+    "digits": partial(_whole, included.digits, 17, 10),
+    "mnist-5000": partial(_whole, included.digits_of_mnist, 256, 10),
+    "photographs": partial(_cut, included.photographs, 16),
     "mnist": partial(
         _labelled, published.read_mnist, _OTHER_MNIST.format(other="mnist-3x32x32", dims=3072)
     ),
@@ -129,9 +126,9 @@ _DATA_SETS: dict[str, Callable[[Options, Reading], DataSet]] = {
     "folder": image_files.folder,
     "celeba": image_files.celeba,
     "cityscapes": image_files.cityscapes,
-    "faces": _faces,
-    "segmentation": partial(_included, published.segmented_photographs, 32),
-    "disparity": partial(_included, published.disparity, 32),
+    "faces": partial(_whole, included.faces, 256, 0),
+    "segmentation": partial(_cut, included.segmented_photographs, 32),
+    "disparity": partial(_cut, included.disparity, 32),
     "pairs": image_files.pairs,
     "cityscapes-pairs": image_files.cityscapes_pairs,
 }

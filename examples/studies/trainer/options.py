@@ -25,8 +25,8 @@ FREE = {
 }
 
 DataName = Literal[
-    *("digits", "photographs", "folder", "mnist", "mnist-3x32x32", "cifar10", "celeba"),
-    *("cityscapes", "faces", "segmentation", "disparity", "pairs", "cityscapes-pairs"),
+    *("digits", "mnist-5000", "photographs", "folder", "mnist", "mnist-3x32x32", "cifar10"),
+    *("celeba", "cityscapes", "faces", "segmentation", "disparity", "pairs", "cityscapes-pairs"),
 ]
 Host = Literal["normflows", "nflows"]
 Backbone = Literal["glow", "marflow", "srflow", "full-glow"]

@@ -5,8 +5,7 @@ import pytest
 import skimage.data
 import torch
 from trainer.data import batches, load_data
-from trainer.options import Options, UsageError
-from trainer.published import (
+from trainer.included import (
     CLASSES,
     COLOURS,
     TEST,
@@ -18,6 +17,7 @@ from trainer.published import (
     picture,
     segmented_photographs,
 )
+from trainer.options import Options, UsageError
 
 
 def check_pairs(pairs, image_shape, source_shape):
