@@ -1,8 +1,8 @@
 """Runs that were never made, and runs that are short enough for tests."""
 
 import pytest
-from ablation import runs
 from ablation.runs import Job
+from ablation.settings import SETTINGS
 from harness import write_json
 
 VERSIONS = {"python": "3.11", "torch": "2.9"}
@@ -30,4 +30,4 @@ def write_result(
 
 @pytest.fixture
 def three_steps(monkeypatch):
-    monkeypatch.setitem(runs.LENGTHS, "quick", {"digits": 3, "photographs": 3})
+    monkeypatch.setitem(SETTINGS["digits"].steps, "quick", 3)

@@ -5,9 +5,10 @@ from itertools import chain
 
 import pytest
 import torch
-from ablation.arms import ARMS, DEPTH, GROUPS, HIDDEN, QUICK, attention_net
+from ablation.arms import ARMS, DEPTH, GROUPS, QUICK, REAL_SIZE, attention_net
 from ablation.control_layers import ConvCoupling, MaskedFlow
 from ablation.report import AGAINST
+from ablation.settings import HIDDEN
 from harness import PLAIN, count_parameters
 
 from attnflow_plugin.backbones import ConvNet
@@ -30,7 +31,7 @@ def glow(arm, shape):
         shape,
         levels=LEVELS,
         steps=options["depth"] // 2,
-        hidden_channels=8,
+        hidden_channels=options["hidden"] // 8,
         coupling_net=options.get("coupling_net", "conv"),
     )
     ARMS[arm].insert(flow, x)
@@ -90,6 +91,10 @@ def test_patches_are_as_many_as_a_level_has_room_for():
     patches = [(m.channels, m.patches) for m in flow.modules() if isinstance(m, ITrans)]
     assert set(patches) == {(12, 8), (24, 4)}
     assert not ARMS["itrans-8-patches"].fits(8)
+    # The second level of 28x28 images has 7x7 positions, which two patches would not divide.
+    flow, _ = glow("itrans", (1, 28, 28))
+    patches = [(m.channels, m.patches) for m in flow.modules() if isinstance(m, ITrans)]
+    assert set(patches) == {(4, 2), (8, 7)}
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -122,7 +127,7 @@ def test_a_glow_with_attention_is_as_large_as_its_control(attention, control, sh
 
 
 def test_an_arm_is_the_same_in_all_groups():
-    for group in GROUPS.values():
+    for group in (*GROUPS.values(), REAL_SIZE):
         for name, arm in group.items():
             assert arm == ARMS[name]
     assert set(QUICK) <= ARMS.keys()

