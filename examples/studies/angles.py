@@ -16,10 +16,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import normflows as nf
 import torch
+from harness import paired_difference
 from torch import Tensor, nn
 
 from attnflow_plugin.normflows import BoundedAttention, insert_attention
@@ -168,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(name, seed, row, flush=True)
     for name, rows in found.items():
         gaps, times = [row["gap"] for row in rows], [row["ms"] for row in rows]
-        spread = f" ± {stdev(gaps):.3f}" if len(gaps) > 1 else ""
-        print(f"{name:40s} {mean(gaps):.3f}{spread}, {mean(times):.0f} ms")
+        below = paired_difference(dict(enumerate(gaps)), dict.fromkeys(range(len(gaps)), 0.0))
+        print(f"{name:40s} {below.text('.3f', '.3f')}, {mean(times):.0f} ms")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1))
 

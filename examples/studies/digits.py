@@ -117,7 +117,7 @@ def table(runs: list[Run]) -> str:
 
 def _with_spread(gain: harness.Difference) -> str:
     """Negative is better."""
-    over = "1 seed" if gain.seeds == 1 else f"std, {gain.seeds} seeds"
+    over = "1 seed" if gain.seeds == 1 else f"95 %, {gain.seeds} seeds"
     return f"{gain.text('+.3f', '.3f')} ({over})"
 
 

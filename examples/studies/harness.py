@@ -195,18 +195,16 @@ class Difference(NamedTuple):
         half_width: half of Student's interval, NaN for fewer than two seeds.
         seeds: number of pairs.
         not_finite: number of pairs of which one was not finite.
-        deviation: standard deviation over the seeds.
     """
 
     mean: float
     half_width: float
     seeds: int
     not_finite: int
-    deviation: float = math.nan
 
     def text(self, number: str, spread: str) -> str:
-        """The mean with its deviation, in these formats."""
-        with_spread = f" ± {self.deviation:{spread}}" if self.seeds > 1 else ""
+        """The mean with half of its interval, in these formats."""
+        with_spread = f" ± {self.half_width:{spread}}" if self.seeds > 1 else ""
         return f"{self.mean:{number}}{with_spread}"
 
 
@@ -223,7 +221,7 @@ def paired_difference(arm: Scores, reference: Scores) -> Difference:
         return Difference(float(values[0]), math.nan, 1, 0)
     deviation = float(values.std(ddof=1))
     half_width = stdtrit(count - 1, (1 + LEVEL) / 2) * deviation / math.sqrt(count)
-    return Difference(float(values.mean()), float(half_width), count, 0, deviation)
+    return Difference(float(values.mean()), float(half_width), count, 0)
 
 
 def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -194,7 +194,7 @@ def main(given: Sequence[str] | None = None) -> None:
         for run in outcomes
     ]
     harness.write_json(rows, options.out / f"{options.data}.json", indent=1)
-    print(f"\n{options.data}, {options.then} more steps; ± is the deviation over seeds\n")
+    print(f"\n{options.data}, {options.then} more steps; ± is a 95 % interval over seeds\n")
     print(table(outcomes))
     print(f"\n{time.perf_counter() - started:.0f} s; numbers and trials in {options.out}")
 

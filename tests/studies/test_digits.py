@@ -24,7 +24,7 @@ def test_the_verdict_names_the_best_arm_first():
     head, first, second, *_ = text.splitlines()
     assert head == "Verdict: Glow + attention coupling is the best of the 3."
     assert first == (
-        "* Glow + attention coupling helps: -0.210 ± 0.010 bits/dim;"
+        "* Glow + attention coupling helps: -0.210 ± 0.025 bits/dim;"
         " 2.5 times the training time, 30% more parameters"
     )
     assert second.startswith("* Glow + iMap helps: -0.110")

@@ -62,7 +62,7 @@ def test_a_glow_of_equal_cost_is_between_its_neighbours():
 
 def test_a_difference_in_words():
     found = paired_difference({0: 1.0, 1: 2.0}, {0: 0.5, 1: 1.0})
-    assert found.text("+.2f", ".3f") == "+0.75 ± 0.354"
+    assert found.text("+.2f", ".3f") == "+0.75 ± 3.177"
     assert paired_difference({0: 1.0}, {0: 1.5}).text("+.2f", ".3f") == "-0.50"
 
 

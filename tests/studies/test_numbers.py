@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from pathlib import Path
+from statistics import mean
 
 import pytest
 from ablation import report as ablation_report
@@ -13,17 +13,12 @@ from vectors.models import REFERENCE
 from vectors.outcomes import kinds_of, read_published, verdict
 from vectors.report import summary, tables
 
-DOCS = Path(__file__).parents[2] / "docs"
+from tests.studies.pages import DOCS, between, rows_below
+
 CHOOSING = (DOCS / "choosing.md").read_text()
+EVIDENCE = (DOCS / "evidence.md").read_text()
 VECTORS = DOCS / "evidence-vectors.md"
 WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-
-def rows_below(text, head):
-    """The cells of the first table below a head, by the first one of each row."""
-    lines = text[text.index(head) :].split("| --- |", 1)[1].split("\n\n")[0].splitlines()[1:]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return {first: rest for first, *rest in cells}
 
 
 # Without images.
@@ -135,6 +130,16 @@ def test_the_page_of_the_ablation_is_that_of_its_numbers(ablation, tmp_path, mon
     assert page.read_text().split() == (DOCS / "ablation.md").read_text().split()
 
 
+def of_length(folder, data, length):
+    """What came out of every arm, on one kind of data after one length of training."""
+    chosen = [
+        result
+        for result in read_results(folder)
+        if (result["config"]["data"], result["config"]["length"]) == (data, length)
+    ]
+    return outcomes(chosen, read_times(folder, data))
+
+
 def cells_of(outcome, plain):
     """Parameters, time and gain of an arm as they are shown."""
     more = f"{outcome.parameters / plain.parameters - 1:+.0%}".replace("%", " %")
@@ -143,14 +148,7 @@ def cells_of(outcome, plain):
 
 def mistakes(text, folder, data):
     """The cells of a table of the page on choosing that are not what the runs say."""
-    results, times = read_results(folder), read_times(folder, data)
-    found = {
-        length: outcomes(
-            [r for r in results if (r["config"]["data"], r["config"]["length"]) == (data, length)],
-            times,
-        )
-        for length in ("short", "long")
-    }
+    found = {length: of_length(folder, data, length) for length in ("short", "long")}
     names = ARMS | OF_DATA[data]
     for row, (more, time, *gains) in rows_below(text, f"### {data.capitalize()}").items():
         for length, gain in zip(found, gains, strict=True):
@@ -170,3 +168,85 @@ def test_a_stale_number_is_found(ablation):
     assert stale != CHOOSING
     (mistake,) = mistakes(stale, ablation, "photographs")
     assert "affine=True`, short: found ('+21 %', '2.22', '-0.290 ± 0.045')" in mistake
+
+
+CELL = re.compile(r"[-+]?\d\.\d{3} ± \d\.\d{3}")
+
+
+def gains_in(text):
+    """What stands before and after a ±, without its sign."""
+    return {found.lstrip("+-") for found in CELL.findall(" ".join(text.split()))}
+
+
+ABLATION = gains_in((DOCS / "ablation.md").read_text())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        (DOCS / "variants.md").read_text(),
+        between(CHOOSING, "## The short answer", "### Photographs"),
+        between(EVIDENCE, "Two cautions", "## In mARFlow"),
+    ],
+    ids=["variants", "short answer", "cautions"],
+)
+def test_gains_in_prose_are_among_those_of_the_ablation(text):
+    assert gains_in(text)
+    assert gains_in(text) <= ABLATION
+
+
+# Options of ITrans, each by itself.
+OPTIONS = {
+    "`position_bias=True`": "bias",
+    "`patches=None`, single positions": "positions",
+    "both of the above": "positions-bias",
+    '`patches="auto"`, the default': "auto-patches",
+    "`value_mixing=True`": "values",
+    "`affine=True`": "affine",
+    "`heads=3`": "3-heads-sum",
+    "`heads=7`": "7-heads-sum",
+    '`heads=3, head_mode="concat"`': "3-heads-concat",
+    '`position="before_actnorm"`': "at-1",
+    '`mask="channel"`': "channel-mask",
+    '`mask="spatial"`': "spatial-mask",
+    '`mask="random"`': "random-mask",
+    "one mask instead of both": "one-mask",
+    "`patches=None, rank=8`": "low-rank",
+}
+
+
+def test_single_options_are_compared_with_none_of_them(ablation):
+    times = read_times(ablation, "photographs")
+    found = [of_length(ablation, "photographs", length) for length in ("short", "long")]
+    shown = rows_below(CHOOSING, "### Single options of ITrans")
+    assert shown.keys() == OPTIONS.keys()
+    for name, (*gains, time) in shown.items():
+        arm = f"itrans-{OPTIONS[name]}"
+        assert time.strip("| ") == f"{times[arm]:.2f}", name
+        for arms, gain in zip(found, gains, strict=True):
+            if gain:
+                measured = paired_difference(arms[arm].scores, arms["itrans"].scores)
+                assert gain == measured.text("+.3f", ".3f"), name
+
+
+def test_the_bounded_coupling_of_the_evidence_is_that_of_the_ablation(ablation):
+    found = of_length(ablation, "photographs", "short")
+    plain, imap = (mean(found[arm].scores.values()) for arm in ("plain", "imap"))
+    assert f"| bounded on both sides | none | {plain:.3f} | |" in EVIDENCE
+    gain = found["imap"].gain
+    cells = f"{imap:.3f} | {gain.mean:+.3f} ± {gain.half_width:.3f}"
+    assert f"| bounded on both sides | IMap, `exp` | {cells} |" in EVIDENCE
+
+
+def test_times_in_the_readme_are_those_of_the_ablation(ablation):
+    times = {data: read_times(ablation, data) for data in ("digits", "photographs")}
+    readme = rows_below((DOCS.parent / "README.md").read_text(), "## Layers")
+    shown = {
+        re.findall(r'"(\w+)"', name)[0]: cells[1] for name, cells in readme.items() if '"' in name
+    }
+    low, high = sorted(each["coupling"] for each in times.values())
+    assert shown == {
+        "imap": f"{times['digits']['imap']:.1f}",
+        "itrans": f"{times['photographs']['itrans-affine-auto-patches']:.1f}",
+        "attention_coupling": f"{low:.1f} to {high:.1f}",
+    }
