@@ -1,29 +1,210 @@
-"""Putting attention into a model that the user already has; host-free.
+"""Putting attention into a model that the user already has, for any host.
 
-The steps, in their order, which ``engine`` puts together:
+The steps, in their order:
 
-* ``request`` reads the example, and says what to do with what is no model;
-* ``copying`` copies the model, and says what runs of copies share;
-* ``probe`` runs a copy and records what its layers are called with, ``sight`` tells what they do;
+* ``request`` reads the example, and says what is wrong with what is no model;
+* ``copying`` copies the model;
+* ``probe`` runs a copy and records what its layers are called with; ``sight`` tells what they do;
 * ``places`` finds the places that a position names;
-* ``building`` makes the layers for these; where events are on circles or in boxes (``domains``, and
-  ``regions`` at a place), attention stays inside, or the place is refused;
+* ``choice`` reads what to insert and builds it for these places. Where events live on circles or in
+  boxes (``domains``, and ``regions`` at a place), attention stays inside or is refused;
 * ``trial`` runs another copy with the new layers inside, in both directions;
-* ``transaction`` changes the model, at once or not at all; ``report`` tells what was done.
-
-A ``Host`` knows what the layers of one library are called and how its models run.
+* ``transaction`` changes the model, at once or not at all, and ``report`` tells what was done.
 """
 
-from attnflow_plugin.hosts import Host, Role
-from attnflow_plugin.insertion.choice import Attention
-from attnflow_plugin.insertion.engine import insert_attention
-from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
+from collections.abc import Callable, Sequence
 
-__all__ = [
-    "Attention",
-    "Host",
-    "InsertedLayer",
-    "InsertionReport",
-    "Role",
-    "insert_attention",
-]
+from torch import Tensor, nn
+
+from attnflow_plugin.errors import InsertionError
+from attnflow_plugin.hosts import Host
+from attnflow_plugin.insertion.choice import Attention, Builder, Choice, LayerFactory, as_list
+from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
+from attnflow_plugin.insertion.places import Place, Position, find_places
+from attnflow_plugin.insertion.probe import Probe
+from attnflow_plugin.insertion.regions import Regions
+from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
+from attnflow_plugin.insertion.request import cannot_run, read_batch
+from attnflow_plugin.insertion.transaction import (
+    Insertion,
+    commit,
+    planned_changes,
+    require_whole_model,
+)
+from attnflow_plugin.insertion.trial import Trial
+from attnflow_plugin.layers.attentions import AUTO
+from attnflow_plugin.layers.base import attention_layers
+
+__all__ = ["InsertedLayer", "InsertionReport", "insert_attention"]
+
+
+def insert_attention(  # noqa: D417
+    host: Host,
+    model: nn.Module,
+    attention: Attention | Sequence[Attention] = AUTO,
+    *,
+    example: Tensor,
+    position: Position | Sequence[Position] = "after_coupling",
+    both_masks: bool = True,
+    context: object = None,
+    check_domain: bool = True,
+    **layer_options: object,
+) -> InsertionReport:
+    """Insert attention into a model, in place.
+
+    Works on the models of normflows (``NormalizingFlow``, ``ConditionalNormalizingFlow``,
+    ``ClassCondFlow``, ``MultiscaleFlow``, ``NormalizingFlowVAE``, nested ``Composite``), on a
+    ``Flow`` of nflows and its subclasses over any ``Transform`` (``CompositeTransform``, nested
+    too, ``MultiscaleCompositeTransform``, ``InverseTransform``, a single coupling), and on modules
+    with a ``log_prob`` that are built from layers of the host, the user's own included. Shapes are
+    learnt by running ``log_prob(example)`` in a copy of the model, or ``sample`` where layers have
+    no inverse; another copy tries the new layers in both directions. The model itself does not run,
+    so that an ActNorm that has seen no data keeps waiting for it. Random states are left as they
+    were, and so is the model if anything fails or interrupts.
+
+    With the layers' default ``init="identity"`` the model computes what it computed before. Bounds
+    that are not among the options are chosen for the number of attention layers that the model has
+    then, so that deep models stay safe to sample.
+
+    Beside layers in the lists that the host iterates over, the new ones join the list, which moves
+    the keys of later layers in the ``state_dict``: load old checkpoints first, then insert.
+    Elsewhere the layer and the new ones become one `Chain`, or in nflows one
+    ``CompositeTransform``. Beside a layer that the model uses twice, the new ones are used twice as
+    well. An optimizer made before does not know the new parameters; see `add_to`.
+
+    Args:
+        model: the model.
+        attention: ``"auto"`` for what the page on choosing recommends for the shape of the events,
+            which the report names; ``"imap"``, ``"itrans"`` or ``"attention_coupling"``, for short
+            ``"coupling"``; a function from channels to a layer of the host; or a sequence of these,
+            from data to latent.
+        example: a batch of data.
+        position: ``"before_actnorm"``, ``"after_actnorm"``, ``"after_permutation"``,
+            ``"after_coupling"`` (pos-1 to pos-4 of the paper, from data to latent), a class, after
+            each instance of which to insert, or a sequence of these. A coupling is any layer that
+            is neither a normalization, a permutation or linear map, nor pointwise or a reshaping;
+            so an autoregressive layer is one. Layers of the user's own that derive from no such
+            class are told apart by name: one with "norm" is a normalization, with "perm", "linear"
+            or "1x1" a permutation.
+        both_masks: insert two layers with complementary masks, so that everything is attended.
+        context: a batch of contexts for conditional models, or whatever else ``log_prob`` takes
+            after the data: one argument, a tuple of several, or a mapping of their names.
+        check_domain: see where events live on circles or in boxes. Where layers tell the ends of
+            these, `BoundedAttention`, which stays inside, stands in for attention that is given by
+            name; elsewhere attention is refused. Without the check such a density no longer
+            integrates to one.
+        **layer_options: options of the layers, such as ``heads=5`` or ``init="paper"``; with
+            several attentions each gets those it knows.
+
+    Returns:
+        A report of what was inserted where; ``print`` it.
+
+    Raises:
+        InsertionError: the model has no such position, or a layer does not fit somewhere; the model
+            is untouched.
+        DomainError: attention would take events out of a circle or a box; also an InsertionError.
+        OptionError: an unknown attention, position or option.
+        NonFiniteError: the example is not finite.
+    """
+    choice = Choice("insert_attention", host, attention, both_masks, layer_options)
+
+    def layers_at(place: Place) -> Sequence[LayerFactory]:
+        return choice.layers_at(example.shape[1:], place.event.shape[1:])
+
+    positions = as_list(position)
+    return insert_at(host, model, layers_at, example, positions, context, check_domain=check_domain)
+
+
+def insert_at(
+    host: Host,
+    model: nn.Module,
+    layers_at: Callable[[Place], Sequence[LayerFactory]],
+    example: Tensor,
+    positions: Sequence[Position],
+    context: object,
+    *,
+    check_domain: bool = True,
+    tried: bool = False,
+) -> InsertionReport:
+    """Insert into ``model`` what is chosen for each place.
+
+    Everything is built and tried before the model is touched. The last step undoes itself if it is
+    interrupted, and nothing comes after it. What was ``tried`` in another copy of the model is not
+    tried again.
+    """
+    batch = read_batch(host, model, example, context)
+    with undisturbed(model, example):
+        probe = _probe(host, model, batch)
+        places = find_places(probe, positions)
+        builder = Builder(host, layers_at, Regions(probe) if check_domain else None, tried)
+        insertions = builder.insertions(places)
+        require_whole_model(model, [insertion.neighbour for insertion in insertions])
+        _share_bounds(model, insertions)
+        trial = Trial(model, insertions, probe)
+        if not tried:
+            trial.require_runs(batch)
+            (trial.require_agreement if check_domain else trial.require_sampling)(batch)
+        report = _report(insertions, trial.names(), builder)
+        changes = planned_changes(host, model, insertions)
+    return commit(changes, report)
+
+
+def places_in(
+    host: Host,
+    model: nn.Module,
+    example: Tensor,
+    positions: Sequence[Position],
+    context: object,
+) -> list[Place]:
+    """All places of a model that `insert_at` would ask about, in their order."""
+    batch = read_batch(host, model, example, context)
+    with undisturbed(model, example):
+        places = find_places(_probe(host, model, batch), positions)
+    return [place for found in places.values() for place in found]
+
+
+def _probe(host: Host, model: nn.Module, batch: Batch) -> Probe:
+    """A copy of the model that has run: to latent, or to data if it runs in that direction only."""
+    probe = Probe(host, independent_copy(model))
+    try:
+        probe.to_latent(batch)
+    except InsertionError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if not isinstance(error, host.one_way_errors):
+            raise cannot_run(host, model, batch, error) from error
+        try:
+            probe.to_data(batch)
+        except Exception as other:
+            raise cannot_run(host, model, batch, other) from error
+    return probe
+
+
+def _share_bounds(model: nn.Module, insertions: Sequence[Insertion]) -> None:
+    """Scales of layers multiply: the more of them a model has, the less each may do."""
+    new = attention_layers(layer for insertion in insertions for _, layer in insertion.layers)
+    total = len(new) + len(attention_layers([model]))
+    for layer in new:
+        layer.share_bounds(total)
+
+
+def _report(
+    insertions: Sequence[Insertion], names: Sequence[tuple[int, str]], builder: Builder
+) -> InsertionReport:
+    inserted = [entry for insertion in insertions for entry in insertion.layers]
+    in_order = sorted(zip(names, inserted, strict=True), key=lambda entry: entry[0])
+    entries = [
+        InsertedLayer(
+            name=name,
+            layer=layer,
+            position=place.position,
+            neighbour=place.neighbour.name,
+            neighbour_type=place.neighbour.type.__name__,
+            event_shape=tuple(place.event.shape[1:]),
+        )
+        for (_, name), (place, layer) in in_order
+    ]
+    kept_inside = [each.sentence(count) for each, count in builder.stand_ins.items()]
+    return InsertionReport(tuple(entries), tuple(builder.left_out), tuple(kept_inside))

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError, OptionError
-from attnflow_plugin.hosts import Host, Role
+from attnflow_plugin.hosts import Role
 from attnflow_plugin.insertion.probe import Call, Probe
 from attnflow_plugin.insertion.request import advice
 from attnflow_plugin.insertion.sight import mixes_entries
@@ -106,9 +106,7 @@ class Place:
         )
 
 
-def find_places(
-    host: Host, probe: Probe, positions: Iterable[Position]
-) -> dict[Neighbour, list[Place]]:
+def find_places(probe: Probe, positions: Iterable[Position]) -> dict[Neighbour, list[Place]]:
     """All places of all positions, by neighbour, in the order of the model's modules.
 
     Raises:
@@ -118,7 +116,7 @@ def find_places(
     rules = list(dict.fromkeys(map(_rule, positions)))
     if not rules:
         raise OptionError("insert_attention: expected at least one position, found none")
-    neighbours = _neighbours(host, probe)
+    host, neighbours = probe.host, _neighbours(probe)
     named = [neighbour for neighbour in neighbours if neighbour.role != "container"]
     if not named:
         hint = advice(host, probe.model)
@@ -156,12 +154,12 @@ def _matches(neighbour: Neighbour, kind: Role | type[nn.Module]) -> bool:
     return issubclass(neighbour.type, kind) if isinstance(kind, type) else neighbour.role == kind
 
 
-def _neighbours(host: Host, probe: Probe) -> list[Neighbour]:
+def _neighbours(probe: Probe) -> list[Neighbour]:
     slots: dict[nn.Module, list[Slot]] = {}
-    for slot, layer in _Walk(host, probe).below(probe.model):
+    for slot, layer in _Walk(probe).below(probe.model):
         slots.setdefault(layer, []).append(slot)
     return [
-        Neighbour(tuple(found), type(layer), _role(host, probe, layer), probe.calls[layer])
+        Neighbour(tuple(found), type(layer), _role(probe, layer), probe.calls[layer])
         for layer, found in slots.items()
         if layer in probe.calls
     ]
@@ -170,8 +168,8 @@ def _neighbours(host: Host, probe: Probe) -> list[Neighbour]:
 class _Walk:
     """Walks through the layers of a model, with the slots that hold them."""
 
-    def __init__(self, host: Host, probe: Probe) -> None:
-        self._host = host
+    def __init__(self, probe: Probe) -> None:
+        self._host = probe.host
         self._turns = {layer: turn for turn, layer in enumerate(probe.ran)}
         self._towards_latent = probe.towards_latent
         self._seen: set[tuple[nn.Module, str]] = set()
@@ -229,22 +227,19 @@ class _Walk:
         return not isinstance(module, (self._host.layer_type, *self._host.iterating, *LISTS))
 
 
-def _role(host: Host, probe: Probe, layer: nn.Module) -> Role:
-    known = host.known_role(layer)
+def _role(probe: Probe, layer: nn.Module) -> Role:
+    known = probe.host.known_role(layer)
     if known is not None:
         return known
-    if not _does_work_of_its_own(host, probe, layer):
+    if not _does_work_of_its_own(probe, layer):
         return "container"
+    guessed = probe.host.guessed_role(layer)
     # What has no telling name is the transform of a step, unless it works entry by entry.
-    return host.guessed_role(layer) or ("coupling" if mixes_entries(probe, layer) else "other")
+    return guessed or ("coupling" if mixes_entries(probe, layer) else "other")
 
 
-def _does_work_of_its_own(host: Host, probe: Probe, module: nn.Module) -> bool:
+def _does_work_of_its_own(probe: Probe, module: nn.Module) -> bool:
     """Whether a user's own layer is more than a container of layers."""
-    inner = [
-        layer
-        for layer in module.modules()
-        if layer is not module and isinstance(layer, host.layer_type) and layer in probe.calls
-    ]
+    inner = [layer for layer in module.modules() if layer is not module and layer in probe.calls]
     theirs = {parameter for layer in inner for parameter in layer.parameters()}
     return not inner or any(parameter not in theirs for parameter in module.parameters())

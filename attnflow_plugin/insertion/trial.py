@@ -7,7 +7,6 @@ from itertools import chain
 from torch import Tensor, nn
 
 from attnflow_plugin.errors import DomainError, InsertionError
-from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory
 from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe
@@ -34,31 +33,22 @@ class Trial:
     """A copy of the model with copies of the new layers inside.
 
     Args:
-        host: the host.
         model: the user's model, which stays as it is.
         insertions: what is to go into it.
-        needed: names of the layers that ran without the new ones.
-        towards_latent: the direction in which they ran.
+        before: a copy that has run without the new layers.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        model: nn.Module,
-        insertions: Sequence[Insertion],
-        needed: Sequence[str],
-        towards_latent: bool,
-    ) -> None:
-        copied = independent_copy(model)
+    def __init__(self, model: nn.Module, insertions: Sequence[Insertion], before: Probe) -> None:
+        copied, host = independent_copy(model), before.host
         layers = dict(copied.named_modules(remove_duplicate=False))
-        self._needed = [layers[name] for name in needed]
+        self._needed = {layers[before.names[layer]] for layer in before.ran}
         self._neighbours = [layers[insertion.neighbour.name] for insertion in insertions]
         self._insertions = [
             Insertion(each.neighbour, [(place, copy.deepcopy(new)) for place, new in each.layers])
             for each in insertions
         ]
         commit(planned_changes(host, copied, self._insertions), None)
-        self._host, self._model, self._towards_latent = host, model, towards_latent
+        self._host, self._model, self._towards_latent = host, model, before.towards_latent
         self._where = {layer: place for place, layer in self._entries()}
         self._stretch: Mapping[nn.Module, float] = {}
         self._seen: dict[nn.Module, Tensor] = {}

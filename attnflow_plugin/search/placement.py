@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import InsertionError, NonFiniteError, OptionError, ShapeError
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion import InsertionReport
+from attnflow_plugin.insertion import InsertionReport, insert_at, places_in
 from attnflow_plugin.insertion.choice import (
     Attention,
     Choice,
@@ -21,7 +21,6 @@ from attnflow_plugin.insertion.choice import (
     name_of,
 )
 from attnflow_plugin.insertion.copying import independent_copy
-from attnflow_plugin.insertion.engine import insert_at, places_in
 from attnflow_plugin.insertion.places import Place, Position
 from attnflow_plugin.layers.attentions import ATTENTIONS
 
