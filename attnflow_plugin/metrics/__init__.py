@@ -1,16 +1,21 @@
 """Metrics of densities and of images; those that need other libraries import them on use."""
 
 from attnflow_plugin.metrics.images import bits_per_dim, dequantize, downscale, resize_bicubic
-from attnflow_plugin.metrics.inception import fid, inception_score, kid
 from attnflow_plugin.metrics.scores import (
     LPIPS,
+    TemperatureTable,
     lr_psnr,
-    pairwise_diversity,
-    pixel_diversity,
+    over_temperatures,
     psnr,
     ssim,
 )
-from attnflow_plugin.metrics.temperatures import TemperatureTable, over_temperatures
+from attnflow_plugin.metrics.sets import (
+    fid,
+    inception_score,
+    kid,
+    pairwise_diversity,
+    pixel_diversity,
+)
 
 __all__ = [
     "LPIPS",

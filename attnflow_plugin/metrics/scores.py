@@ -1,8 +1,8 @@
-"""How close images are to their targets and to each other: PSNR, SSIM, LPIPS, diversity."""
+"""How close images are to their targets: PSNR, SSIM, LPIPS, at one temperature or at several."""
 
-from collections.abc import Callable
-from itertools import combinations
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,25 +12,21 @@ from attnflow_plugin.hosts import require
 from attnflow_plugin.metrics.images import (
     LEVELS,
     check_colours,
-    check_images,
     check_pair,
     downscale,
     to_levels,
 )
-from attnflow_plugin.options import non_negative_int, one_of
+from attnflow_plugin.options import boolean, non_negative_int, one_of
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torchmetrics import Metric
+Sample = Callable[[Tensor, float], Tensor]
+Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    Score = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
+TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
+#: Side of the uniform window of scikit-image's SSIM.
 WINDOW = 7
-"""Side of the uniform window of scikit-image's SSIM."""
-
+#: The networks, and the sides of the smallest images of which something reaches the last layer.
 SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
-"""The networks, and the sides of the smallest images of which something reaches the last layer."""
 
 
 def psnr(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = False) -> Tensor:
@@ -60,13 +56,10 @@ def psnr(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
     """
     metrics = require("psnr:", "skimage.metrics", "metrics")
     numpy = require("psnr:", "numpy", "metrics")
-
-    def score(image: "NDArray[np.uint8]", target: "NDArray[np.uint8]") -> float:
-        # Identical images divide by zero, which is meant.
-        with numpy.errstate(divide="ignore"):
-            return metrics.peak_signal_noise_ratio(target, image, data_range=LEVELS)
-
-    return _each("psnr", score, images, targets, crop, truncate)
+    score = partial(metrics.peak_signal_noise_ratio, data_range=LEVELS)
+    # Identical images divide by zero, which is meant.
+    with numpy.errstate(divide="ignore"):
+        return _each("psnr", score, images, targets, crop, truncate)
 
 
 def ssim(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = False) -> Tensor:
@@ -94,10 +87,7 @@ def ssim(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
         2004.
     """
     metrics = require("ssim:", "skimage.metrics", "metrics")
-
-    def score(image: "NDArray[np.uint8]", target: "NDArray[np.uint8]") -> float:
-        return metrics.structural_similarity(target, image, channel_axis=0, data_range=LEVELS)
-
+    score = partial(metrics.structural_similarity, channel_axis=0, data_range=LEVELS)
     return _each("ssim", score, images, targets, crop, truncate, smallest=WINDOW)
 
 
@@ -129,11 +119,8 @@ def lr_psnr(samples: Tensor, low_resolution: Tensor, scale: int) -> Tensor:
 class LPIPS:
     r"""Learned perceptual distance of each image from its target; zero is best.
 
-    The network is loaded once, when this is constructed, and follows the images from device to
-    device::
-
-        lpips = LPIPS()
-        distances = lpips(images, targets)
+    The network is loaded once, by the constructor, and moved to the device of the images in every
+    call: ``lpips = LPIPS()``, then ``lpips(images, targets)``.
 
     Args:
         network: "alex", the usual one in tables of super-resolution, "vgg" or "squeeze".
@@ -155,7 +142,7 @@ class LPIPS:
         require("LPIPS:", "torchvision", "metrics", " torchvision")
         metrics = require("LPIPS:", "torchmetrics.image.lpip", "metrics")
         try:
-            self._metric: Metric = metrics.LearnedPerceptualImagePatchSimilarity(
+            self._metric = metrics.LearnedPerceptualImagePatchSimilarity(
                 network, reduction="none", normalize=True
             )
         except OSError as error:
@@ -186,72 +173,106 @@ class LPIPS:
         return distances
 
 
-def pixel_diversity(samples: Tensor) -> Tensor:
-    r"""Standard deviation of every pixel over the samples, averaged over pixels and channels.
+@dataclass(frozen=True)
+class TemperatureTable:
+    """Means of metrics over all images, at each temperature.
 
-    $$
-    255 \, \mathrm{mean}_{chw} \sqrt{\frac{1}{S - 1} \sum_s (x_{schw} - \bar x_{chw})^2}
-    $$
+    Attributes:
+        rows: from temperature to the value of each metric.
+    """
 
-    The diversity $\sigma$ in the tables of super-resolution flows, on their scale of whole values
-    from 0 to 255. It grows with the temperature and says nothing about quality: noise has the most
-    of it.
+    rows: Mapping[float, Mapping[str, float]]
+
+    @property
+    def average(self) -> dict[str, float]:
+        """Each metric, averaged over the temperatures."""
+        first = next(iter(self.rows.values()))
+        return {
+            name: sum(row[name] for row in self.rows.values()) / len(self.rows) for name in first
+        }
+
+    def __str__(self) -> str:
+        """A table in Markdown, one line for each temperature and one for the average."""
+        names = list(self.average)
+        lines = [["temperature", *names], ["---"] * (len(names) + 1)]
+        for label, row in (*self.rows.items(), ("average", self.average)):
+            lines.append([str(label), *(f"{row[name]:.4g}" for name in names)])
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+@torch.no_grad()
+def over_temperatures(
+    sample: Sample,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    metrics: Mapping[str, Metric],
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> TemperatureTable:
+    r"""Sample every context once at every temperature, and average each metric over all images.
+
+    A part of the paper's table of super-resolution on faces, for a model and its ``sample``::
+
+        lpips = LPIPS()
+        metrics = {
+            "PSNR": lambda images, targets, low: psnr(images, targets),
+            "LR-PSNR": lambda images, targets, low: lr_psnr(images, low, 8),
+            "LPIPS": lambda images, targets, low: lpips(images, targets),
+        }
+        print(over_temperatures(sample, batches, metrics))
 
     Args:
-        samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.
+        sample: takes a batch of contexts and a temperature to images in [0, 1], one for each
+            context.
+        batches: pairs of targets and contexts; read once.
+        metrics: by name, what takes images, targets and contexts to one value for each image.
+        temperatures: where to sample; every one weighs the same in the average.
 
     Returns:
-        Shape ``(B,)``; zero if all samples of an input are the same.
+        The means at each temperature, and their average.
 
     Raises:
-        ShapeError: no images in [0, 1] of this shape, or fewer than two samples.
-        NonFiniteError: NaN or infinity in the samples.
+        OptionError: no metric, no temperature, or one twice.
+        ShapeError: no batch, or a metric that does not give one value for each image.
 
     References:
-        Lugmayr et al., *SRFlow: Learning the Super-Resolution Space with Normalizing Flow*, 2020.
+        Sukthanker et al., *Generative Flows with Invertible Attentions*, CVPR 2022, Table 4.
     """
-    _check_samples("pixel_diversity", samples)
-    exact = samples.to(torch.promote_types(samples.dtype, torch.float32))
-    return LEVELS * exact.std(0).mean((1, 2, 3))
-
-
-def pairwise_diversity(samples: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    r"""Mean distance between any two samples of the same input.
-
-    With `LPIPS` this is the diversity that image translation reports.
-
-    Cost: $S (S - 1) / 2$ distances for each input.
-
-    Args:
-        samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.
-        distance: takes two batches ``(B, C, H, W)`` to distances ``(B,)``.
-
-    Returns:
-        Shape ``(B,)``.
-
-    Raises:
-        ShapeError: no images in [0, 1] of this shape, or fewer than two samples.
-        NonFiniteError: NaN or infinity in the samples.
-
-    References:
-        Zhu et al., *Toward Multimodal Image-to-Image Translation*, 2017.
-    """
-    _check_samples("pairwise_diversity", samples)
-    return torch.stack([distance(*pair) for pair in combinations(samples, 2)]).mean(0)
+    if not metrics or not temperatures or len(set(temperatures)) != len(temperatures):
+        raise OptionError(
+            "over_temperatures: expected at least one metric and different temperatures, found "
+            f"{list(metrics)} and {list(temperatures)}"
+        )
+    sums = {temperature: dict.fromkeys(metrics, 0.0) for temperature in temperatures}
+    count = 0
+    for targets, contexts in batches:
+        count += len(targets)
+        for temperature, row in sums.items():
+            images = sample(contexts, temperature)
+            if not isinstance(images, Tensor):
+                raise ShapeError(
+                    f"over_temperatures: expected sample to return images, found "
+                    f"{type(images).__name__}; this package's sample returns log-densities as "
+                    f"well, so take its first result"
+                )
+            for name, metric in metrics.items():
+                row[name] += _total(name, metric(images, targets, contexts), len(targets))
+    if not count:
+        raise ShapeError("over_temperatures: expected at least one batch, found none")
+    return TemperatureTable(
+        {t: {name: total / count for name, total in row.items()} for t, row in sums.items()}
+    )
 
 
 def _each(
     owner: str,
-    score: "Score",
+    score: Callable[..., float],
     images: Tensor,
     targets: Tensor,
     crop: int,
     truncate: bool,
     smallest: int = 1,
 ) -> Tensor:
-    """The score of every pair, as arrays of shape ``(C, H, W)`` in uint8."""
-    if not isinstance(truncate, bool):
-        raise OptionError(f"{owner}: expected truncate to be a bool, found {truncate!r}")
+    """The score of every target and image, as arrays of shape ``(C, H, W)`` in uint8."""
+    truncate = boolean(owner, "truncate", truncate)
     check_pair(owner, images, targets)
     border = non_negative_int(owner, "crop", crop)
     height, width = (side - 2 * border for side in images.shape[-2:])
@@ -262,16 +283,18 @@ def _each(
         )
     inside = (..., slice(border, border + height), slice(border, border + width))
     pairs = zip(
-        to_levels(images, truncate=truncate)[inside].cpu().numpy(),
         to_levels(targets)[inside].cpu().numpy(),
+        to_levels(images, truncate=truncate)[inside].cpu().numpy(),
         strict=True,
     )
     return torch.tensor([float(score(*pair)) for pair in pairs], device=images.device)
 
 
-def _check_samples(owner: str, samples: Tensor) -> None:
-    check_images(owner, "samples", samples, rank=5)
-    if len(samples) < 2:
+def _total(name: str, values: Tensor, images: int) -> float:
+    found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or values.shape != (images,):
         raise ShapeError(
-            f"{owner}: expected at least two samples of an input, found {len(samples)}"
+            f"over_temperatures: expected {name} to give one value for each of {images} images, "
+            f"found {found}"
         )
+    return float(values.double().sum())

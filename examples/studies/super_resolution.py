@@ -29,7 +29,7 @@ from attnflow_plugin.metrics import (
     resize_bicubic,
     ssim,
 )
-from attnflow_plugin.metrics.temperatures import Metric, TemperatureTable
+from attnflow_plugin.metrics.scores import Metric, TemperatureTable
 
 TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHOWN_TEMPERATURES = (0.1, 0.5, 0.9)

@@ -9,7 +9,7 @@ from scipy import linalg
 from torch import nn
 
 from attnflow_plugin.errors import MissingHostError, NonFiniteError, OptionError, ShapeError
-from attnflow_plugin.metrics import fid, inception, inception_score, kid
+from attnflow_plugin.metrics import fid, inception_score, kid
 
 FEATURES = 5
 
@@ -160,7 +160,8 @@ class TestAll:
         grey, other = torch.rand(9, 1, 8, 8), torch.rand(9, 4, 8, 8)
         network.net[0] = nn.Conv2d(1, FEATURES, 3)
         CALLS[name]([grey], network)
-        monkeypatch.setattr(inception, "_build", lambda owner, metric, feature, **options: None)
+        build = "attnflow_plugin.metrics.sets._build"
+        monkeypatch.setattr(build, lambda owner, metric, feature, **options: None)
         feature = "logits_unbiased" if name == "inception_score" else 2048
         message = r"images for the Inception network of 3 channels, found \(9, "
         with pytest.raises(ShapeError, match=message + r"1, .*images\.expand\(-1, 3, -1, -1\)"):

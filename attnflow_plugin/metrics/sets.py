@@ -1,8 +1,9 @@
-"""FID, KID and the inception score of sets of images, by torchmetrics."""
+"""Metrics of sets of images: FID, KID and inception score by torchmetrics, and diversity."""
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
 from attnflow_plugin.hosts import require
-from attnflow_plugin.metrics.images import check_colours, check_images, to_levels
+from attnflow_plugin.metrics.images import LEVELS, check_colours, check_images, to_levels
 from attnflow_plugin.options import positive_int
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def fid(real: Iterable[Tensor], generated: Iterable[Tensor], feature: Feature = 
         Equilibrium*, 2017.
     """
     metric = _build("fid", "fid.FrechetInceptionDistance", feature)
-    for name, images, is_real in (("real", real, True), ("generated", generated, False)):
-        _feed("fid", name, metric, feature, images, at_least=2, real=is_real)
+    _feed_both("fid", metric, feature, real, generated, at_least=2)
     return float(metric.compute())
 
 
@@ -94,8 +94,7 @@ def kid(
     metric = _build(
         "kid", "kid.KernelInceptionDistance", feature, subsets=subsets, subset_size=subset_size
     )
-    for name, images, is_real in (("real", real, True), ("generated", generated, False)):
-        _feed("kid", name, metric, feature, images, at_least=subset_size, real=is_real)
+    _feed_both("kid", metric, feature, real, generated, at_least=subset_size)
     return _compute(metric, seed)
 
 
@@ -141,6 +140,60 @@ def inception_score(
     return _compute(metric, seed)
 
 
+def pixel_diversity(samples: Tensor) -> Tensor:
+    r"""Standard deviation of every pixel over the samples, averaged over pixels and channels.
+
+    $$
+    255 \, \mathrm{mean}_{chw} \sqrt{\frac{1}{S - 1} \sum_s (x_{schw} - \bar x_{chw})^2}
+    $$
+
+    The diversity $\sigma$ in the tables of super-resolution flows, on their scale of whole values
+    from 0 to 255. It grows with the temperature and says nothing about quality: noise has the most
+    of it.
+
+    Args:
+        samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.
+
+    Returns:
+        Shape ``(B,)``; zero if all samples of an input are the same.
+
+    Raises:
+        ShapeError: no images in [0, 1] of this shape, or fewer than two samples.
+        NonFiniteError: NaN or infinity in the samples.
+
+    References:
+        Lugmayr et al., *SRFlow: Learning the Super-Resolution Space with Normalizing Flow*, 2020.
+    """
+    _check_samples("pixel_diversity", samples)
+    exact = samples.to(torch.promote_types(samples.dtype, torch.float32))
+    return LEVELS * exact.std(0).mean((1, 2, 3))
+
+
+def pairwise_diversity(samples: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    r"""Mean distance between any two samples of the same input.
+
+    With `LPIPS` this is the diversity that image translation reports.
+
+    Cost: $S (S - 1) / 2$ distances for each input.
+
+    Args:
+        samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.
+        distance: takes two batches ``(B, C, H, W)`` to distances ``(B,)``.
+
+    Returns:
+        Shape ``(B,)``.
+
+    Raises:
+        ShapeError: no images in [0, 1] of this shape, or fewer than two samples.
+        NonFiniteError: NaN or infinity in the samples.
+
+    References:
+        Zhu et al., *Toward Multimodal Image-to-Image Translation*, 2017.
+    """
+    _check_samples("pairwise_diversity", samples)
+    return torch.stack([distance(*pair) for pair in combinations(samples, 2)]).mean(0)
+
+
 def _build(owner: str, name: str, feature: Feature, **options: int) -> "Metric":
     """The metric of torchmetrics, which takes images in uint8."""
     module, _, kind = name.partition(".")
@@ -161,6 +214,19 @@ def _build(owner: str, name: str, feature: Feature, **options: int) -> "Metric":
             f"{owner}: needs the weights of the Inception network, which are not on the disk and "
             f"could not be downloaded ({error})"
         ) from error
+
+
+def _feed_both(
+    owner: str,
+    metric: "Metric",
+    feature: Feature,
+    real: Iterable[Tensor],
+    generated: Iterable[Tensor],
+    *,
+    at_least: int,
+) -> None:
+    _feed(owner, "real", metric, feature, real, at_least=at_least, real=True)
+    _feed(owner, "generated", metric, feature, generated, at_least=at_least, real=False)
 
 
 def _feed(
@@ -197,3 +263,11 @@ def _compute(metric: "Metric", seed: int) -> MeanAndDeviation:
         torch.default_generator.manual_seed(seed)
         mean, deviation = metric.compute()
     return float(mean), float(deviation)
+
+
+def _check_samples(owner: str, samples: Tensor) -> None:
+    check_images(owner, "samples", samples, rank=5)
+    if len(samples) < 2:
+        raise ShapeError(
+            f"{owner}: expected at least two samples of an input, found {len(samples)}"
+        )
