@@ -1,4 +1,4 @@
-"""What depends on sizes only, such as masks, is computed once; what modes of torch allow; seeds."""
+"""Modes of torch: what each of them allows, a cache of constants, autocast and random states."""
 
 import random
 import sys
@@ -20,9 +20,9 @@ _cache: OrderedDict[Hashable, object] = OrderedDict()
 def in_plain_eager() -> bool:
     """Whether Python runs on real tensors, outside compilation, tracing and transforms.
 
-    Only then may a tensor be inspected (a branch on a value breaks a compiled graph and fails under
-    ``vmap``) or kept (a tensor made inside a transform is dead after it), and only then will a
-    hand-written gradient do.
+    Only then may code look at the values of a tensor (a branch on a value breaks a compiled graph
+    and fails under ``vmap``) or keep a tensor (one that is made inside a transform is dead after
+    it), and only then do hand-written gradients work.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
@@ -32,8 +32,7 @@ def in_plain_eager() -> bool:
 def in_transform() -> bool:
     """Whether an eager ``torch.func`` transform or forward-mode differentiation runs.
 
-    Memory layouts cannot be asked for there, and hand-written gradients and fused kernels have no
-    rules for them.
+    There, memory layouts cannot be queried, and hand-written gradients and fused kernels fail.
     """
     if torch.compiler.is_compiling():
         return False
@@ -44,7 +43,7 @@ def in_transform() -> bool:
 def plain_shape(tensor: torch.Tensor) -> torch.Size:
     """The shape as plain numbers, also under ``torch.jit.trace``, where sizes are tensors.
 
-    For what is computed from sizes in Python, which a trace keeps as constants.
+    What Python computes from these numbers becomes a constant of the trace.
     """
     if torch.compiler.is_compiling() or not torch.jit.is_tracing():
         return tensor.shape
@@ -58,8 +57,8 @@ def cached_constant(
     """Return ``build(*sizes, device=device)``, from the cache where that is safe.
 
     The cache is global, bounded and thread-safe enough for a pure function: two threads may build
-    the same constant, neither can see half of one. It keeps modules free of size-dependent state,
-    so that ``state_dict``, ``deepcopy`` and ``pickle`` know nothing of it.
+    the same constant, but neither can see half of one. With it, modules need no state that depends
+    on sizes, and nothing of the kind gets into a ``state_dict``, a copy or a pickle.
     """
     if not torch.compiler.is_compiling() and torch.jit.is_tracing():
         with _tracing_paused():
@@ -81,7 +80,7 @@ def cached_constant(
 
 @contextmanager
 def _tracing_paused() -> Iterator[None]:
-    """Run Python as outside of ``torch.jit.trace``: what is computed becomes a constant."""
+    """Run code as if it were outside of ``torch.jit.trace``: its results become constants."""
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
@@ -98,7 +97,7 @@ def _bytes(constant: object) -> int:
 
 
 def without_autocast(event: Tensor) -> AbstractContextManager[object]:
-    """Computations on the device of ``event`` in the dtypes of their inputs."""
+    """A context in which operations on the device of ``event`` keep the dtypes of their inputs."""
     device = event.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext()
@@ -107,10 +106,10 @@ def without_autocast(event: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def random_states_kept(devices: Iterable[torch.device] | None = None) -> Iterator[None]:
-    """Give all random generators their states back: torch's, Python's, NumPy's.
+    """Restore the states of all random generators at the end: torch's, Python's and NumPy's.
 
     Args:
-        devices: accelerators whose generators to look after; ``None`` for all.
+        devices: the accelerators whose generators are restored; ``None`` for all.
     """
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()

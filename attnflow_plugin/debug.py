@@ -1,4 +1,4 @@
-"""A switch that finds the layer where data stop being finite."""
+"""A switch that finds the layer in which data stop being finite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +17,16 @@ _raises: ContextVar[bool] = ContextVar("raise_on_non_finite", default=False)
 
 @contextmanager
 def raise_on_non_finite() -> Iterator[None]:
-    """While it is active, a layer that meets NaN or infinity raises, and says where.
+    """A context in which NaN and infinity raise an error that names the layer.
 
-    Without it a row with a non-finite entry gets the log-det NaN and the model goes on. This is for
-    debugging: looking at the values makes the CPU wait for an accelerator. It holds for the thread
-    or the asyncio task that enters it, and not in compiled graphs nor inside of ``torch.func``
-    transforms.
+    Outside of it, a row with a non-finite entry gets the log-det NaN, and the model goes on. Use it
+    for debugging only: looking at the values makes the CPU wait for an accelerator. It holds for
+    the thread or asyncio task that enters it. It has no effect in compiled graphs and inside
+    ``torch.func`` transforms.
 
     Raises:
-        NonFiniteError: a layer of this package is given NaN or infinity, or makes it of finite
-            data; the message names the layer, the direction and the first such row.
+        NonFiniteError: a layer of this package receives NaN or infinity, or computes it from finite
+            data. The message names the layer, the direction and the first such row.
 
     Examples:
         >>> from attnflow_plugin import IMap
@@ -48,10 +48,10 @@ def require_finite(layer: object, direction: str, name: str, *tensors: Tensor) -
     """Raise where a row of a batch is not finite, if `raise_on_non_finite` is active.
 
     Args:
-        layer: whose class the error names.
+        layer: the layer; the error names its class.
         direction: the method that runs.
-        name: what the tensors are.
-        tensors: batches of the same rows.
+        name: what the tensors are, for the error.
+        tensors: batches with the same rows.
 
     Raises:
         NonFiniteError: some row is not finite.

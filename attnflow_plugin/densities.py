@@ -21,7 +21,10 @@ _Result = TypeVar("_Result", Tensor, tuple[Tensor, Tensor])
 def log_prob(  # noqa: D417
     host: Host, model: nn.Module, x: Tensor, context: Tensor | None = None
 ) -> Tensor:
-    """Log-density of any model of the host, shape ``(B,)``; they differ in how they take context.
+    """Log-density of each row under any model of the host, shape ``(B,)``.
+
+    It takes contexts and labels in the same way for all models, where the models' own methods
+    differ.
 
     Args:
         model: a model of the host.
@@ -29,9 +32,9 @@ def log_prob(  # noqa: D417
         context: contexts of a conditional model, or class labels.
 
     Raises:
-        OptionError: a context for a model that has no use for one.
-        MissingContextError: no labels or no context for a model that needs them.
-        ShapeError: data or labels of another shape, dtype or size than the model's.
+        OptionError: a context is given, but the model takes none.
+        MissingContextError: no labels or context are given, but the model needs them.
+        ShapeError: data or labels have another shape, dtype or size than the model's.
     """
     if torch.compiler.is_compiling():
         return host.log_prob(model, x, context)
@@ -52,32 +55,34 @@ def sample(  # noqa: D417
 ) -> tuple[Tensor, Tensor]:
     """Draw samples from any model of the host, without a graph.
 
-    What comes back needs no gradient and keeps no memory of the way; ``rsample`` is for losses of
-    samples. The names are those of ``torch.distributions``.
+    Samples need no gradient, and no intermediate results are kept. For losses of samples there is
+    ``rsample``, as in ``torch.distributions``.
 
-    No temperature is left behind in the model, not after an exception either, and log-densities are
-    those of the model itself, at temperature one; those of normflows are of the tempered model.
-    Without a label, a class-conditional model of normflows gets one random label per sample, where
-    the host draws another one for each level. In nflows samples have the dtype of the model's
-    parameters, where the host draws noise in float32.
+    The temperature holds for this call only, even if it fails. Log-densities are those of the model
+    itself, at temperature one; the methods of normflows return those of the tempered model. Without
+    a label, a class-conditional model of normflows gets one random label for each sample; the
+    host's own method draws another label for each level. In nflows, samples have the dtype of the
+    model's parameters; the host's own method draws noise in float32.
 
     Args:
         model: a model of the host.
-        num_samples: number of samples; in nflows for each context, if there are any.
+        num_samples: number of samples; in nflows, the number for each context.
         context: contexts or class labels: in normflows one for each sample, or one for all; in
             nflows any number.
-        temperature: factor on the standard deviation of the base distribution. In nflows that has
-            to be a ``StandardNormal`` or a ``ConditionalDiagonalNormal`` unless the factor is one.
+        temperature: factor on the standard deviation of the base distribution. Unless it is one,
+            the base distribution in nflows has to be a ``StandardNormal`` or a
+            ``ConditionalDiagonalNormal``.
 
     Returns:
-        Samples, ``(n, ...)``, or with contexts in nflows ``(contexts, n, ...)``, and their
-        log-densities.
+        Samples and their log-densities. Samples have the shape ``(n, ...)``; with contexts in
+        nflows ``(contexts, n, ...)``.
 
     Raises:
-        OptionError: the temperature is not positive, or the base distribution has none; no number
-            of samples; no model of the host; a context for a model that has no use for one.
-        MissingContextError: no context for a model that needs one.
-        ShapeError: labels or contexts of another kind or number, or labels of no class.
+        OptionError: the temperature is not positive, or the base distribution has none; the number
+            of samples is not a whole number; the model is not one of the host; a context is given,
+            but the model takes none.
+        MissingContextError: no context is given, but the model needs one.
+        ShapeError: labels or contexts have another kind or number, or a label is out of range.
     """
     draw = partial(rsample, host, model, num_samples, context=context, temperature=temperature)
     return without_graph(draw)
@@ -93,7 +98,7 @@ def rsample(
 ) -> tuple[Tensor, Tensor]:
     """Draw samples from any model of the host, with gradients to its parameters.
 
-    The same as ``sample`` but for the graph, which takes memory as long as a sample is kept.
+    This is ``sample`` with a graph, which takes memory as long as a sample is kept.
     """
     require_model("sample", host.name, model)
     require_temperature(temperature)
@@ -103,18 +108,18 @@ def rsample(
 def joint_log_prob(  # noqa: D417
     host: Host, model: nn.Module, target: Tensor, source: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Log-densities of targets given their sources and of the sources, with one run of the tower.
+    r"""Log-densities of targets given their sources, and of the sources, in one run.
 
     Args:
         model: made by ``build_full_glow``.
         target: batch of images.
-        source: batch of the images that they are conditioned on.
+        source: batch of the images that the targets are conditioned on.
 
     Returns:
         $\log p(target | source)$ and $\log p(source)$, each of shape ``(B,)``.
 
     Raises:
-        OptionError: a model of another kind.
+        OptionError: the model is of another kind.
     """
     if not isinstance(host.encoder(model), SourceTower):
         raise OptionError(
@@ -127,17 +132,16 @@ def joint_log_prob(  # noqa: D417
 
 
 class NegativeLogLikelihood(nn.Module):
-    """A model as a module whose ``forward`` is what training minimises.
+    """A module around a model, whose ``forward`` is the training loss.
 
-    DistributedDataParallel, Lightning and ``torch.compile`` work through ``forward``, which in the
-    hosts' models is missing or something else.
+    DistributedDataParallel, Lightning and ``torch.compile`` call ``forward``, which the hosts'
+    models do not have or use for something else. Wrap this module, not the model.
 
     Args:
         model: a model of the host.
 
     Raises:
-        OptionError: no model of the host. One inside of a wrapper, such as
-            DistributedDataParallel, is given first, and the result wrapped.
+        OptionError: it is not a model of the host, but for instance a wrapper around one.
     """
 
     host: ClassVar[Host]
@@ -153,11 +157,11 @@ class NegativeLogLikelihood(nn.Module):
 
 
 class JointNegativeLogLikelihood(nn.Module):
-    r"""The joint loss of a Full-Glow, $-\log p(y | x) - w \log p(x)$, as a module to wrap.
+    r"""The joint loss of a Full-Glow, $-\log p(y | x) - w \log p(x)$, as a module.
 
-    The tower of the source runs once for both terms. All parameters of the model take part; in
-    $-\log p(y | x)$ alone the learned priors of the source do not, which DistributedDataParallel
-    has to be told.
+    The Glow of the source runs once for both terms. All parameters of the model take part. In
+    $-\log p(y | x)$ alone the learned priors of the source take no part, so that
+    DistributedDataParallel would need ``find_unused_parameters=True``.
 
     Args:
         model: made by ``build_full_glow`` of the host.
@@ -185,8 +189,8 @@ class JointNegativeLogLikelihood(nn.Module):
 def without_graph(run: Callable[[], _Result]) -> _Result:
     """Run a model for samples or log-densities that keep no graph.
 
-    Some layers compute gradients while they run, as Hamiltonian Monte Carlo does. They cannot
-    without a graph, and run once more with one.
+    Some layers, such as Hamiltonian Monte Carlo, compute gradients while they run. They fail
+    without a graph, so the model then runs once more with one.
     """
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The exceptions of the package; every one can be caught as `AttnFlowError`."""
+"""The exceptions of the package; all of them can be caught as `AttnFlowError`."""
 
 __all__ = [
     "AttnFlowError",
@@ -14,15 +14,15 @@ __all__ = [
 
 
 class AttnFlowError(Exception):
-    """Root of all errors raised on purpose by this package."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class OptionError(AttnFlowError, ValueError):
-    """An option has a value that its class does not know."""
+    """An option is unknown, or has a value that is not allowed."""
 
 
 class ShapeError(AttnFlowError, ValueError):
-    """A tensor has the wrong rank, channels, size, dtype or device."""
+    """A tensor has the wrong rank, number of channels, size, dtype or device."""
 
 
 class MissingContextError(AttnFlowError, ValueError):
@@ -34,11 +34,11 @@ class NonFiniteError(AttnFlowError, ValueError):
 
 
 class SingularAttentionError(AttnFlowError, ArithmeticError):
-    """An attention matrix without the bound of the default parametrisation became singular."""
+    """An attention matrix is singular, which only happens without the default bounds."""
 
 
 class InsertionError(AttnFlowError, ValueError):
-    """Attention cannot be inserted into this model; the model was left untouched."""
+    """Attention cannot be inserted into this model. The model is unchanged."""
 
 
 class DomainError(InsertionError):
@@ -46,4 +46,4 @@ class DomainError(InsertionError):
 
 
 class MissingHostError(AttnFlowError, ImportError):
-    """A host, or another library that is needed on use only, is not installed."""
+    """A host, or another optional library, is not installed."""

@@ -1,7 +1,7 @@
-"""What the package has to know about a host library, and importing what is needed on use only.
+"""The contract of a host library, and imports of optional libraries.
 
-Everything is written once, free of hosts, with a host as its first argument. `Host` is all that is
-asked of one, and `bound` makes a function of any host one of this host.
+The package is written once, for any host. Its functions take a host as their first argument. `Host`
+lists everything that they need of one, and `bound` fills this argument in.
 """
 
 import functools
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from attnflow_plugin.backbones.multiscale import MultiscalePlan
     from attnflow_plugin.insertion.domains import Domain
 
-#: One way of running a model: a function of a batch and of what else the user gives with it.
+#: One way of running a model: a function of a batch and of further arguments, such as a context.
 Run = Callable[..., Any]
-#: What a host's models are.
+#: The class of a host's models.
 Model = TypeVar("Model", bound=nn.Module)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# How users tend to call layers of their own; the first match counts.
+# Common names of users' own layers; the first match counts.
 _NAMES: tuple[tuple[str, Role], ...] = (
     (r"coupling|autoregressive|spline", "coupling"),
     (r"norm(?!alizingflow)", "actnorm"),
@@ -43,7 +43,7 @@ _NAMES: tuple[tuple[str, Role], ...] = (
 
 
 class Host(ABC, Generic[Model]):
-    """What the package asks of one host library.
+    """Everything that the package needs of a host library.
 
     Attributes:
         name: the host's name.
@@ -51,17 +51,17 @@ class Host(ABC, Generic[Model]):
         base_type: base class of its distributions.
         layers: the module with this package's layers as classes of the host.
         roles: the host's classes and their roles; the first match counts. Layers of this package
-            have a role of their own.
-        iterating: classes that run every element of their module lists, in order. A layer can be
-            inserted into such a list; anywhere else it is chained to its neighbour.
+            have a role as an attribute.
+        iterating: classes that run every element of their module lists, in order. New layers can be
+            inserted into such a list; elsewhere they are chained to their neighbour.
         to_latent_method: the method of layers that maps data to latent.
-        one_way_errors: what layers raise that cannot run in one of the directions.
-        actnorm: its normalization, which initialises itself on some first call.
+        one_way_errors: the errors of layers that cannot run in one of the directions.
+        actnorm: its ActNorm, which initialises itself on its first call.
         learning_actnorm: a subclass that initialises itself from the next batch.
         ready_actnorm: a subclass that never does, without the branch that breaks compiled graphs.
         squeeze: its layer that moves pixels to channels.
         keeps_first: whether its multi-scale container passes on the first half of the channels.
-        too_large: layers that hold others and are no graph of their own in ``compile_model``.
+        too_large: layers that ``compile_model`` does not compile as a whole.
     """
 
     name: ClassVar[str]
@@ -80,7 +80,7 @@ class Host(ABC, Generic[Model]):
     too_large: ClassVar[tuple[type[nn.Module], ...]]
 
     def __reduce__(self) -> str:
-        # The only one of its class, in copies and pickles of models too.
+        # Copies and pickles of models refer to the one instance.
         return self.name.upper()
 
     @property
@@ -90,7 +90,7 @@ class Host(ABC, Generic[Model]):
 
     @property
     def bounded_attention(self) -> type[BoundedAttention]:
-        """The layer of the host that takes their place on circles and in boxes."""
+        """The host's layer that replaces them on circles and in boxes."""
         return getattr(self.layers, BoundedAttention.__name__)
 
     # The vocabulary.
@@ -107,33 +107,33 @@ class Host(ABC, Generic[Model]):
         return None
 
     def guessed_role(self, module: nn.Module) -> Role | None:
-        """The role of a user's own layer, by its name; ``None`` if that says nothing."""
+        """The role of a user's own layer, guessed from its name; ``None`` if no pattern matches."""
         name = type(module).__name__.lower()
         return next((role for pattern, role in _NAMES if re.search(pattern, name)), None)
 
     @abstractmethod
     def domains(self, layer: nn.Module) -> "tuple[Domain | None, Domain | None]":
-        """What a class of the host says of events on its side of the data and of the latents."""
+        """The domains of events before and after a layer, as far as its class tells them."""
 
     def is_own(self, module: nn.Module) -> bool:
-        """Whether a class is of the host or this package, so that it keeps the size of events."""
+        """Whether a class is the host's or this package's; such layers keep the size of events."""
         return type(module).__module__.partition(".")[0] in (self.name, "attnflow_plugin")
 
     @abstractmethod
     def event_size(self, model: nn.Module) -> EventSize | None:
-        """What the base distributions say of the data, where they and the layers are known."""
+        """The size of the model's data, if its base distributions and layers are known classes."""
 
     # Running any model.
 
     @abstractmethod
     def to_latent(self, model: nn.Module) -> Sequence[Run]:
-        """Ways to run a model from data to latent, that of the user first."""
+        """Ways to run a model from data to latent; its own ``log_prob`` comes first."""
 
     def to_data(self, model: nn.Module) -> Sequence[Run]:
         """Ways to run a model from latent to data, for as many rows as a batch has.
 
-        They return samples, or a tuple that begins with them: the user's ``sample``, and then what
-        runs without a base distribution.
+        The model's own ``sample`` comes first, then methods that need no base distribution. They
+        return samples, or a tuple that begins with samples.
         """
         own: list[Run] = [partial(self.sample, model)] if hasattr(model, "sample") else []
         both = self.there_and_back(model)
@@ -146,7 +146,7 @@ class Host(ABC, Generic[Model]):
 
     @abstractmethod
     def there_and_back(self, model: nn.Module) -> Run | None:
-        """From a batch to latents and back, where a model has methods for that."""
+        """From a batch to latents and back; ``None`` if the model has no methods for that."""
 
     # Densities and samples.
 
@@ -159,19 +159,20 @@ class Host(ABC, Generic[Model]):
         Args:
             owner: the function, for errors.
             model: a model of the host.
-            context: what was given.
+            context: the context or labels.
             rows: number of rows of data.
-            read: look at labels on accelerators too.
+            read: also look at the values of labels on accelerators.
 
         Raises:
-            OptionError: a context for a model that has no use for one.
-            MissingContextError: none for a model that needs one.
-            ShapeError: a context that is no tensor, for other rows, or labels of no class.
+            OptionError: a context is given, but the model takes none.
+            MissingContextError: no context is given, but the model needs one.
+            ShapeError: the context is not a tensor, has another number of rows, or holds labels
+                that do not exist.
         """
 
     @abstractmethod
     def log_prob(self, model: nn.Module, x: Tensor, context: Context) -> Tensor:
-        """The model's own log-density, however it takes its context."""
+        """The model's own log-density; models differ in how they take a context."""
 
     @abstractmethod
     def draw(
@@ -181,13 +182,13 @@ class Host(ABC, Generic[Model]):
 
     @abstractmethod
     def encoder(self, model: nn.Module) -> nn.Module | None:
-        """What turns the context of a model that was built with one into that of its layers."""
+        """The module that turns the user's context into that of the layers, if there is one."""
 
     @abstractmethod
     def log_prob_and_encoded(
         self, model: nn.Module, x: Tensor, context: Context
     ) -> tuple[Tensor, Context]:
-        """The log-density of a model with an encoder, and what that made of the context."""
+        """The log-density of a model with an encoder, and the encoded context."""
 
     # Parts of models.
 
@@ -201,14 +202,14 @@ class Host(ABC, Generic[Model]):
 
     @abstractmethod
     def make_permutation(self, channels: int, *, dense: bool) -> nn.Module:
-        """Its 1x1 convolution, dense where it has both kinds, or of an LU decomposition."""
+        """Its 1x1 convolution: dense if asked for and available, else by an LU decomposition."""
 
     @abstractmethod
     def chain(self, layers: list[nn.Module]) -> nn.Module:
-        """One layer that runs ``layers``, listed in the host's own order."""
+        """One layer that runs ``layers``, which are listed in the host's own order."""
 
     def in_turn(self, layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, ...]:
-        """What a layer of a class runs one after the other by ``forward``; it is itself that."""
+        """The layers that a layer of this class runs one after the other; by default, itself."""
         del kind
         return (layer,)
 
@@ -228,18 +229,18 @@ class Host(ABC, Generic[Model]):
 
         Args:
             plan: what it consists of.
-            encoder: turns what the user gives as context into what the layers take, a tensor or a
-                mapping of names to tensors; ``nn.Identity()`` if that is the same. ``None`` for a
-                model without context.
+            encoder: turns the user's context into that of the layers, a tensor or a mapping of
+                names to tensors; ``nn.Identity()`` if they are the same, ``None`` for a model
+                without context.
         """
 
 
 def bound(
     host: Host[Model], function: Callable[Concatenate[Host[Model], Arguments], Result]
 ) -> Callable[Arguments, Result]:
-    """A function of any host as a public one of this host: its first argument is filled in.
+    """A function for any host, with its first argument filled in, as a public function of a host.
 
-    Signature, types and docstring are those of the function, and it is pickled by its name.
+    It keeps the signature, types and docstring, and is pickled by its name in the host's module.
     """
 
     @functools.wraps(function)
@@ -257,33 +258,33 @@ def bound(
 
 
 def is_users_own(model: nn.Module, *methods: str) -> bool:
-    """Whether a class of the user's defines one of these methods, and not a host."""
+    """Whether a class of the user's defines one of these methods, rather than the host."""
     found = [getattr(type(model), name, None) for name in methods]
     packages = {getattr(each, "__module__", "").partition(".")[0] for each in found if each}
     return bool(packages - {*HOSTS, "attnflow_plugin"})
 
 
 def methods_of(model: nn.Module, *names: str) -> list[Run]:
-    """Those of some methods that a model has."""
+    """Those of the named methods that a model has."""
     return [getattr(model, name) for name in names if hasattr(model, name)]
 
 
 def require(subject: str, module: str, extra: str, also: str = "") -> ModuleType:
-    """Import ``module``, or say how to install it.
+    """Import ``module``, or raise an error that tells how to install it.
 
     Args:
-        subject: who needs it; the error begins with it.
-        module: what to import.
-        extra: the extra of this package that brings it.
-        also: what to install beside.
+        subject: what needs the module; the error begins with it.
+        module: its name.
+        extra: the extra of this package that installs it.
+        also: further packages to install, with a space before them.
 
     Raises:
-        MissingHostError: the library, or something it needs, is not installed, or not for this
-            torch.
+        MissingHostError: the library, or something it needs, is not installed or does not match
+            the installed torch.
     """
     try:
         return importlib.import_module(module)
-    # A build of torchvision for another build of torch fails with the other two.
+    # torchvision raises one of the other two if it was built for another torch.
     except (ImportError, OSError, RuntimeError) as error:
         library = module.partition(".")[0]
         raise MissingHostError(

@@ -1,4 +1,4 @@
-"""Checking what a model is given: the model itself, batches, contexts and labels; host-free."""
+"""Checks of models, batches, contexts and labels that users pass, for any host."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +18,13 @@ _FULL_PRECISION = {torch.float32, torch.float64}
 
 @dataclass(frozen=True)
 class EventSize:
-    """What the base distributions of a model say about its data.
+    """The size of a model's events, found from its base distributions.
 
     Attributes:
         numbers: how many numbers one event has.
-        find_shape: the shape of one event, where the layers tell; asked for after an error only.
-        exact: ``False`` where a base distribution may stretch over larger events.
+        find_shape: finds the shape of one event from the layers, or ``None``; it is called only
+            to explain an error.
+        exact: ``False`` if a base distribution also accepts larger events, by broadcasting.
     """
 
     numbers: int
@@ -32,17 +33,17 @@ class EventSize:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of one event, if it has as many numbers."""
+        """The shape of one event, if it is known and has ``numbers`` entries."""
         shape = self.find_shape()
         return shape if shape is not None and math.prod(shape) == self.numbers else None
 
     def check(self, owner: str, x: Tensor) -> None:
-        """Raise for a batch of events that the base distributions do not have."""
+        """Raise for a batch of events of another size."""
         if self.exact and math.prod(plain_shape(x)[1:]) != self.numbers:
             raise self.refusal(owner, x)
 
     def is_of(self, x: Tensor) -> bool:
-        """Whether a batch has such events."""
+        """Whether a batch has events of this size."""
         shape = self.shape
         if shape is None:
             return math.prod(x.shape[1:]) == self.numbers
@@ -59,7 +60,7 @@ class EventSize:
 
 
 def require_model(owner: str, host: str, model: object) -> None:
-    """Raise unless ``model`` can be a model of the host: a module with a density.
+    """Raise unless ``model`` can be a model of the host: a module with a ``log_prob``.
 
     Raises:
         OptionError: it is something else, or a model of the other host.
@@ -105,13 +106,14 @@ def _require_tensor(owner: str, x: object) -> None:
 
 
 def require_events(owner: str, x: object, size: EventSize | None) -> None:
-    """Raise unless ``x`` is a batch of events of a size, where that is known.
+    """Raise unless ``x`` is a batch of events of the model's size, if that is known.
 
-    The hosts would broadcast some events against their parameters, or whole numbers, and return a
-    wrong density. A model with layers of the user's own may dequantise its data itself.
+    The hosts would broadcast events of some other sizes against their parameters, accept integers,
+    and return a wrong density. Integers are refused only if the size is known: a model with layers
+    of the user's own may dequantise its data itself.
 
     Raises:
-        ShapeError: a batch of another kind, or of other events.
+        ShapeError: it is not a tensor in floating point, or has events of another size.
     """
     _require_tensor(owner, x)
     if size is not None:
@@ -121,10 +123,10 @@ def require_events(owner: str, x: object, size: EventSize | None) -> None:
 
 
 def require_context(owner: str, context: object, rows: int) -> None:
-    """Raise for what is no tensor with rows, but was meant to become one, also in a mapping.
+    """Raise for a number, a list or an array in place of a tensor, in a mapping too.
 
     Raises:
-        ShapeError: a number, a list or an array.
+        ShapeError: it is one of these.
     """
     if isinstance(context, Mapping):
         for entry in context.values():
@@ -142,10 +144,10 @@ def require_context(owner: str, context: object, rows: int) -> None:
 
 
 def context_rows(owner: str, context: Tensor | Mapping[str, Tensor]) -> int:
-    """The number of rows of a context, which all tensors of a mapping have.
+    """The number of rows of a context; all tensors of a mapping must have the same number.
 
     Raises:
-        ShapeError: entries of a mapping that are no tensors, or that differ in their rows.
+        ShapeError: entries of a mapping are not tensors, or have different numbers of rows.
     """
     if not isinstance(context, Mapping):
         return plain_shape(context)[0]
@@ -163,10 +165,10 @@ def context_rows(owner: str, context: Tensor | Mapping[str, Tensor]) -> int:
 
 
 def require_rows(owner: str, context: Tensor | Mapping[str, Tensor] | None, rows: int) -> None:
-    """Raise unless there is a context for each row of data, where there is a context.
+    """Raise unless a context, if there is one, has a row for each row of data.
 
     Raises:
-        ShapeError: another number.
+        ShapeError: it has another number of rows.
     """
     if context is None:
         return
@@ -182,14 +184,14 @@ def require_labels(
 
     Args:
         owner: the function or class, for errors.
-        labels: what was given.
+        labels: the labels.
         classes: number of classes.
         rows: number of rows to label.
-        one_hot: whether weights of classes, ``(B, classes)``, will do as well.
-        read: look at the values on accelerators too, which waits for them.
+        one_hot: whether weights of classes, ``(B, classes)``, are accepted as well.
+        read: also look at the values on accelerators, which makes the CPU wait for them.
 
     Raises:
-        ShapeError: another shape, dtype, or a label of no class.
+        ShapeError: they have another shape or dtype, or a label is out of range.
     """
     require_context(owner, labels, rows)
     if not isinstance(labels, Tensor):
@@ -234,10 +236,10 @@ def _require_range(owner: str, labels: Tensor, classes: int, read: bool) -> None
 
 
 def require_temperature(temperature: object) -> None:
-    """Raise where there is nothing to draw.
+    """Raise unless the temperature is a positive, finite number.
 
     Raises:
-        OptionError: the temperature is not positive, or no number.
+        OptionError: it is not.
     """
     try:
         possible = bool(0 < temperature < math.inf)  # type: ignore[operator]
@@ -249,7 +251,7 @@ def require_temperature(temperature: object) -> None:
 
 @contextmanager
 def explained(owner: str, model: nn.Module, x: Tensor, size: EventSize | None) -> Iterator[None]:
-    """Turn an error from deep inside a model into one about the batch, if the batch explains it."""
+    """Turn an error inside a model into one about the batch, if the batch is the likely cause."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -271,7 +273,7 @@ def explained(owner: str, model: nn.Module, x: Tensor, size: EventSize | None) -
 
 
 def unsqueezed(shape: tuple[int, ...], factor: int) -> tuple[int, ...] | None:
-    """The shape of an image before its sides were divided by a factor, its pixels kept."""
+    """The shape of an image before squeezing by a factor; ``None`` if it is not such an image."""
     if factor == 1:
         return shape
     if len(shape) != 3 or shape[0] % factor**2:

@@ -1,4 +1,4 @@
-"""Reading users' options: every error names the class, what was expected and what was found."""
+"""Checks of options: every error names the class, what was expected and what was found."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -22,7 +22,7 @@ def one_of(owner: str, name: str, value: T, allowed: Iterable[T]) -> T:
 
 
 def did_you_mean(found: Iterable[object], allowed: Iterable[object]) -> str:
-    """The end of a message, ``"; did you mean 'heads'?"``; empty if nothing is spelt like it."""
+    """The end of a message, ``"; did you mean 'heads'?"``; empty if no name is spelt like it."""
     by_spelling = {name.lower(): name for name in allowed if isinstance(name, str)}
     near = [
         by_spelling[match]
@@ -36,7 +36,7 @@ def did_you_mean(found: Iterable[object], allowed: Iterable[object]) -> str:
 def boolean(owner: str, name: str, value: bool) -> bool:
     """Return a boolean as a plain ``bool``, else raise.
 
-    NumPy's booleans will do; numbers and words such as "no", which is true, will not.
+    NumPy's booleans are accepted. Numbers are not, and neither are words: "no" would be true.
     """
     numpys = getattr(value, "dtype", None) == "bool" and getattr(value, "shape", None) == ()
     if not (isinstance(value, bool) or numpys):
@@ -47,7 +47,7 @@ def boolean(owner: str, name: str, value: bool) -> bool:
 def positive_int(owner: str, name: str, value: int) -> int:
     """Return a whole number of at least one as a plain ``int``, else raise.
 
-    NumPy's integers are whole numbers; booleans and numbers such as 2.0 are not.
+    NumPy's integers are accepted; booleans and numbers such as 2.0 are not.
     """
     if not _is_whole(value) or value < 1:
         raise OptionError(f"{owner}: expected {name} to be a positive integer, found {value!r}")
@@ -80,5 +80,5 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 
 def _plain(value: int) -> int:
-    # An int stays as it is: one that torch.compile traces as a symbol must not become a constant.
+    # torch.compile may trace an int as a symbol, which a conversion would turn into a constant.
     return value if isinstance(value, int) else int(value)

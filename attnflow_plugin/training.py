@@ -1,4 +1,4 @@
-"""Starting values from data: modules that wait for them, and making a model ready to train."""
+"""Initialisation from data: ``prepare``, and modules that it initialises."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -16,18 +16,18 @@ from attnflow_plugin.inputs import explained, require_batch, require_events, req
 if TYPE_CHECKING:
     from attnflow_plugin.hosts import Host
 
-#: Channels that vary less are not blown up further; a dead channel would cost 1e6 otherwise.
+#: Smallest standard deviation; a constant channel would otherwise be scaled without limit.
 SMALLEST_STD = 1e-3
-#: Fewer values per channel say nothing about its scale.
+#: Fewer values per channel are no estimate of its scale.
 FEWEST_VALUES = 16
 _CONVERSIONS = {torch.float32: "float", torch.float64: "double"}
 
 
 class DataInitialised(nn.Module, ABC):
-    """A module that ``prepare`` initialises from data, and nothing else does.
+    """A module that only ``prepare`` initialises from data.
 
-    The hosts' ActNorm learns from whatever comes first, a sample or a batch of one. A module of
-    this kind waits for ``prepare``, and stays at its starting values if that is never called.
+    The hosts' ActNorm initialises itself from its first input, even if that is a sample or a batch
+    of one. A module of this kind keeps its starting values until ``prepare`` is called.
 
     A subclass calls `see` with its input and implements `initialise`.
     """
@@ -37,7 +37,7 @@ class DataInitialised(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        # A number, as in the hosts: averages of models over time subtract their buffers.
+        # A float, as in the hosts, since averages of models over time subtract their buffers.
         self.register_buffer("initialised", torch.tensor(0.0))
 
     @abstractmethod
@@ -45,7 +45,7 @@ class DataInitialised(nn.Module, ABC):
         """Set the parameters, in place, from a batch of inputs ``(B, C, *S)``."""
 
     def see(self, event: Tensor) -> None:
-        """Initialise from a batch, if ``prepare`` is running and this has not happened yet."""
+        """Initialise from a batch, if ``prepare`` is running and the module is not initialised."""
         if self._learning and not self.initialised:
             with torch.no_grad():
                 self.initialise(event)
@@ -53,7 +53,7 @@ class DataInitialised(nn.Module, ABC):
 
 
 def _waits_for_data(model: nn.Module) -> bool:
-    """Whether a model has a module of this kind that is not initialised."""
+    """Whether a model has a `DataInitialised` module that is not initialised."""
     return any(
         isinstance(module, DataInitialised) and not module.initialised for module in model.modules()
     )
@@ -61,7 +61,7 @@ def _waits_for_data(model: nn.Module) -> bool:
 
 @contextmanager
 def learning_from_data(model: nn.Module) -> Iterator[None]:
-    """Let the modules of a model that wait for data learn from the batches that come."""
+    """A context in which a model's `DataInitialised` modules initialise from their input."""
     waiting = [module for module in model.modules() if isinstance(module, DataInitialised)]
     try:
         for module in waiting:
@@ -76,7 +76,7 @@ def statistics(owner: str, channels: int, event: Tensor) -> tuple[Tensor, Tensor
     """Mean and clamped standard deviation of each channel of a batch ``(B, C, *S)``.
 
     Raises:
-        ShapeError: wrong number of channels, or too few values per channel.
+        ShapeError: the batch has another number of channels, or too few values per channel.
     """
     if event.shape[1] != channels:
         raise ShapeError(
@@ -96,12 +96,12 @@ def prepare(  # noqa: D417
 ) -> None:
     """Initialise every ``ActNorm`` from a batch of data, once, and make the model compile.
 
-    The hosts initialise an ActNorm on what comes first, whatever its size and precision: a batch of
-    one, half precision, in normflows even a sample. This does it from real data in full precision,
-    with standard deviations of at least 1e-3, keeps dtypes, devices and parameter objects, and
-    leaves initialised ones as they are. Then ``log_prob`` is a single graph for ``torch.compile``.
-    Call it before wrapping the model in DistributedDataParallel and before making an average of its
-    weights.
+    The hosts initialise an ActNorm from its first input, whatever that is: a batch of one, half
+    precision, in normflows even a sample. This function does it from data in full precision, with
+    standard deviations of at least 1e-3. It keeps dtypes, devices and parameter objects, and skips
+    ActNorms that are initialised. Afterwards ``log_prob`` is a single graph for ``torch.compile``.
+    Call it before the model is wrapped in DistributedDataParallel, and before an average of its
+    weights is made.
 
     Args:
         model: any model of the host.
@@ -109,10 +109,10 @@ def prepare(  # noqa: D417
         context: contexts or class labels, for models that have them.
 
     Raises:
-        ShapeError: too few values per channel, or data or labels of another shape, dtype or size
-            than the model's.
-        OptionError: no model of the host, or a context for one that has no use for it.
-        MissingContextError: no labels or no context for a model that needs them.
+        ShapeError: there are too few values per channel, or data or labels have another shape,
+            dtype or size than the model's.
+        OptionError: the model is not one of the host, or a context is given, but it takes none.
+        MissingContextError: no labels or context are given, but the model needs them.
         NonFiniteError: the batch, or a parameter afterwards, is not finite. After any error the
             model is as it was.
     """
@@ -121,20 +121,20 @@ def prepare(  # noqa: D417
     require_events("prepare", batch, size)
     host.check_context("prepare", model, context, len(batch), read=True)
     _check_batch(model, batch)
-    # A ready one is fresh again after the state of a model without data was loaded.
+    # A ReadyActNorm is uninitialised if the state of an uninitialised model was loaded.
     layers = [m for m in model.modules() if type(m) in (host.actnorm, host.ready_actnorm)]
     fresh = [layer for layer in layers if not host.is_initialised(layer)]
     with restored_on_failure(model), _training_mode(model):
         for layer in fresh:
             layer.__class__ = host.learning_actnorm
-        # To run a model that has learnt already would move its running statistics.
+        # Running an initialised model would only move its running statistics.
         if fresh or _waits_for_data(model):
-            given = batch.clone()  # Some hosts write to the tensor they are given.
+            given = batch.clone()  # Some layers of the hosts write to their input.
             explaining = explained("prepare", model, given, size)
             with torch.no_grad(), without_autocast(batch), learning_from_data(model), explaining:
                 host.log_prob(model, given, context)
         for layer in layers:
-            # One that the batch did not reach stays with its host, and waits.
+            # An ActNorm that the batch did not reach keeps the host's class and initialises later.
             layer.__class__ = host.ready_actnorm if host.is_initialised(layer) else host.actnorm
         _check_finite(model)
 
@@ -157,15 +157,18 @@ def _check_batch(model: nn.Module, batch: Tensor) -> None:
 def _check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise NonFiniteError(f"prepare: parameter {name} is not finite after initialisation")
+            raise NonFiniteError(
+                f"prepare: expected finite parameters after initialisation, found NaN or infinity "
+                f"in {name}; try another batch"
+            )
 
 
 @contextmanager
 def restored_on_failure(model: nn.Module) -> Iterator[None]:
-    """Undo everything after an error, also in what a state_dict does not have.
+    """Restore a model after an error, including what a ``state_dict`` does not have.
 
-    Values in place, storages, classes, and the attributes of modules: buffers that were replaced,
-    flags and counters.
+    It restores values in place, storages, classes, and the attributes of modules, such as replaced
+    buffers, flags and counters.
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]

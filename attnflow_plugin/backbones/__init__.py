@@ -1,4 +1,4 @@
-"""Host-free parts of the backbones."""
+"""Nets and encoders of the backbones, for any host."""
 
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
 from attnflow_plugin.backbones.full_glow_nets import ConditionTrunk

@@ -1,4 +1,4 @@
-"""A convolutional LSTM that runs over channels: the predictor of mARFlow's prior."""
+"""A convolutional LSTM over channels: the net of mARFlow's prior."""
 
 from collections.abc import Callable
 
@@ -14,15 +14,15 @@ CONDITION_CHANNELS = 4
 class ChannelLSTM(nn.Module):
     r"""Predicts each channel of an image from the channels before it and a kept map.
 
-    The input of step i is channel i - 1 (zeros at first) beside a 4-channel summary of the kept
-    map; it is embedded by a convolution, runs through layers of convolutional LSTM and is read out
-    as mean and log-scale of channel i. The read-out starts at zero.
+    The input of step i is channel i - 1 (zeros at first) and a summary of the kept map in four
+    channels. A convolution embeds it, layers of convolutional LSTM follow, and a last convolution
+    gives mean and log-scale of channel i. The last convolution starts at zero.
 
-    With all channels given, everything but the recurrence itself is one convolution over all steps:
-    layer after layer runs through all steps, and per step only the convolution of the hidden map is
-    left. Step by step, each layer is one convolution over its input and hidden map together. The
-    LSTM's kernels are kept channels-last, in which dilated convolutions run up to three times as
-    fast on a CPU.
+    If all channels are given, each layer runs through all steps before the next one. The
+    convolutions of its inputs are then one call, and only that of the hidden map runs in every
+    step. Channel by channel, each layer is one convolution of its input and hidden map together.
+    The LSTM's kernels are kept channels-last, in which dilated convolutions run up to three times
+    as fast on a CPU.
 
     Args:
         kept_channels: channels of the kept map, zero for none.
@@ -74,7 +74,7 @@ class ChannelLSTM(nn.Module):
     def generator(
         self, event: Tensor, kept: Tensor | None = None
     ) -> Callable[[Tensor | None], tuple[Tensor, Tensor]]:
-        """A function from the channel before, ``None`` at first, to mean and raw log-scale."""
+        """A function from the previous channel, ``None`` at first, to mean and raw log-scale."""
         dtype = self.last.weight.dtype
         constant = self._constant(event.to(dtype), kept)
         steps = [cell.stepper() for cell in self.cells]  # type: ignore[operator]
@@ -108,7 +108,7 @@ class ChannelLSTM(nn.Module):
 
 
 class _Cell(nn.Module):
-    """One LSTM layer with convolutions in place of products."""
+    """An LSTM layer with convolutions in place of matrix products."""
 
     def __init__(self, channels: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class _Cell(nn.Module):
         return torch.stack(outputs)
 
     def stepper(self) -> Callable[[Tensor], Tensor]:
-        """One step after another, as a function with the hidden map and the cell inside."""
+        """A function that runs one step after another and keeps the hidden map and the cell."""
         joint = torch.cat([self.from_input.weight, self.from_hidden.weight], 1)
         bias = self._bias()
         hidden: Tensor | None = None
@@ -172,7 +172,7 @@ def _gated(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def condition_net(kept_channels: int, hidden_channels: int) -> nn.Module:
-    """What summarises the kept map."""
+    """The net that summarises the kept map."""
     return nn.Sequential(
         nn.Conv2d(kept_channels, hidden_channels, 5, padding=2),
         nn.ReLU(),

@@ -1,4 +1,4 @@
-"""Full-Glow: images given images, two Glows side by side, optionally with attention."""
+"""Full-Glow: images given images, by two Glows side by side, optionally with attention."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class SourceRecipe(Recipe):
     Attributes:
         hidden_channels: channels of the coupling nets.
         scale_map: scale of the couplings.
-        learned_priors: the prior of what is factored out is computed from what is kept.
+        learned_priors: compute the prior of the factored half from the kept half.
         trunk: how conditions become parameters, in recipes that have conditions.
     """
 
@@ -70,12 +70,12 @@ class SourceRecipe(Recipe):
         ]
 
     def attend(self, make: LayerFactory, level: Level) -> nn.Module:
-        """An attention layer; one that takes a context sees the source after the same level."""
+        """An attention layer; its context, if it takes one, is the source after the same level."""
         return _named(make(level.event[0]), level_context(level.index))
 
 
 class CouplingRecipe(SourceRecipe):
-    """Steps whose couplings see the source at the same step."""
+    """Steps whose couplings are conditioned on the source at the same step."""
 
     def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
         """An affine coupling, conditioned on the source after its coupling."""
@@ -90,7 +90,7 @@ class CouplingRecipe(SourceRecipe):
 
 
 class FullRecipe(CouplingRecipe):
-    """Steps of which every part sees the source after the same part of the same step."""
+    """Steps whose parts are each conditioned on the source after the same part of the same step."""
 
     def step(self, host: Host, level: Level, step: int) -> Step:
         """Conditional ActNorm, 1x1 convolution and coupling."""
@@ -112,7 +112,7 @@ class PriorRecipe(SourceRecipe):
     """Steps without a condition, and priors whose means are computed from the source's latents."""
 
     def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
-        """What the source factors out at this level, convolved, is the mean."""
+        """A prior whose mean is a convolution of the source's latents at this level."""
         channels, scale_map = level.event[0], of_prior(self.scale_map)
         if level.kept is None:
             net = partial(SourceMeanNet, source_channels=channels, learned_scale=True)
@@ -158,26 +158,23 @@ def build_full_glow(  # noqa: D417
 ) -> Model:
     r"""Build a Full-Glow, the density $p(target | source)$ of images, with attention.
 
-    A Glow of the source runs from data to latent and shows what it computes; each layer of a second
-    Glow, that of the target, is conditioned on the source after the same layer of the same step:
-    `ConditionalActNorm`, `ConditionalConv1x1` and `AffineCoupling`. With attention in the steps of
-    both this is the backbone of cAttnFlow.
+    The model has two Glows. That of the source runs from data to latent. Each layer of that of the
+    target (`ConditionalActNorm`, `ConditionalConv1x1`, `AffineCoupling`) is conditioned on the
+    source after the same layer of the same step. With attention in the steps of both, this is the
+    backbone of cAttnFlow.
 
-    In normflows it is a `ConditionalMultiscaleFlow`, in nflows a ``Flow``; the source is the
-    context of ``log_prob`` and ``sample``, and must have as many channels as the target. Bits per
-    dimension of the target given the source come from ``log_prob``. ``joint_log_prob`` gives the
-    density of the source as well, from the same run, and `JointNegativeLogLikelihood` is the loss
-    that Full-Glow is trained with. Call ``prepare(model, targets, sources)`` first, which
-    initialises both Glows from data.
+    In normflows it is a `ConditionalMultiscaleFlow`, in nflows a ``Flow``. The source is the
+    context of ``log_prob`` and ``sample``, and must have as many channels as the target.
+    ``log_prob`` is the density of the target given the source; ``joint_log_prob`` gives that of the
+    source as well. `JointNegativeLogLikelihood` is the loss that Full-Glow is trained with. Call
+    ``prepare(model, targets, sources)`` first, which initialises both Glows from data.
 
-    Where this differs from the published models: by default log-scales are bounded, log-dets belong
-    to samples rather than to the batch, and boundary maps of instances are not among the
-    conditions.
-    ``"coupling"`` and ``"prior"`` are the ideas of C-Glow and Dual-Glow in the same steps and nets,
-    for comparison, rather than copies: C-Glow itself has no Glow of the source, its couplings see
-    the raw image, and its conditional ActNorm and 1x1 convolution, which get no gradient in the
-    code that Full-Glow was compared with, are unconditional here; Dual-Glow itself has an ActNorm
-    in its nets and dense 1x1 convolutions.
+    Differences from the published models: by default log-scales are bounded, each sample has a
+    log-det of its own, and boundary maps of instances are not among the conditions. ``"coupling"``
+    and ``"prior"`` condition as C-Glow and Dual-Glow do, but in the steps and nets of this model.
+    C-Glow itself has no Glow of the source: its couplings depend on the raw image, and its ActNorm
+    and 1x1 convolution are conditional. Dual-Glow itself has an ActNorm in its nets and dense 1x1
+    convolutions.
 
     Args:
         image_shape: ``(C, H, W)`` of target and source; H and W divisible by ``2 ** levels``.
@@ -185,30 +182,28 @@ def build_full_glow(  # noqa: D417
         steps: steps in each level.
         hidden_channels: channels of the coupling nets.
         attention: as in ``insert_attention``, or a mapping from levels to that; for both Glows.
-        position: where in a step the attention goes, one or several. The condition is taken behind
+        position: where in a step the attention goes, one or several. Conditions are taken behind
             the attention that follows a layer of the source.
         both_masks: two layers with complementary masks at each position.
         attention_options: options of the attention layers as a mapping, instead of one by one.
         source_attention: ``False`` for attention in the Glow of the target only.
-        context_in_attention: the attention weights of the target see the source after the same
-            level.
-        conditioning: ``"full"`` as above; ``"coupling"``, only the couplings see the source;
-            ``"prior"``, only the means of the priors do, of which each is computed from what the
-            source factors out at its level.
-        trunk: nets of the conditional ActNorm and 1x1 convolution. ``"pooling"`` has as many
-            parameters at every size; ``"tied"`` is that of Full-Glow, whose parameters are those of
-            one size, see `ConditionTrunk`.
-        scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"`` as in Full-Glow, or
-            another one of `AffineCoupling`. The scales of the priors are bounded with ``"bounded"``
-            only.
+        context_in_attention: the attention weights of the target also depend on the source after
+            the same level.
+        conditioning: ``"full"`` as above; with ``"coupling"`` only the couplings depend on the
+            source; with ``"prior"`` only the means of the priors do, each computed from the latents
+            of the source at its level.
+        trunk: nets of the conditional ActNorm and 1x1 convolution. ``"pooling"`` works for every
+            size; ``"tied"`` is that of Full-Glow, for one size only, see `ConditionTrunk`.
+        scale_map: scale of the couplings: ``"bounded"``, ``"sigmoid"`` as in Full-Glow, or another
+            one of `AffineCoupling`. The scales of the priors are bounded only with ``"bounded"``.
         **layer_options: options of the attention layers, as in ``insert_attention``.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        OptionError: an unknown option, or options that do not go together.
-        ShapeError: a size that the levels do not divide, or too small for ``trunk="tied"``.
+        OptionError: an option is unknown, or options do not go together.
+        ShapeError: the size is not divisible by the levels, or too small for ``trunk="tied"``.
 
     Reference:
         Sorkhei, Henter, Kjellström, *Full-Glow: Fully conditional Glow for more realistic image

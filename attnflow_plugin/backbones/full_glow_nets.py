@@ -1,4 +1,4 @@
-"""The nets of Full-Glow: the Glow of the source, and what turns its conditions into parameters."""
+"""The nets of Full-Glow: the Glow of the source, and nets from conditions to parameters."""
 
 import math
 from collections.abc import Sequence
@@ -31,17 +31,17 @@ def level_context(level: int) -> str:
 
 
 def latent_context(level: int) -> str:
-    """Name of what a level of the source factors out."""
+    """Name of the latents of a level of the source."""
     return f"level {level}, latent"
 
 
 class SourceTower(nn.Module):
-    r"""An unconditional Glow that shows what it computes on the way from data to latent.
+    r"""An unconditional Glow that returns its intermediate results, from data to latent.
 
-    As the encoder of a conditional model it takes a batch of sources and returns the contexts of
-    the layers by name: the source after every part of every step (`stage_context`), after every
-    level (`level_context`) and what each level factors out (`latent_context`). The log-density
-    $\log p(source)$ of the same run is there as `SOURCE_LOG_PROB`. Nothing is detached.
+    It is the encoder of a conditional model: it maps a batch of sources to the contexts of the
+    layers by name. These are the source after every part of every step (`stage_context`) and after
+    every level (`level_context`), and the latents of each level (`latent_context`). The log-density
+    $\log p(source)$ is among them as `SOURCE_LOG_PROB`. Nothing is detached.
 
     Args:
         plan: what it consists of.
@@ -114,9 +114,10 @@ def _standard_normal(latent: Tensor) -> Tensor:
 
 
 class FullGlowNet(nn.Module):
-    """Convolutions 3x3, 1x1 and 3x3, the last one a `ZeroConv` that sees the border.
+    """Convolutions 3x3, 1x1 and 3x3, of which the last is a `ZeroConv` padded with ones.
 
-    A condition, the last channels of the input, goes through two 3x3 convolutions of its own first.
+    The last channels of the input are the condition, if there is one. It first goes through two 3x3
+    convolutions of its own.
 
     Args:
         inputs: input channels, those of the condition included.
@@ -161,16 +162,16 @@ class FullGlowNet(nn.Module):
 
 
 class SourceMeanNet(nn.Module):
-    """A mean for every position from the latents of the source, and a scale that sees no data.
+    """A mean for every position from the latents of the source, and a scale without any input.
 
-    The mean is a 5x5 convolution of the source's latents, the last channels of the input, with a
-    leaky ReLU behind; what else is in the input is ignored.
+    The mean is a 5x5 convolution of the source's latents with a leaky ReLU. The latents are the
+    last channels of the input; the other channels are ignored.
 
     Args:
         inputs: input channels.
         outputs: twice the channels of the prior: raw log-scales, then means.
         source_channels: channels of the source's latents.
-        learned_scale: learn one scale for every channel, starting at one; else it is one.
+        learned_scale: learn a scale for each channel, starting at one; otherwise it stays one.
 
     Reference:
         Sun, Mehta, Zhou, Huang, Johnson, Prabhakaran, Singh, *DUAL-GLOW: Conditional Flow-Based
@@ -200,18 +201,18 @@ class SourceMeanNet(nn.Module):
 class ConditionTrunk(nn.Module):
     """Three small convolutions, then four linear layers, of which the last one starts at zero.
 
-    By default the convolutions keep the size and their outputs are averaged over positions, so that
-    the trunk serves every size. With ``size`` it is that of Full-Glow: the convolutions shrink the
-    map by four positions along each axis and the first linear layer sees all of what is left, which
-    at high resolutions is most of the parameters of the model.
+    By default the convolutions keep the size of the map, and their outputs are averaged over
+    positions, so that the trunk works for every size. With ``size`` it is that of Full-Glow: the
+    convolutions shrink the map by four positions along each axis, and the first linear layer takes
+    all that remain. At high resolutions it has most of the parameters of the model.
 
     Args:
         inputs: channels of the map.
         outputs: parameters for each sample.
-        size: the only size of maps to accept, height and width of at least five.
+        size: the only accepted size of maps, at least five in height and width.
 
     Raises:
-        ShapeError: a size that is too small, or maps of another size.
+        ShapeError: the size is too small, or maps have another size.
 
     Reference:
         Sorkhei, Henter, Kjellström, *Full-Glow: Fully conditional Glow for more realistic image
@@ -248,8 +249,8 @@ class ConditionTrunk(nn.Module):
         """Shape ``(B, inputs, H, W)`` to ``(B, outputs)``."""
         if self.size is not None and maps.shape[2:] != self.size:
             raise ShapeError(
-                f"{type(self).__name__}: expected maps of the size {self.size} that it is tied to, "
-                f"found {tuple(maps.shape[2:])}; a trunk that pools takes any"
+                f"{type(self).__name__}: expected maps of the size {self.size} that it was built "
+                f"for, found {tuple(maps.shape[2:])}; a trunk without a size takes any"
             )
         return self.net(maps)
 

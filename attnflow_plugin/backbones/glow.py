@@ -27,7 +27,7 @@ CouplingNet = Literal["conv", "attention"] | NetFactory
 
 #: Length of the vector that stands for a class label.
 LABEL_CHANNELS = 16
-# What a model says to its nets itself.
+# Arguments of the nets that the builder sets itself.
 _GIVEN_TO_NETS = ("inputs", "outputs", "hidden_channels")
 
 
@@ -39,7 +39,7 @@ class GlowRecipe(Recipe):
         make_net: the coupling nets, from inputs and outputs.
         scale_map: scale of couplings and injectors.
         context_channels: channels of the context that enters couplings, zero for none.
-        learned_priors: let what a level keeps shift and scale what it factors out.
+        learned_priors: the kept half of a level shifts and scales the factored half.
     """
 
     make_net: NetFactory
@@ -99,10 +99,10 @@ def build_glow(  # noqa: D417
     """Build a Glow with attention in its steps.
 
     In normflows it is a ``MultiscaleFlow``, or a `ConditionalMultiscaleFlow` with
-    ``context_shape``; in nflows a ``Flow`` over a ``MultiscaleCompositeTransform``. Steps consist
-    of the host's ``ActNorm`` and 1x1 convolution and of `AffineCoupling`, whose scale is bounded on
-    both sides where the hosts' is not. Under autocast nothing but the nets uses the lower
-    precision. Call ``prepare`` with a batch of data before training.
+    ``context_shape``; in nflows it is a ``Flow`` over a ``MultiscaleCompositeTransform``. A step is
+    the host's ``ActNorm``, its 1x1 convolution and an `AffineCoupling`, whose scale is bounded on
+    both sides by default. Under autocast only the nets use the lower precision. Call ``prepare``
+    with a batch of data before training.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** levels``.
@@ -113,26 +113,26 @@ def build_glow(  # noqa: D417
         position: where in a step the attention goes, one or several.
         both_masks: two layers with complementary masks at each position.
         attention_options: options of the attention layers as a mapping, instead of one by one.
-        coupling_net: ``"conv"``, the net of Glow; ``"attention"``, a
-            `GatedAttentionNet`; or a function from input and output channels to a net.
+        coupling_net: ``"conv"``, the net of Glow; ``"attention"``, a `GatedAttentionNet`; or a
+            function from input and output channels to a net.
         coupling_net_options: further options of that net, such as ``blocks`` and ``dropout``.
         scale_map: scale of the couplings, ``"bounded"``, or ``"sigmoid"``, ``"sigmoid_inv"``,
             ``"exp"`` as in the hosts.
         learned_priors: the half that a level passes on shifts and scales the half it factors out.
         num_classes: number of classes. Without ``context_shape`` every class has its own base
-            distribution, and labels are given as ``y`` in normflows, as ``context`` in nflows.
-        context_shape: ``(K,)`` for a vector, ``(K, H', W')`` for a map of any size, ``()`` together
-            with ``num_classes`` for a label. It enters affine injectors and couplings at every
+            distribution, and labels are passed as ``y`` in normflows, as ``context`` in nflows.
+        context_shape: ``(K,)`` for a vector, ``(K, H', W')`` for a map of any size, or ``()`` with
+            ``num_classes`` for a label. The context enters affine injectors and couplings at every
             level.
-        context_in_attention: the attention weights see the context as well.
+        context_in_attention: the attention weights also depend on the context.
         **layer_options: options of the attention layers, as in ``insert_attention``.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        OptionError: an unknown option, or options that do not go together.
-        ShapeError: a size that the levels do not divide.
+        OptionError: an option is unknown, or options do not go together.
+        ShapeError: the size is not divisible by the levels.
 
     Reference:
         Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, NeurIPS 2018.
@@ -168,12 +168,12 @@ def build_glow(  # noqa: D417
 def _coupling_net(
     owner: str, net: CouplingNet, hidden_channels: int, options: Mapping[str, object]
 ) -> NetFactory:
-    """What makes the coupling nets of a model."""
+    """The function that makes the coupling nets of a model."""
     hidden_channels = positive_int(owner, "hidden_channels", hidden_channels)
     if isinstance(net, nn.Module):
         raise OptionError(
-            f"{owner}: expected coupling_net to make a net from input and output channels, found a "
-            f"net that is made already, {type(net).__name__}; give its class, or a function"
+            f"{owner}: expected coupling_net to make a net from input and output channels, found "
+            f"one that is already made, {type(net).__name__}; give its class, or a function"
         )
     if callable(net):
         return partial(net, **options)

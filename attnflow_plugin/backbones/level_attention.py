@@ -1,4 +1,4 @@
-"""What a user calls an attention, as layers for the levels of a model that fit them."""
+"""The attention that a user chooses for a builder, as layers that fit the levels of a model."""
 
 import copy
 import inspect
@@ -39,10 +39,10 @@ def attended(
     *,
     conditional: bool = False,
 ) -> MultiscalePlan:
-    """A plan with what a user calls an attention: factories by level, and positions.
+    """A plan with attention: factories by level, and positions.
 
-    A factory raises where its layer does not fit the events of the level. An option may be one of
-    the attention of a single level.
+    A factory raises if its layer does not fit the events of the level. An option need not belong to
+    the attention of every level.
 
     Args:
         host: the host.
@@ -51,7 +51,7 @@ def attended(
         position: one or several.
         both_masks: two layers with complementary masks at each position.
         options: options of the layers.
-        conditional: whether the model hands a context to its layers.
+        conditional: whether the model passes a context to its layers.
     """
     per_level = (
         attention
@@ -92,11 +92,11 @@ def options_of_layers(
     as_mapping: Mapping[str, object] | None,
     as_keywords: Mapping[str, object],
 ) -> dict[str, object]:
-    """The options of attention layers that a user gives to a builder, in either way.
+    """The options of attention layers that a builder got as keywords and as a mapping.
 
     Raises:
-        OptionError: an option that neither the builder nor any attention has, one of an attention
-            that there is not, or one given twice.
+        OptionError: neither the builder nor any attention has an option, there is no attention, or
+            an option is given twice.
     """
     own = list(inspect.signature(builder).parameters)
     of_layers = {option for layer in ATTENTIONS.values() for option in layer.options()}
@@ -122,7 +122,7 @@ def options_of_layers(
 
 @dataclass(frozen=True)
 class _LevelPlaces:
-    """The places of a level, for which layers are made and tried."""
+    """The places of a level, for which layers are made and then tried."""
 
     host: Host
     plan: MultiscalePlan
@@ -134,8 +134,8 @@ class _LevelPlaces:
         """Make a layer for events with these channels, and raise unless it takes them.
 
         Raises:
-            OptionError: no layer of the host, or options that do not go with the channels.
-            ShapeError: a layer for events of other shapes.
+            OptionError: the layer is not one of the host, or options do not fit the channels.
+            ShapeError: the layer does not take events of this shape.
         """
         try:
             layer = make(channels)
@@ -159,10 +159,11 @@ class _LevelPlaces:
         return layer
 
     def _try(self, layer: nn.Module, shape: tuple[int, int, int]) -> None:
-        """Run a layer once, where that tells whether it fits and changes nothing."""
+        """Run a layer once, without changing it, to see whether it fits."""
         own = type(layer) in self.host.attentions.values()
         try:
-            # This package's layers take no rows too, at no cost; a user's may also learn from rows.
+            # This package's layers take a batch of no rows, at no cost. A user's layer may not, and
+            # may change when it runs, so a copy gets two rows.
             trial, rows = (layer, 0) if own else (copy.deepcopy(layer).eval(), 2)
             event, context = _probe(trial, rows, shape)
             with torch.no_grad(), nullcontext() if own else undisturbed(trial, event):
@@ -170,7 +171,7 @@ class _LevelPlaces:
         except (ShapeError, OptionError) as error:
             raise ShapeError(self._misfit(layer, shape, error)) from error
         except Exception as error:
-            # What a layer of somebody else makes of a context, or of numbers, is not known here.
+            # A user's layer may also fail on these numbers, or need a context of unknown shape.
             if not own and not self.conditional and not isinstance(error, AttnFlowError):
                 raise ShapeError(self._misfit(layer, shape, error)) from error
 
@@ -183,7 +184,7 @@ class _LevelPlaces:
 
 
 def _probe(layer: nn.Module, rows: int, shape: tuple[int, int, int]) -> tuple[Tensor, Context]:
-    """Events for a trial, the same at every time, and a context if the layer says how wide."""
+    """Events for a trial, which are not random, and a context if the layer has its channels."""
     like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
     numbers = torch.linspace(0.1, 0.9, rows * math.prod(shape), dtype=like.dtype)
     channels = getattr(layer, "context_channels", 0)
@@ -195,5 +196,5 @@ def _how_to_make(host: Host, layer: object) -> str:
     if isinstance(layer, InvertibleLayer):
         return f"take {type(layer).__name__} from attnflow_plugin.{host.name}"
     if layer is None:
-        return "the callable has to return what it makes"
+        return "the callable has to return the layer"
     return "the callable takes the channels and returns a layer"

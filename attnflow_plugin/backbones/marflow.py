@@ -47,7 +47,7 @@ class MARFlowRecipe(Recipe):
     prior_name: Prior
 
     def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
-        """The mixture coupling: the first half passes, and goes on to the next level."""
+        """The mixture coupling; the first half of the channels passes."""
         coupling = host.layers.MixtureLogisticCoupling(
             level.event[0],
             partial(
@@ -61,7 +61,7 @@ class MARFlowRecipe(Recipe):
         return [coupling]
 
     def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
-        """The prior of what a level factors out, given what it keeps."""
+        """The prior of the factored half, given the kept half."""
         kept_channels = 0 if level.kept is None else level.kept[0]
         if self.prior_name == "gaussian":
             if not kept_channels:
@@ -77,7 +77,7 @@ class MARFlowRecipe(Recipe):
 
 
 def _kernel(level: Level) -> dict[str, int]:
-    """Kernels see about the same part of the image at every level."""
+    """Sizes of kernels, which cover about the same part of the image at every level."""
     if level.index == 0:
         return {"kernel": 5, "dilation": 2}
     return {"kernel": 5 if level.index == 1 else 3}
@@ -104,14 +104,14 @@ def build_marflow(  # noqa: D417
     """Build mARFlow, with attention in its steps.
 
     In normflows it is a ``MultiscaleFlow``, in nflows a ``Flow`` over a
-    ``MultiscaleCompositeTransform``. Steps consist of the host's ``ActNorm`` and 1x1 convolution
-    and of a `MixtureLogisticCoupling` whose net is a `GatedAttentionNet`; the half that a level
-    factors out has a prior that sees the half it keeps. Call ``prepare`` with a batch of data
-    before training, and ``model.eval()`` before measuring likelihoods: the coupling nets drop units
-    in training.
+    ``MultiscaleCompositeTransform``. A step is the host's ``ActNorm``, its 1x1 convolution and a
+    `MixtureLogisticCoupling` whose net is a `GatedAttentionNet`. The prior of the half that a level
+    factors out depends on the half that it keeps. Call ``prepare`` with a batch of data before
+    training, and ``model.eval()`` before measuring likelihoods, since the coupling nets have
+    dropout.
 
-    The released model passes the second half and swaps the halves after each coupling; here the
-    first half passes, which is the same with one layer less.
+    The released model passes the second half and swaps the halves after each coupling. Here the
+    first half passes, which is equivalent and saves a layer.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** levels``.
@@ -124,9 +124,9 @@ def build_marflow(  # noqa: D417
         heads: attention heads of ``"itrans"``.
         attention_options: further options of the attention layers as a mapping, instead of one by
             one.
-        prior: ``"channel-autoregressive"``, every channel given the ones before it, with one step
-            of a network per channel in sampling; or ``"gaussian"``, all at once, by a convolution
-            of the kept half.
+        prior: ``"channel-autoregressive"``: every channel given the channels before it, so that
+            sampling takes one step of a net for each channel; or ``"gaussian"``: all channels at
+            once, from a convolution of the kept half.
         components: logistic components of each mixture.
         blocks: blocks of each coupling net.
         dropout: dropout in the coupling nets, in training only.
@@ -136,8 +136,8 @@ def build_marflow(  # noqa: D417
         The model, in training mode.
 
     Raises:
-        OptionError: an unknown option, or options that do not go together.
-        ShapeError: a size that the levels do not divide.
+        OptionError: an option is unknown, or options do not go together.
+        ShapeError: the size is not divisible by the levels.
 
     Reference:
         Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale

@@ -1,4 +1,4 @@
-"""The plan of a multi-scale flow: shapes of its levels and layers of its steps; host-free."""
+"""The plan of a multi-scale flow, for any host: shapes of its levels, layers of its steps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from attnflow_plugin.options import one_of, positive_int
 LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
 StepPosition = PositionName
 
-#: Parts of a step, each with the attention behind it; the first also has what is before it.
+#: Parts of a step, each with the attention behind it; the first one also with that before it.
 STAGES = ("actnorm", "permutation", "coupling")
 
 
@@ -28,8 +28,8 @@ class Level:
     Attributes:
         index: zero for the level next to the data.
         event: shape in its steps, after squeezing.
-        kept: shape that goes on to the next level, ``None`` in the last.
-        factored: shape that becomes latent here, ``None`` if everything goes on.
+        kept: shape of the part that goes on to the next level, ``None`` in the last.
+        factored: shape of the part that becomes latent here, ``None`` if there is none.
     """
 
     index: int
@@ -47,13 +47,13 @@ class Step(NamedTuple):
 
 
 class Recipe(ABC):
-    """What one backbone does differently from another: the content of its levels."""
+    """The content of the levels of one backbone."""
 
     dense_permutations: bool = False
 
     @abstractmethod
     def coupling(self, host: Host, level: Level, step: int) -> list[nn.Module]:
-        """The coupling of a step, with what belongs to it, from data to latent."""
+        """The coupling of a step, and layers that belong to it, from data to latent."""
 
     def step(self, host: Host, level: Level, step: int) -> Step:
         """The layers of a step."""
@@ -65,15 +65,15 @@ class Recipe(ABC):
         )
 
     def opening(self, host: Host, level: Level) -> list[nn.Module]:
-        """What comes before the steps of a level."""
+        """The layers before the steps of a level."""
         return []
 
     def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
-        """What turns the fixed prior of a level into a learned one that may see the kept half.
+        """The layers that give a level a learned prior, which may depend on the kept half.
 
-        A normal prior whose mean and scale are computed from the kept half is a standard normal
-        behind an affine layer on the factored half, so that no base distribution need be
-        conditional, in either host.
+        A normal prior whose mean and scale are computed from the kept half is the same as a
+        standard normal behind an affine layer on the factored half. No base distribution has to be
+        conditional then, in either host.
         """
         return []
 
@@ -96,8 +96,8 @@ class MultiscalePlan:
         positions: where in a step they go.
         splits: levels, counted from the data, that factor out half of their channels; ``None`` for
             all but the last.
-        learned_base: whether the base distributions have learned means and scales, where the host
-            has such.
+        learned_base: whether the base distributions have learned means and scales, if the host has
+            such base distributions.
         num_classes: number of classes with base distributions of their own, ``None`` without.
     """
 
@@ -113,7 +113,7 @@ class MultiscalePlan:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        # Whole numbers of any kind become plain ones, before shapes are computed from them.
+        # NumPy's integers become plain ones before shapes are computed from them.
         for option in ("levels", "steps"):
             number = positive_int(self.owner, option, getattr(self, option))
             object.__setattr__(self, option, number)
@@ -182,7 +182,7 @@ class MultiscalePlan:
             ]
 
     def prior_layers(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
-        """The learned prior of a level; attention that is inserted later leaves it alone."""
+        """The learned prior of a level; no attention is inserted beside its layers later."""
         layers = self.recipe.prior(host, level, keeps_first=keeps_first)
         for layer in layers:
             layer.is_prior = True  # type: ignore[assignment]
@@ -192,7 +192,7 @@ class MultiscalePlan:
         if position not in self.positions:
             return []
         factories = self.attention.get(level.index, ())
-        # With one seed, models with and without attention share all other weights.
+        # So that, with one seed, models with and without attention have the same other weights.
         with torch.random.fork_rng(devices=[]):
             return [self.recipe.attend(make, level) for make in factories]
 
@@ -201,8 +201,8 @@ def checked_image_shape(owner: str, shape: Sequence[int]) -> tuple[int, int, int
     """Three positive whole numbers, else raise.
 
     Raises:
-        ShapeError: another number of sizes.
-        OptionError: a size that is none.
+        ShapeError: there is another number of sizes.
+        OptionError: a size is not a positive whole number.
     """
     sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else (shape,)
     if len(sizes) != 3:

@@ -1,4 +1,4 @@
-"""The nets of couplings and priors, but for those of Full-Glow and those with a memory."""
+"""The nets of couplings and priors that several backbones, or users' own models, can use."""
 
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from attnflow_plugin.training import DataInitialised, statistics
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
-#: Factor on the learned log-scale of a ZeroConv, which makes it learn faster.
+#: Factor on the learned log-scale of a ZeroConv, with which it is trained faster.
 LOG_SCALE_FACTOR = 3.0
 #: Standard deviation of the kernels of SRFlow's and Full-Glow's nets at the start.
 KERNEL_STD = 0.05
@@ -24,7 +24,7 @@ KERNEL_STD = 0.05
 class ConvNet(nn.Module):
     """Three convolutions, 3x3, 1x1 and 3x3, with ReLU between them; the last one starts at zero.
 
-    The 3x3 kernels are kept channels-last, in which the convolutions run fastest.
+    The 3x3 kernels are kept channels-last, which is fastest.
 
     Args:
         inputs: input channels.
@@ -56,7 +56,7 @@ class ZeroConv(nn.Module):
     Args:
         inputs: input channels.
         outputs: output channels.
-        border: value of the padding; with one, the net can tell the border from the inside.
+        border: value of the padding; with one, the output can depend on the distance to the border.
 
     Reference:
         Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, NeurIPS 2018.
@@ -77,9 +77,9 @@ class ZeroConv(nn.Module):
 class NormalisedConvNet(nn.Module):
     """Three convolutions, 3x3, 1x1 and 3x3, normalised and with ReLU between them.
 
-    The first two have, in place of a bias, a shift and scale of each channel, with which
-    ``prepare`` gives their outputs mean zero and standard deviation one on the first batch. The
-    last one is a `ZeroConv`.
+    Instead of a bias, the first two have a shift and a scale for each channel. ``prepare`` sets
+    them so that the outputs for its batch have mean zero and standard deviation one. The last one
+    is a `ZeroConv`.
 
     Args:
         inputs: input channels.
@@ -107,7 +107,7 @@ class NormalisedConvNet(nn.Module):
 
 
 class _Normalisation(DataInitialised):
-    """A shift and scale of each channel; no part of a log-det, since nothing here is inverted."""
+    """A shift and scale of each channel, which need no log-det, since the net is not inverted."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -141,8 +141,8 @@ def zeroed(layer: Layer) -> Layer:
 class GatedAttentionNet(nn.Module):
     r"""Blocks of a gated convolution and a gated self-attention over all positions.
 
-    With h the feature map of a block, LN the layer norm over channels and $a \cdot \sigma(b)$ the
-    gate of the two halves (a, b) of a branch's output,
+    With h the feature map of a block, LN the layer norm over channels, and the gate
+    $a \cdot \sigma(b)$ of the two halves (a, b) of a branch's output, a block is
 
     $$
     \begin{aligned}
@@ -151,9 +151,9 @@ class GatedAttentionNet(nn.Module):
     \end{aligned}
     $$
 
-    Nothing in it need be invertible: it computes the parameters of a coupling from the half that
-    passes. In `AffineCoupling` or in a host's own coupling it is the usual way of giving a flow
-    attention. The last convolution starts at zero, so that an affine coupling starts as the
+    The net computes the parameters of a coupling from the passing half, so it need not be
+    invertible. Inside `AffineCoupling` or a host's own coupling, this is the usual way to give a
+    flow attention. The last convolution starts at zero, so that an affine coupling starts as the
     identity. Weights are normalised (weight norm).
 
     **Cost**: quadratic in the number of positions, through ``scaled_dot_product_attention``.
@@ -207,7 +207,7 @@ class GatedAttentionNet(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters for every position; a context joins the input as further channels."""
+        """Parameters for every position; a context is added to the input as further channels."""
         hidden = self.first(x if context is None else torch.cat([x, context], 1))
         for block in self.blocks:
             hidden = block(hidden)
@@ -224,7 +224,7 @@ class _Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         height, width = hidden.shape[2:]
-        # Behind the convolutions everything acts on positions as tokens, with channels last.
+        # All that follows acts on positions as tokens, with channels last.
         tokens = (hidden + self.conv(hidden)).flatten(2).transpose(1, 2)
         tokens = self.conv_norm(tokens)
         tokens = self.attention_norm(tokens + self.attention(tokens))

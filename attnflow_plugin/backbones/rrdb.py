@@ -11,7 +11,7 @@ from attnflow_plugin.constants import plain_shape
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
 from attnflow_plugin.options import positive_int
 
-#: Of how many blocks, evenly spread, the outputs are stacked to features of every level.
+#: Number of blocks, evenly spread, whose outputs are stacked to the features of every level.
 STACKED = 4
 #: Factor on the branch of every residual connection, and on the kernels of dense blocks.
 RESIDUAL_SCALE = 0.2
@@ -19,7 +19,7 @@ KERNEL_SCALE = 0.1
 
 
 def level_name(level: int) -> str:
-    """The name under which the features of a level, counted from the data, are found."""
+    """The name of the features of a level, counted from the data."""
     return f"level{level}"
 
 
@@ -27,19 +27,19 @@ class RRDBEncoder(nn.Module):
     r"""Features of a low-resolution image for every level of a flow, from residual dense blocks.
 
     A convolution, ``blocks`` residual-in-residual dense blocks (RRDB) and another convolution make
-    features of the size of the image. From these come, for level $l$ counted from the data,
-    features of $scale / 2^{l+1}$ times that size: larger ones by doubling (nearest neighbour), each
-    time followed by a convolution, smaller ones by averaging. Behind them are stacked the outputs
-    of four blocks, evenly spread, brought to the same size by nearest neighbour.
+    features of the size of the image. Level $l$, counted from the data, gets features of
+    $scale / 2^{l+1}$ times that size. Larger ones are made by doubling (nearest neighbour), with a
+    convolution after each doubling, smaller ones by averaging. The outputs of four blocks, evenly
+    spread, are stacked behind them, resized by nearest neighbour.
 
-    With ``image_head`` the encoder can be trained as a super-resolution net by itself, see
-    `pretraining_loss`, which is how SRFlow starts. The head has further convolutions, which the
-    features do not depend on.
+    With ``image_head`` the encoder can be trained by itself as a super-resolution net, with
+    `pretraining_loss`; SRFlow starts in this way. The features do not depend on the convolutions of
+    the head.
 
     **Cost**: 5.8 million parameters at the defaults, linear in the number of pixels.
 
     Shape:
-        ``(B, image_channels, h, w)``, of any size that the levels divide, to a mapping from
+        ``(B, image_channels, h, w)``, of any size that the levels can halve, to a mapping from
         ``level_name(l)`` to ``(B, feature_channels, h_l, w_l)``.
 
     Args:
@@ -50,14 +50,14 @@ class RRDBEncoder(nn.Module):
         growth_channels: channels that every convolution of a dense block adds.
         image_channels: channels of the image.
         image_size: ``(h, w)``, the only size that is accepted; ``None`` for any.
-        image_head: have what `super_resolve` needs.
+        image_head: add the convolutions that `super_resolve` needs.
 
     Attributes:
         feature_channels: channels of each feature map, 320 at the defaults.
 
     Raises:
-        OptionError: unknown option.
-        ShapeError: the image does not fit.
+        OptionError: an option has a value that is not allowed.
+        ShapeError: the image has another shape.
 
     Reference:
         Wang et al., *ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks*, ECCV
@@ -114,23 +114,24 @@ class RRDBEncoder(nn.Module):
         """
         if self.head is None:
             raise OptionError(
-                f"{type(self).__name__}: super_resolve needs image_head=True at construction"
+                f"{type(self).__name__}.super_resolve: expected an encoder with an image head, "
+                f"found none; build it with image_head=True"
             )
         deep, _ = self._trunk(self._checked(image))
         return self.head(_activated(self._doubled(deep)[-1]) if self.up else deep)
 
     def freeze(self) -> None:
-        """Keep the parameters as they are, in training mode too, until `unfreeze`.
+        """Keep the parameters as they are, also in training, until `unfreeze`.
 
-        They need no gradient then and have none: an optimiser that holds them steps over them,
-        whatever its momentum or weight decay.
+        They then have no gradient, so that an optimizer skips them, whatever its momentum or weight
+        decay.
         """
         self.requires_grad_(False)
         for parameter in self.parameters():
             parameter.grad = None
 
     def unfreeze(self) -> None:
-        """Let the parameters be trained again."""
+        """Make the parameters trainable again."""
         self.requires_grad_(True)
 
     def extra_repr(self) -> str:
@@ -138,7 +139,7 @@ class RRDBEncoder(nn.Module):
         return f"levels={self.levels}, image_size={self.image_size}"
 
     def _trunk(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the size of the image: the last ones, and those stacked from the blocks."""
+        """Features of the size of the image: the last ones, and the stacked ones of the blocks."""
         shallow = hidden = self.first(image)
         outputs = []
         for block in self.blocks:
@@ -179,16 +180,16 @@ class RRDBEncoder(nn.Module):
 
 
 def pretraining_loss(encoder: RRDBEncoder, low: Tensor, high: Tensor) -> Tensor:
-    """The loss that SRFlow's encoder starts from: mean absolute error of its super-resolution.
+    """The loss for pre-training SRFlow's encoder: mean absolute error of its super-resolution.
 
     Args:
         encoder: with ``image_head=True``.
         low: low-resolution images, ``(B, C, h, w)``.
-        high: the same at high resolution, ``(B, C, scale * h, scale * w)``.
+        high: the same images at high resolution, ``(B, C, scale * h, scale * w)``.
 
     Raises:
         OptionError: the encoder has no image head.
-        ShapeError: the sizes do not belong together.
+        ShapeError: the sizes do not match.
     """
     found = encoder.super_resolve(low)
     if found.shape != high.shape:
@@ -211,7 +212,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _DenseBlock(nn.Module):
-    """Five convolutions, each of which sees what all before it have made."""
+    """Five convolutions; the input of each is the outputs of all before it."""
 
     def __init__(self, channels: int, growth_channels: int) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ class _DenseBlock(nn.Module):
 
 
 class _ImageHead(nn.Module):
-    """From features of half the size to the high-resolution image."""
+    """Maps features of half the size to the high-resolution image."""
 
     def __init__(self, channels: int, image_channels: int) -> None:
         super().__init__()
@@ -259,7 +260,7 @@ def _activated(x: Tensor) -> Tensor:
 
 
 def _evenly_spread(count: int, chosen: int) -> list[int]:
-    """Ends of ``chosen`` stretches of equal length; 1, 3, 5, 7 of 8."""
+    """The last indices of ``chosen`` stretches of equal length, such as 1, 3, 5, 7 of 8."""
     chosen = min(count, chosen)
     return [(index + 1) * count // chosen - 1 for index in range(chosen)]
 

@@ -27,21 +27,21 @@ from attnflow_plugin.options import one_of, positive_int
 
 Splits = Literal["released", "all"]
 
-#: Steps of a normalisation and a 1x1 convolution only, with which every level begins.
+#: Steps at the start of every level that have only an ActNorm and a 1x1 convolution.
 TRANSITION_STEPS = 2
-# How many of the last levels keep everything.
+# How many of the last levels factor nothing out.
 _LEVELS_WITHOUT_SPLIT: dict[Splits, int] = {"released": 2, "all": 1}
 
 
 @dataclass(frozen=True)
 class SRFlowRecipe(Recipe):
-    """Injectors and conditional couplings over features of the level.
+    """Injectors and couplings that are conditioned on the features of the level.
 
     Attributes:
         hidden_channels: channels of the nets.
         feature_channels: channels of the features of each level.
         scale_map: scale of injectors and couplings.
-        features_in_attention: let the attention see the features.
+        features_in_attention: the attention weights also depend on the features.
     """
 
     hidden_channels: int
@@ -76,7 +76,7 @@ class SRFlowRecipe(Recipe):
         ]
 
     def prior(self, host: Host, level: Level, *, keeps_first: bool) -> list[nn.Module]:
-        """The kept half gives mean and scale of the other, through a single convolution."""
+        """A prior whose mean and scale are a single convolution of the kept half."""
         if level.kept is None or level.factored is None:
             return []
         scale_map = of_prior(self.scale_map)
@@ -86,7 +86,7 @@ class SRFlowRecipe(Recipe):
         return [coupling]
 
     def attend(self, make: LayerFactory, level: Level) -> nn.Module:
-        """An attention layer, of the features of its level if it sees any."""
+        """An attention layer; its context, if it takes one, is the features of its level."""
         layer = make(level.event[0])
         return _of_level(layer, level) if self.features_in_attention else layer
 
@@ -120,25 +120,25 @@ def build_srflow(  # noqa: D417
 ) -> Model:
     """Build SRFlow, the density of images given their low-resolution versions, with attention.
 
-    In normflows it is a `ConditionalMultiscaleFlow`, in nflows a ``Flow``; the context is the
-    low-resolution image, ``(B, C, H / scale, W / scale)``. Every level squeezes, mixes channels in
-    two transition steps (normalisation, 1x1 convolution), and has ``steps`` steps of normalisation,
-    1x1 convolution, affine injector, affine coupling and attention. The nets of injector and
-    coupling see the features that an `RRDBEncoder` makes for the level. Call ``prepare`` with a
-    batch of data before training; ``encoder_of(model)`` is the encoder, to freeze or pre-train.
+    In normflows it is a `ConditionalMultiscaleFlow`, in nflows a ``Flow``. The context is the
+    low-resolution image, ``(B, C, H / scale, W / scale)``. Every level squeezes, has two transition
+    steps (ActNorm, 1x1 convolution), and then ``steps`` steps of ActNorm, 1x1 convolution, affine
+    injector, affine coupling and attention. The nets of injector and coupling get the features that
+    an `RRDBEncoder` computes for the level. Call ``prepare`` with a batch of data before training.
+    ``encoder_of(model)`` is the encoder, to freeze or pre-train.
 
-    Images take values in [0, 1] and are spread over their grey level by `dequantize`,
-    low-resolution images are not; bits per dimension are over the ``C * H * W`` dimensions of the
+    Images have values in [0, 1]. High-resolution images are dequantised by `dequantize`,
+    low-resolution images are not. Bits per dimension count the ``C * H * W`` dimensions of the
     former.
 
-    With ``scale_map="sigmoid_floor"`` and ``image_head=True`` it has the layers and, in normflows,
-    the parameters of the released model, but for a convolution there that nothing uses. The 1x1
-    convolutions of nflows are given by an LU decomposition and have a bias.
+    With ``scale_map="sigmoid_floor"`` and ``image_head=True`` it has the layers of the released
+    model and, in normflows, its parameters, except for a convolution that the released model does
+    not use. The 1x1 convolutions of nflows have an LU decomposition and a bias.
 
     Args:
         image_shape: ``(C, H, W)`` at high resolution; H and W divisible by ``2 ** levels`` and by
             ``scale``.
-        scale: factor between the resolutions, a power of two from two on.
+        scale: factor between the resolutions: 2, 4, 8 and so on.
         levels: number of levels; level 0 is the one next to the data.
         steps: steps in each level.
         hidden_channels: channels of the nets of injectors and couplings.
@@ -149,22 +149,22 @@ def build_srflow(  # noqa: D417
         position: where in a step the attention goes, one or several.
         both_masks: two layers with complementary masks at each position.
         attention_options: options of the attention layers as a mapping, instead of one by one.
-        context_in_attention: the attention weights see the features of the level as well.
-        scale_map: scale of injectors and couplings, see
-            `AffineCoupling`: ``"bounded"`` on both sides, or ``"sigmoid_floor"``, as released,
-            which contracts at every step and starts at 0.88.
-        splits: after which levels half of the channels becomes latent, with a normal prior that
-            the other half conditions. ``"released"``: after all but the last two, so never with up
-            to two levels; the models of the paper are such. ``"all"``: after all but the last.
-        image_head: give the encoder what it needs to be pre-trained as a super-resolution net.
+        context_in_attention: the attention weights also depend on the features of the level.
+        scale_map: scale of injectors and couplings, see `AffineCoupling`: ``"bounded"`` on both
+            sides, or ``"sigmoid_floor"`` as in the released model, which contracts at every step
+            and starts at 0.88.
+        splits: the levels after which half of the channels become latent, with a normal prior that
+            depends on the other half. ``"released"``: all but the last two, as in the paper's
+            models; there is none with up to two levels. ``"all"``: all but the last.
+        image_head: let the encoder be pre-trained as a super-resolution net.
         **layer_options: options of the attention layers, as in ``insert_attention``.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        OptionError: an unknown option.
-        ShapeError: a size that the levels or the scale do not divide.
+        OptionError: an option is unknown, or has a value that is not allowed.
+        ShapeError: the size is not divisible by the levels or the scale.
 
     Reference:
         Lugmayr, Danelljan, Van Gool, Timofte, *SRFlow: Learning the Super-Resolution Space with

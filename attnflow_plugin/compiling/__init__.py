@@ -28,7 +28,7 @@ class CompilationReport:
 
     Attributes:
         compiled: names of the layers that run compiled.
-        eager: names of those that do not, and why.
+        eager: names of the layers that do not, and why.
     """
 
     compiled: Sequence[str]
@@ -54,17 +54,16 @@ def compile_model(  # noqa: D417
     *,
     backend: str = "inductor",
 ) -> CompilationReport:
-    """Make the layers of a model run compiled, in place and in both directions.
+    """Compile the layers of a model, in place and in both directions.
 
-    Densities, samples and the training loss run as before, by all methods of the model, in batches
-    of any size. ``prepare`` is called first, which replaces the ActNorms that would break graphs.
-    A layer that torch cannot compile, or compiles to something else than it is, stays eager, as one
-    that would take longer on a CPU, and the report says so. Base distributions and encoders of
-    contexts stay eager as well.
+    All methods of the model run as before, in batches of any size. ``prepare`` is called first,
+    which replaces the ActNorms that would break graphs. A layer stays eager if torch cannot compile
+    it, if the compiled layer computes something else, or if it takes longer on a CPU. The report
+    lists these layers. Base distributions and encoders of contexts always stay eager.
 
-    The training loss is compiled here, and what else is used at its first use, which takes as long
-    again; there a layer that has to stay eager is warned of. Parameters, their names and
-    ``state_dict`` stay what they are. Copies and pickles of the model are eager.
+    The training loss is compiled in this call. Sampling and the like are compiled at their first
+    use, which takes as long again; a warning then names layers that have to stay eager. Parameters,
+    their names and the ``state_dict`` do not change. Copies and pickles of the model are eager.
 
     Args:
         model: any model of the host.
@@ -73,14 +72,14 @@ def compile_model(  # noqa: D417
         backend: of ``torch.compile``. On a CPU the default needs a C++ compiler.
 
     Returns:
-        What runs compiled; its method ``undo`` makes all of it eager again.
+        A report; its method ``undo`` makes the model eager again.
 
     Raises:
-        OptionError: no model of the host, one without layers that gain by being compiled, an
-            unknown backend, or a context for a model that has no use for one.
-        MissingContextError: no labels or no context for a model that needs them.
-        ShapeError: data or labels of another shape, dtype or size than the model's. After any error
-            the model is as it was.
+        OptionError: the model is not one of the host, or none of its layers runs compiled; the
+            backend is unknown; a context is given, but the model takes none.
+        MissingContextError: no labels or context are given, but the model needs them.
+        ShapeError: data or labels have another shape, dtype or size than the model's. After any
+            error the model is as it was.
     """
     require_model("compile_model", host.name, model)
     one_of("compile_model", "backend", backend, torch.compiler.list_backends(exclude_tags=None))
@@ -101,7 +100,7 @@ def compile_model(  # noqa: D417
 
 
 def _compiled_layers(host: Host, model: nn.Module, backend: str) -> dict[str, "Compiled"]:
-    """The layers that learn and are eager still, made to run compiled."""
+    """Compile the layers that have parameters and are not compiled yet."""
     layers: dict[str, Compiled] = {}
     for name, layer in _largest_layers(host, model):
         if any(True for _ in layer.parameters()) and not isinstance(layer, Compiled):
@@ -113,15 +112,15 @@ def _compiled_layers(host: Host, model: nn.Module, backend: str) -> dict[str, "C
 def _nothing_to_compile(model: nn.Module, eager: Mapping[str, str]) -> str:
     found = "none" if not eager else "{}: {}".format(*next(iter(eager.items())))
     return (
-        f"compile_model: expected layers in {type(model).__name__} that are eager and that "
-        f"gain by being compiled, found {found}"
+        f"compile_model: expected layers in {type(model).__name__} that are not compiled yet and "
+        f"are worth compiling, found {found}"
     )
 
 
 def _largest_layers(
     host: Host, module: nn.Module, prefix: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a model that are not inside of others, by name."""
+    """The outermost layers of a model, by name."""
     for name, child in module.named_children():
         if isinstance(child, host.layer_type) and not isinstance(child, host.too_large):
             yield prefix + name, child
@@ -130,7 +129,7 @@ def _largest_layers(
 
 
 class Compiled(nn.Module):
-    """What a class of layers becomes: the same with both directions compiled."""
+    """A class of layers with both directions compiled."""
 
     _host: ClassVar[Host]
     _compiled_from: ClassVar[type[nn.Module]]
@@ -143,7 +142,7 @@ class Compiled(nn.Module):
         return self._directed("inverse", args, kwargs)
 
     def refusal(self) -> str | None:
-        """Why some of it runs eagerly, so far."""
+        """Why a part of the layer runs eagerly, if one does."""
         graphs = self.__dict__.get("_graphs")
         used = () if graphs is None else graphs.by_use.values()
         return next((graph.refusal for graph in used if graph and graph.refusal), None)
@@ -160,7 +159,7 @@ class Compiled(nn.Module):
         return graphs.run(self._backend, self.training, method, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401
-        # A copy is of the plain class, which can be imported by its name, as pickling has to.
+        # A copy has the plain class, which pickle can import by its name.
         del protocol
         state = {name: value for name, value in vars(self).items() if name != "_graphs"}
         return copyreg._reconstructor, (self._compiled_from, object, None), state  # type: ignore[attr-defined]

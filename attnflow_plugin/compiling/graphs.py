@@ -1,9 +1,9 @@
-"""Graphs of ``torch.compile`` for layers that run in turn, one for all that are alike.
+"""Graphs of ``torch.compile`` for layers that run in turn; steps of one structure share a graph.
 
-``torch.compile`` keeps graphs with the code of the function that was compiled, and takes parameters
-as inputs of a graph, so that one function called with each of the steps of a flow compiles once for
-all that are alike. A graph for every step, or one for the whole model, takes many times as long to
-compile.
+``torch.compile`` keeps graphs with the code of the compiled function, and takes parameters as
+inputs of a graph. One function that is called with each step of a flow is therefore compiled once
+for all steps of one structure. A graph for every step, or one for the whole model, takes many times
+as long to compile.
 """
 
 import itertools
@@ -25,10 +25,10 @@ __all__ = ["PLAIN", "Graphs", "buffers_kept", "same_noise"]
 PLAIN = "_compiled_from"
 #: How far outputs and gradients of a graph may be from eager ones, relative to their largest entry.
 OUTPUTS, GRADIENTS = 1e-5, 1e-3
-# Under autocast, where a graph rounds in other places.
+# Under autocast, where a graph rounds in other places than eager layers.
 LOWER_PRECISION = 0.1
 
-#: What a graph may take of the time of eager layers on a CPU. Some nets are slower when compiled.
+#: The largest ratio of compiled to eager time on a CPU. Some nets are slower when compiled.
 SLOWEST = 1.1
 
 _numbers = itertools.count()
@@ -41,7 +41,7 @@ class Graphs:
 
     Attributes:
         layers: the layers, in the order in which the method ``forward`` runs them.
-        by_use: the graphs that were needed so far; ``None`` for parts that have no parameters.
+        by_use: the graphs that were used so far; ``None`` for parts without parameters.
     """
 
     def __init__(self, layers: tuple[nn.Module, ...]) -> None:
@@ -51,7 +51,7 @@ class Graphs:
         self._parts = _repeated_parts(self._structures)
 
     def are_of(self, layers: tuple[nn.Module, ...]) -> bool:
-        """Whether these are the layers, still."""
+        """Whether the layers are still these."""
         return len(layers) == len(self.layers) and all(map(operator.is_, layers, self.layers))
 
     def run(
@@ -80,15 +80,15 @@ class Graphs:
 
 
 def _structure(layer: nn.Module) -> Hashable:
-    """What layers have in common that may share a graph; ``torch.compile`` checks the rest."""
+    """A key of layers that may share a graph; ``torch.compile`` checks the rest."""
     modules = [(type(module), module.extra_repr()) for module in layer.modules()]
     return (*modules, *(tuple(parameter.shape) for parameter in layer.parameters()))
 
 
 def _repeated_parts(structures: Sequence[Hashable]) -> list[slice]:
-    """The parts of a list, of which one sequence may repeat: before it, each time, behind it."""
+    """The parts of a list: before a sequence that repeats, each repetition, and behind it."""
     count = len(structures)
-    best = (0, 0, count)  # How much of the list is covered, from where, by parts of which length.
+    best = (0, 0, count)  # How many layers are covered, from where, by parts of which length.
     for length in range(1, count // 2 + 1):
         run = 0
         for place in range(count - length):
@@ -108,7 +108,7 @@ def _in_turn(
     others: Sequence[object],
     kwargs: Mapping[str, object],
 ) -> tuple[Tensor, Any]:
-    """What is compiled: layers one after the other, by one of their methods."""
+    """Run layers one after the other by one of their methods; this is what is compiled."""
     total: Any = None
     run: Run
     for layer in layers:
@@ -124,28 +124,28 @@ def _in_turn(
 
 @cache
 def _graph(structure: Hashable, method: str, training: bool, grad: bool, backend: str) -> "_Graph":
-    """The one graph of a structure and of what it is used for."""
+    """The one graph of a structure and a use."""
     del structure, method, training, grad
     return _Graph(backend)
 
 
 class _Graph:
-    """A compiled function of layers that falls back to the eager one.
+    """A compiled function of layers, which falls back to the eager one.
 
     Attributes:
-        refusal: why it does, or ``None``.
+        refusal: why it falls back, or ``None``.
     """
 
     def __init__(self, backend: str) -> None:
-        # Code of its own, so that no graph of another structure has to be ruled out in a call.
+        # Code of its own, so that a call does not have to rule out graphs of other structures.
         code = _in_turn.__code__.replace(co_name=f"in_turn_{next(_numbers)}")
         function = types.FunctionType(code, globals())
-        # The noise of dropout is then that of an eager model.
+        # With it, dropout draws the same noise as in an eager model.
         options: dict[str, Any] = {"fallback_random": True} if backend == "inductor" else {}
         self._run = torch.compile(
             function, fullgraph=True, dynamic=False, backend=backend, options=options or None
         )
-        self._has_to_pay = backend == "inductor"  # The others are for looking for errors.
+        self._has_to_pay = backend == "inductor"  # Other backends are for debugging.
         self._is_tried = False
         self.refusal: str | None = None
 
@@ -164,7 +164,7 @@ class _Graph:
             try:
                 return self._run(*given)
             except torch._dynamo.exc.TorchDynamoException as error:
-                found = _in_turn(*given)  # Raises what is wrong with the batch, if it is that.
+                found = _in_turn(*given)  # Raises if the batch is the cause.
                 self.refusal = _first_line(error)
                 _warn(layers, self.refusal)
                 return found
@@ -181,7 +181,7 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-# What is ``given`` in the following are the arguments of `_in_turn`, layers first.
+# In the following, ``given`` are the arguments of `_in_turn`, layers first.
 
 
 def _refusal(run: Run, *given: Any) -> str | None:  # noqa: ANN401
@@ -191,7 +191,7 @@ def _refusal(run: Run, *given: Any) -> str | None:  # noqa: ANN401
         expected = _outcome(_in_turn, *given)
         try:
             found = _outcome(run, *given)
-        except Exception as error:  # Compilers fail in many ways, and then the model stays eager.
+        except Exception as error:  # Compilers raise many kinds of errors.
             return _first_line(error)
     lower = torch.is_autocast_enabled(event.device.type)
     tolerances = [*[OUTPUTS] * 2, *[GRADIENTS] * (len(expected) - 2)]
@@ -209,14 +209,14 @@ def _refusal(run: Run, *given: Any) -> str | None:  # noqa: ANN401
 
 
 def _slowness(run: Run, *given: Any) -> str | None:  # noqa: ANN401
-    """What a compiled function takes of the time of the eager one, if that is too much."""
+    """Why a compiled function is too slow, if it is."""
     with buffers_kept(*given[0]):
         ratio = _seconds(run, *given) / _seconds(_in_turn, *given)
     return None if ratio <= SLOWEST else f"compiled it takes {ratio:.2f} of the eager time"
 
 
 def _seconds(run: Run, *given: Any) -> float:  # noqa: ANN401
-    """CPU time of this process, in which others do not count; the least of a few."""
+    """The least CPU time of a few runs, in which other processes do not count."""
     times = []
     for _ in range(5):
         started = time.process_time()
@@ -253,7 +253,7 @@ def _mark_rows(values: Iterable[object]) -> None:
 
 @contextmanager
 def same_noise() -> Iterator[None]:
-    """The same random numbers each time, and the state of the generators afterwards."""
+    """A context with the same random numbers each time, which restores the generators."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -261,7 +261,7 @@ def same_noise() -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(*modules: nn.Module) -> Iterator[None]:
-    """Buffers are afterwards what they were before."""
+    """A context that restores buffers."""
     buffers = [buffer for module in modules for buffer in module.buffers()]
     values = [buffer.clone() for buffer in buffers]
     try:

@@ -52,58 +52,55 @@ def insert_attention(  # noqa: D417
 ) -> InsertionReport:
     """Insert attention into a model, in place.
 
-    Works on the models of normflows (``NormalizingFlow``, ``ConditionalNormalizingFlow``,
-    ``ClassCondFlow``, ``MultiscaleFlow``, ``NormalizingFlowVAE``, nested ``Composite``), on a
-    ``Flow`` of nflows and its subclasses over any ``Transform`` (``CompositeTransform``, nested
-    too, ``MultiscaleCompositeTransform``, ``InverseTransform``, a single coupling), and on modules
-    with a ``log_prob`` that are built from layers of the host, the user's own included. Shapes are
-    learnt by running ``log_prob(example)`` in a copy of the model, or ``sample`` where layers have
-    no inverse; another copy tries the new layers in both directions. The model itself does not run,
-    so that an ActNorm that has seen no data keeps waiting for it. Random states are left as they
-    were, and so is the model if anything fails or interrupts.
+    The model can be any model of normflows (``NormalizingFlow``, ``ConditionalNormalizingFlow``,
+    ``ClassCondFlow``, ``MultiscaleFlow``, ``NormalizingFlowVAE``), a ``Flow`` of nflows over any
+    ``Transform``, or a module of your own with a ``log_prob`` that is built from layers of the
+    host. Shapes are found by running ``log_prob(example)`` in a copy of the model, or ``sample`` if
+    layers have no inverse. Another copy tries the new layers in both directions. The model itself
+    does not run, so an uninitialised ActNorm stays uninitialised. Random states do not change, and
+    neither does the model if anything fails or is interrupted.
 
     With the layers' default ``init="identity"`` the model computes what it computed before. Bounds
-    that are not among the options are chosen for the number of attention layers that the model has
-    then, so that deep models stay safe to sample.
+    that are not given as options are chosen by the number of attention layers that the model then
+    has, so that deep models are safe to sample.
 
-    Beside layers in the lists that the host iterates over, the new ones join the list, which moves
-    the keys of later layers in the ``state_dict``: load old checkpoints first, then insert.
-    Elsewhere the layer and the new ones become one `Chain`, or in nflows one
-    ``CompositeTransform``. Beside a layer that the model uses twice, the new ones are used twice as
-    well. An optimizer made before does not know the new parameters; see `add_to`.
+    In lists that the host iterates over, the new layers join the list. This changes the keys of
+    later layers in the ``state_dict``: load old checkpoints first, then insert. Elsewhere a layer
+    and the new ones become one `Chain`, or in nflows one ``CompositeTransform``. If the model uses
+    a layer twice, the new ones beside it are used twice as well. An optimizer that was made before
+    does not have the new parameters; see `add_to`.
 
     Args:
         model: the model.
-        attention: ``"auto"`` for what the page on choosing recommends for the shape of the events,
-            which the report names; ``"imap"``, ``"itrans"`` or ``"attention_coupling"``, for short
-            ``"coupling"``; a function from channels to a layer of the host; or a sequence of these,
-            from data to latent.
+        attention: ``"auto"``, which chooses by the shape of the events (the report names the
+            choice); ``"imap"``, ``"itrans"`` or ``"attention_coupling"``, for short ``"coupling"``;
+            a function from channels to a layer of the host; or a sequence of these, from data to
+            latent.
         example: a batch of data.
-        position: ``"before_actnorm"``, ``"after_actnorm"``, ``"after_permutation"``,
-            ``"after_coupling"`` (pos-1 to pos-4 of the paper, from data to latent), a class, after
-            each instance of which to insert, or a sequence of these. A coupling is any layer that
-            is neither a normalization, a permutation or linear map, nor pointwise or a reshaping;
-            so an autoregressive layer is one. Layers of the user's own that derive from no such
-            class are told apart by name: one with "norm" is a normalization, with "perm", "linear"
-            or "1x1" a permutation.
+        position: ``"before_actnorm"``, ``"after_actnorm"``, ``"after_permutation"`` or
+            ``"after_coupling"`` (pos-1 to pos-4 of the paper, from data to latent); a class, to
+            insert after each instance of it; or a sequence of these. A layer counts as a coupling
+            unless it is a normalization, a permutation or linear map, pointwise, or a reshaping.
+            Layers of your own are told apart by the name of their class: "norm" makes one a
+            normalization, and "perm", "linear" or "1x1" a permutation.
         both_masks: insert two layers with complementary masks, so that everything is attended.
         context: a batch of contexts for conditional models, or whatever else ``log_prob`` takes
             after the data: one argument, a tuple of several, or a mapping of their names.
-        check_domain: see where events live on circles or in boxes. Where layers tell the ends of
-            these, `BoundedAttention`, which stays inside, stands in for attention that is given by
-            name; elsewhere attention is refused. Without the check such a density no longer
-            integrates to one.
-        **layer_options: options of the layers, such as ``heads=5`` or ``init="paper"``; with
-            several attentions each gets those it knows.
+        check_domain: find out where events lie on circles or in boxes. If the ends of these are
+            known, `BoundedAttention`, which keeps events inside, replaces attention that is given
+            by name; otherwise attention is refused. Without the check, such a density would no
+            longer integrate to one.
+        **layer_options: options of the layers, such as ``heads=5`` or ``init="paper"``. With
+            several attentions, each gets the options that it has.
 
     Returns:
         A report of what was inserted where; ``print`` it.
 
     Raises:
-        InsertionError: the model has no such position, or a layer does not fit somewhere; the model
-            is untouched.
-        DomainError: attention would take events out of a circle or a box; also an InsertionError.
-        OptionError: an unknown attention, position or option.
+        InsertionError: the model has no such position, or a layer does not fit. After any error
+            the model is unchanged.
+        DomainError: attention would move events out of a circle or a box; also an InsertionError.
+        OptionError: an attention, a position or an option is unknown.
         NonFiniteError: the example is not finite.
     """
     choice = Choice("insert_attention", host, attention, both_masks, layer_options)
@@ -126,11 +123,11 @@ def insert_at(
     check_domain: bool = True,
     tried: bool = False,
 ) -> InsertionReport:
-    """Insert into ``model`` what is chosen for each place.
+    """Insert the layers that ``layers_at`` chooses for each place.
 
-    Everything is built and tried before the model is touched. The last step undoes itself if it is
-    interrupted, and nothing comes after it. What was ``tried`` in another copy of the model is not
-    tried again.
+    Everything is built and tried before the model is changed. The last step undoes itself if it is
+    interrupted, and nothing comes after it. Layers that were ``tried`` in another copy of the model
+    are not tried again.
     """
     batch = read_batch(host, model, example, context)
     with undisturbed(model, example):
@@ -183,7 +180,7 @@ def _probe(host: Host, model: nn.Module, batch: Batch) -> Probe:
 
 
 def _share_bounds(model: nn.Module, insertions: Sequence[Insertion]) -> None:
-    """Scales of layers multiply: the more of them a model has, the less each may do."""
+    """Divide the bounds among all layers, since the scales of layers multiply."""
     new = attention_layers(layer for insertion in insertions for _, layer in insertion.layers)
     total = len(new) + len(attention_layers([model]))
     for layer in new:

@@ -26,7 +26,7 @@ _COLOURS: tuple[dict[str, Any], ...] = ({"flip": False}, {"flip": True})
 
 
 class Choice:
-    """What a user asks for: which layers, with which options, at every place.
+    """The layers that a user asks for, with their options.
 
     Args:
         owner: the function, for errors.
@@ -36,7 +36,7 @@ class Choice:
         options: options of the layers; each gets those that it has.
 
     Raises:
-        OptionError: no attention, an unknown one, or an option that none of them has.
+        OptionError: there is no attention, or an unknown one, or an option that none of them has.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Choice:
         check_attentions(owner, host, self._kinds, both_masks, options)
 
     def layers_at(self, data: Sequence[int], event: Sequence[int]) -> list[LayerFactory]:
-        """One factory per layer, from data to latent.
+        """One factory for each layer, from data to latent.
 
         Args:
-            data: shape ``(C, *S)`` of what the model is for.
+            data: shape ``(C, *S)`` of the model's data.
             event: shape ``(C, *S)`` of the events at the place.
         """
         return [make for kind in self._kinds for make in self._factories(kind, data, event)]
@@ -84,10 +84,10 @@ def check_attentions(
     both_masks: bool,
     options: Mapping[str, object],
 ) -> None:
-    """Raise unless all are attentions, and each option is one of at least one of them.
+    """Raise unless all are attentions, and at least one of them has each option.
 
     Raises:
-        OptionError: no attention, an unknown one, or an option that none of them has.
+        OptionError: there is no attention, or an unknown one, or an option that none of them has.
     """
     if not kinds:
         raise OptionError(f"{owner}: expected at least one attention, found none")
@@ -110,11 +110,11 @@ def check_attentions(
 
 def _check_kind(owner: str, host: Host, kind: object) -> None:
     if isinstance(kind, nn.Module):
-        # It can be called, but with data.
+        # A module can be called as well, but with data.
         raise OptionError(
             f"{owner}: expected attention to be a name or a callable from channels to a layer, "
-            f"found a layer that is made already, {type(kind).__name__}; each place gets a layer "
-            f"of its own, so give what makes one, such as lambda channels: "
+            f"found one that is already made, {type(kind).__name__}; each place gets a layer of "
+            f"its own, so give a function that makes one, such as lambda channels: "
             f"{type(kind).__name__}(channels)"
         )
     known = (AUTO, *host.attentions)
@@ -127,11 +127,11 @@ def _check_kind(owner: str, host: Host, kind: object) -> None:
 
 
 def _remedy(host: Host, names: Sequence[str], unused: Iterable[str]) -> str:
-    """Which options there are, whose the unused ones are, and what they may have meant."""
+    """The options that exist, the layers that have the unused ones, and similar names."""
     known = {name: host.attentions[name].options() for name in names}
     parts = [f"{name!r} has {', '.join(options)}" for name, options in known.items()]
     if not names:
-        parts.append("a callable gets the channels only, so bind its options by partial")
+        parts.append("a callable gets only the channels, so bind its options with partial")
     for option in sorted(unused):
         owners = [name for name, layer in host.attentions.items() if option in layer.options()]
         if owners:
@@ -146,19 +146,19 @@ def name_of(kind: Attention) -> str:
 
 
 def kinds_in(attention: object) -> list[Attention]:
-    """The attentions, by their full names where they have names."""
+    """The attentions, with short names replaced by full ones."""
     kinds = as_list(attention)
     return [ALIASES.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
 
 
 def names_of(host: Host, kinds: Sequence[Attention]) -> list[str]:
-    """Names of the layers that some attentions are, or may be."""
+    """Names of the layers that these attentions are; for "auto", all that it may choose."""
     names = [kind for kind in kinds if isinstance(kind, str)]
     return list(host.attentions) if AUTO in names else names
 
 
 def as_list(value: object) -> list[Any]:
-    """A sequence as it is, anything else, strings too, as the only element."""
+    """A sequence as a list; anything else, including a string, as its only element."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return list(value)
     return [value]
@@ -166,15 +166,15 @@ def as_list(value: object) -> list[Any]:
 
 @dataclass
 class Builder:
-    """Builds the layers for all places, and keeps what there is to say of them.
+    """Builds the layers for all places, and keeps notes for the report.
 
     Attributes:
         host: the host.
         layers_at: the factories for a place.
-        regions: where events live; ``None`` if that is the user's affair.
-        tried: the same layers were accepted in another copy of the model.
-        left_out: sentences on layers that could do nothing.
-        stand_ins: what stands in for other attention, and at how many places.
+        regions: where events lie; ``None`` without ``check_domain``.
+        tried: whether the same layers were accepted in another copy of the model.
+        left_out: sentences on layers that could have no effect.
+        stand_ins: attention that replaces what was asked for, and at how many places.
     """
 
     host: Host
@@ -186,7 +186,7 @@ class Builder:
     _blind: dict[tuple[str, object], bool] = field(default_factory=dict)
 
     def insertions(self, places: Mapping[Neighbour, Sequence[Place]]) -> list[Insertion]:
-        """All that is to be inserted."""
+        """The new layers, by the layer that they go beside."""
         layers = {neighbour: list(self._at(found)) for neighbour, found in places.items()}
         insertions = [Insertion(neighbour, found) for neighbour, found in layers.items() if found]
         if self.left_out and not insertions:
@@ -214,19 +214,19 @@ class Builder:
     def _is_blind(self, layer: nn.Module, place: Place) -> bool:
         key = (repr(layer), place.event.shape)
         if key not in self._blind:
-            # What a class of the user's own can do is for its author to know.
+            # How a user's own class reacts to a trial is unknown, so it is never left out.
             known = (*self.host.attentions.values(), self.host.bounded_attention)
             self._blind[key] = type(layer) in known and is_blind(layer, place.event)
         return self._blind[key]
 
 
 class StandIn(NamedTuple):
-    """Attention that stays inside in place of another one.
+    """`BoundedAttention` in place of another attention.
 
     Attributes:
         name: the class that was asked for.
-        ignored: options of that which it does not have.
-        region: where events live there, for people.
+        ignored: options of that class which `BoundedAttention` does not have.
+        region: where events lie there, in words.
     """
 
     name: str
@@ -246,9 +246,9 @@ class StandIn(NamedTuple):
 def kept_inside(
     host: Host, make: LayerFactory, region: Region
 ) -> tuple[LayerFactory, StandIn | None]:
-    """A factory with attention that stays inside, where it makes attention of this package.
+    """A factory of `BoundedAttention` in a bounded region, if ``make`` is one of this package.
 
-    The options that both have are handed on.
+    Options that both classes have are kept.
     """
     if region.is_line or region.unknown or not isinstance(make, partial):
         return make, None
@@ -260,7 +260,7 @@ def kept_inside(
         ignored = tuple(name for name in make.keywords if name not in known)
         stand_in = StandIn(make.func.__name__, ignored, str(region))
         return partial(host.bounded_attention, **options, **region.options()), stand_in
-    # What seeds the weights, say, holds the factory as its first argument.
+    # A wrapper, such as one that seeds the weights, has the factory as its first argument.
     inner, *rest = make.args or (None,)
     if not callable(inner):
         return make, None
@@ -281,7 +281,7 @@ def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:
         ) from error
     if not isinstance(layer, host.layer_type):
         found = type(layer).__name__
-        hint = "; does the function return what it makes?" if layer is None else ""
+        hint = "; does the function return the layer?" if layer is None else ""
         raise InsertionError(
             f"insert_attention: expected a layer of {host.name} ({host.layer_type.__name__}) "
             f"{place}, found {found}{hint}"
@@ -292,7 +292,7 @@ def _build(host: Host, make: LayerFactory, place: Place) -> nn.Module:
 def _does_nothing(layer: nn.Module, place: Place) -> str:
     flip = " (flipped)" if getattr(layer, "flip", False) else ""
     return (
-        f"{type(layer).__name__}{flip} {place}: all that it could see there lies on one side of "
-        f"its mask, so that it could only scale and shift by constants; choose another mask, or "
-        f"context_channels for a conditional model"
+        f"{type(layer).__name__}{flip} {place}: everything that its weights could depend on lies "
+        f"on one side of its mask, so it could only scale and shift by constants; choose another "
+        f"mask, or context_channels for a conditional model"
     )

@@ -1,4 +1,4 @@
-"""A copy of a model that shares nothing with it, and what every run of a copy has in common."""
+"""Copies of a model that share nothing with it, and running them without side effects."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,12 +14,12 @@ from attnflow_plugin.constants import random_states_kept
 from attnflow_plugin.errors import InsertionError
 from attnflow_plugin.hosts import Run
 
-#: Objects that cannot be copied, one of which is found with every attempt.
+#: Each attempt finds one object that cannot be copied.
 _MOST_ATTEMPTS = 100
 
 
 class _Missing:
-    """Stands in a copy for what cannot be copied and would be used up by a run of the copy."""
+    """Replaces an object in a copy that cannot be copied, and that a run would use up."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -29,19 +29,19 @@ class _Missing:
 
     def __next__(self) -> object:
         raise InsertionError(
-            f"insert_attention: expected a model that runs without {self._what}, since a copy of "
-            f"it is run, and that cannot be copied; take it out of the model for the insertion"
+            f"insert_attention: expected a model that runs without {self._what}, which cannot be "
+            f"copied, since a copy of the model is run; take it out of the model for the insertion"
         )
 
 
 def independent_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model, also where ``copy.deepcopy`` refuses one or shares modules.
+    """A copy of a model, even if ``copy.deepcopy`` fails on it or shares modules.
 
-    * Tensors with a history, such as the weight of the old ``weight_norm`` or an intermediate
-      result that a layer keeps, are copied without it.
-    * Modules that copy as themselves are copied all the same.
-    * What cannot be copied at all, such as a lock or a handle to another library, is shared. A
-      generator would be used up by that, and is replaced by something that says so when used.
+    * Tensors with a history are copied without it. The weight of the old ``weight_norm`` has one,
+      and so does an intermediate result that a layer keeps.
+    * Modules whose ``__deepcopy__`` returns the module itself are copied attribute by attribute.
+    * Objects that cannot be copied, such as a lock or a handle to another library, are shared. A
+      run of the copy would use up a generator; it is replaced by an object that raises when used.
 
     Raises:
         InsertionError: too much of the model cannot be copied.
@@ -90,7 +90,7 @@ def _attempt(
 
 
 def _tensors_with_history(model: nn.Module) -> list[Tensor]:
-    """Those that modules hold directly, as the hooks of torch's old norms leave them."""
+    """Tensors that are plain attributes of modules, where torch's old norms keep the weight."""
     values = [value for module in model.modules() for value in vars(module).values()]
     return [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
 
@@ -105,7 +105,7 @@ def _cloned(tensor: Tensor) -> Tensor:
 
 
 def _path_to_failure(traceback: TracebackType | None) -> list[object]:
-    """The objects inside of each other whose copying failed, the culprit last."""
+    """The nested objects whose copying failed, from the model to the culprit."""
     path = []
     while traceback is not None:
         frame = traceback.tb_frame
@@ -149,14 +149,14 @@ def _not_copied(model: nn.Module, path: list[object], error: Exception) -> Inser
 
 @dataclass(frozen=True)
 class Batch:
-    """An example, and what else the user's own ``log_prob`` takes with it."""
+    """An example, and the further arguments of the model's ``log_prob``."""
 
     example: Tensor
     args: tuple[object, ...] = ()
     kwargs: Mapping[str, object] = field(default_factory=dict)
 
     def give(self, run: Run) -> object:
-        """Call a function with copies, since some hosts write to what they are given."""
+        """Call a function with copies, since some layers of the hosts write to their input."""
         args = [_fresh(value) for value in self.args]
         kwargs = {name: _fresh(value) for name, value in self.kwargs.items()}
         return run(self.example.clone(), *args, **kwargs)
@@ -168,11 +168,10 @@ class Batch:
 
 @contextmanager
 def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
-    """Neither disturb the surroundings nor be disturbed by them.
+    """A context that restores random states, and in which autocast and inference mode are off.
 
-    All random generators get their states back: torch's, on every device, Python's, NumPy's.
-    Autocast and inference mode are off inside: layers that are made in them would have another
-    dtype, or could never be trained.
+    The states are those of torch on every device, of Python and of NumPy. Layers that are made
+    under autocast would have another dtype, and those made in inference mode could not be trained.
     """
     tensors = [example, *model.parameters(), *model.buffers()]
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
@@ -186,7 +185,7 @@ def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says nothing about the model but that memory does not suffice."""
+    """Whether an error only means that there is not enough memory."""
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
         or "not enough memory" in str(error)

@@ -1,13 +1,13 @@
-r"""Where events live: on the line, on circles, in a box.
+r"""Where events lie: on the line, on circles or in a box.
 
-Most attention scales and mixes. It would take events out of a circle or a box, and the density
-would no longer integrate to one, without an error: many base distributions do not check their
+Most attention scales and mixes. It would move events out of a circle or a box. The density would
+then no longer integrate to one, without an error, since many base distributions do not check their
 support.
 
-Layers that keep events on circles or in a box, or that map between a box and the line, are known to
-the hosts (``Host.domains``) with the ends of these intervals; all others hand on what their
-neighbours say. Base distributions are asked: outside of a box there is no density, and on a line it
-falls. That tells a line from all else, and no more.
+The hosts list the layers that keep events on circles or in a box, or that map between a box and the
+line, with the ends of these intervals (``Host.domains``). Any other layer is taken to have the same
+domain on both sides. The density of a base distribution tells whether its domain is the line:
+outside of a box there is none, and on a line it falls. It does not tell the ends of an interval.
 """
 
 import math
@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-#: Of larger events, so many coordinates are looked at.
+#: At most so many coordinates of an event are tried.
 _MOST_COORDINATES = 256
-#: Outside of any box around the latents, in units of their largest entry.
+#: A distance that leads out of any box around the latents, in units of their largest entry.
 _NEAR = 20.0
-#: Where the density of a line falls from one to the next; multiples of no likely period.
+#: Distances over which the density on a line falls; no multiples of a likely period.
 _FAR = (371.3, 3_011.7, 10_007.9, 100_003.7)
 
 
 class Span(NamedTuple):
-    """An interval that makes a circle or a box."""
+    """The interval of a circle or of a box."""
 
     kind: Literal["circle", "box"]
     low: float
@@ -42,9 +42,9 @@ class Domain:
     """The domain of some coordinates of an event.
 
     Attributes:
-        text: for people, as in "lie in the box [0, 1]".
+        text: in words, as in "lie in the box [0, 1]".
         coordinates: their indices; ``None`` for all.
-        spans: the interval of each of them, or one for all; none where that is not known.
+        spans: the interval of each of them, or one for all; empty if unknown.
     """
 
     text: str
@@ -52,11 +52,11 @@ class Domain:
     spans: tuple[Span, ...] = ()
 
     def speaks_of(self, coordinate: int) -> bool:
-        """Whether the coordinate is one of them."""
+        """Whether this is the domain of a coordinate."""
         return self.coordinates is None or coordinate in self._places
 
     def span(self, coordinate: int) -> Span | None:
-        """The interval of one of them."""
+        """The interval of a coordinate, if it is known."""
         if len(self.spans) < 2:
             return next(iter(self.spans), None)
         return self.spans[self._places[coordinate]]
@@ -73,7 +73,7 @@ class Domain:
         return f"coordinates [{shown}{more}] {self.text}"
 
 
-#: Said by a layer whose other side is a box: here events are unbounded again.
+#: The domain on the unbounded side of a layer that maps between a box and the line.
 LINE = Domain("range over the whole line")
 
 
@@ -82,9 +82,9 @@ class BaseCall:
     """A call of a base distribution's ``log_prob``.
 
     Attributes:
-        name: what it is called in the model, with its class.
+        name: its name in the model, with its class.
         log_prob: the method.
-        latents: what it was called with, or what it drew itself.
+        latents: the latents that it was called with, or that it drew itself.
         batch: how many rows its further arguments have.
         args: further arguments.
         kwargs: further arguments by name.
@@ -107,15 +107,20 @@ def circles(bounds: Sequence[float], coordinates: Sequence[int] | None) -> Domai
 
 
 def box(low: float, high: float, brackets: str = "[]") -> Domain:
-    """A box for all coordinates; round brackets if its ends do not belong to it."""
+    """A box for all coordinates; its ends belong to it unless the brackets are round."""
     text = f"lie in the box {brackets[0]}{low:g}, {high:g}{brackets[1]}"
     return Domain(text, None, (Span("box", low, high),))
 
 
+def spans_of(layer: BoundedAttention) -> dict[int, Span]:
+    """The circles and boxes of a layer, by channel."""
+    circles = {channel: Span("circle", *ends) for channel, ends in layer.circles.items()}
+    return circles | {channel: Span("box", *ends) for channel, ends in layer.boxes.items()}
+
+
 def domain_of_attention(layer: BoundedAttention, event: Tensor) -> Domain | None:
-    """Where attention of this package keeps events ``(B, C, *S)``."""
-    spans = {k: Span("circle", *ends) for k, ends in layer.circles.items()}
-    spans |= {k: Span("box", *ends) for k, ends in layer.boxes.items()}
+    """The domain in which `BoundedAttention` keeps events ``(B, C, *S)``."""
+    spans = spans_of(layer)
     positions = math.prod(event.shape[2:])
     found = {k * positions + i: span for k, span in spans.items() for i in range(positions)}
     if not found:
@@ -124,7 +129,7 @@ def domain_of_attention(layer: BoundedAttention, event: Tensor) -> Domain | None
 
 
 def spline_domain(layer: nn.Module) -> Domain | None:
-    """The domain of a monotone spline, by its tails: ``None``, "linear", "circular" or a list."""
+    """The domain of a spline, by its tails: ``None``, "linear", "circular", or a list of these."""
     own = vars(layer)
     if "tails" not in own:
         return None
@@ -137,9 +142,9 @@ def spline_domain(layer: nn.Module) -> Domain | None:
 
 
 def _domain_of_tails(spans: Mapping[int, Span]) -> Domain | None:
-    """That of a list of tails, if some are circular.
+    """The domain of a spline with a list of tails, if some are circular.
 
-    Beyond its bounds such a spline of normflows maps everything to zero, with linear tails too.
+    Beyond its bounds, such a spline of normflows maps everything to zero, even with linear tails.
     """
     circular = [k for k, span in spans.items() if span.kind == "circle"]
     if not circular:
@@ -151,7 +156,7 @@ def _domain_of_tails(spans: Mapping[int, Span]) -> Domain | None:
 
 
 def _spans_of_tails(layer: nn.Module) -> list[tuple[int, Span]]:
-    """By coordinate; a coupling has a list for each half of its coordinates."""
+    """Intervals by coordinate; a coupling has a list of tails for each half of its coordinates."""
     places = _indices(layer, "transform_features") or range(len(_tails(layer)))
     found = _spans(layer, places)
     other = getattr(layer, "unconditional_transform", None)
@@ -179,7 +184,7 @@ def _indices(layer: nn.Module, name: str) -> list[int]:
 
 
 def bounds_of(layer: object, name: str = "tail_bound") -> list[float]:
-    """A bound of a layer, one number or several."""
+    """The values of an attribute that is one bound or several."""
     bound = getattr(layer, name, None)
     if bound is None:
         return []
@@ -188,11 +193,11 @@ def bounds_of(layer: object, name: str = "tail_bound") -> list[float]:
 
 
 def domain_of_base(base: BaseCall) -> Domain | None:
-    """The domain of a base distribution that is not the whole line in every coordinate.
+    """The domain of a base distribution, unless it is the whole line in every coordinate.
 
-    Its log-density is evaluated with one coordinate at a time moved out of the way: in a box it is
-    minus infinity or an error there; on a circle, or in a box whose bounds are not checked, it is
-    what it was.
+    Its log-density is evaluated with one coordinate at a time moved far away. For a box it is then
+    minus infinity, or there is an error. For a circle, or a box whose ends are not checked, it does
+    not fall.
     """
     latents = base.latents
     if not latents.is_floating_point() or latents.dtype in (torch.float16, torch.bfloat16):
@@ -218,7 +223,7 @@ def domain_of_base(base: BaseCall) -> Domain | None:
 
 
 class _Moved:
-    """The log-density of a base at one latent with one of its coordinates moved."""
+    """The log-density of a base at one latent, with one coordinate moved at a time."""
 
     def __init__(self, base: BaseCall) -> None:
         self._base = base
@@ -227,11 +232,11 @@ class _Moved:
         self._unit = 1 + float(base.latents.detach().abs().max())
 
     def log_prob(self, distance: float) -> Tensor | None:
-        """One for each coordinate, in float64; ``None`` after an error."""
+        """A log-density for each coordinate, in float64; ``None`` after an error."""
         rows, base = len(self._coordinates), self._base
         latents = base.latents.detach()[:1].expand(rows, *base.latents.shape[1:]).clone()
         here = torch.arange(rows, device=latents.device)
-        # A map of the coordinates in their order, whatever the memory looks like.
+        # Coordinates are counted in the logical order, whatever the memory layout.
         flat = latents.flatten(1)
         flat[here, self._coordinates.to(latents.device)] += distance * self._unit
         moved = flat.reshape(latents.shape)
@@ -241,31 +246,31 @@ class _Moved:
             values = base.log_prob(moved, *args, **kwargs).detach().double()
         except Exception:
             return None
-        # Those of torch may have a density for each coordinate.
+        # Distributions of torch may return a density for each coordinate.
         values = values.flatten(1).sum(1) if values.ndim > 1 else values
         return values if values.shape == (rows,) else None
 
     def falls(self, here: Tensor, sign: int) -> Tensor:
-        """Whether the log-density becomes ever smaller far away, on one side."""
+        """Whether the log-density keeps falling far away, on one side."""
         falls, last = torch.ones_like(here, dtype=torch.bool), here
         for distance in _FAR:
             values = self.log_prob(sign * distance)
             if values is None:
                 break
-            # What overflows has fallen.
+            # An overflow counts as falling.
             falls &= (values < last) | ~values.isfinite()
             last = values
         return falls
 
     def where(self, chosen: Tensor) -> tuple[int, ...] | None:
-        """The coordinates that a condition holds for; ``None`` for all."""
+        """The coordinates for which a condition holds; ``None`` for all."""
         if bool(chosen.all()):
             return None
         return tuple(self._coordinates[chosen.cpu()].tolist())
 
 
 def rows_of(value: object, batch: int, rows: int) -> object:
-    """An argument that has a row for each event, for other events: its first row for all."""
+    """An argument for other events: if it has a row for each event, its first row for all."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value[:1].expand(rows, *value.shape[1:])
     return value

@@ -32,9 +32,9 @@ class Slot:
     """An attribute or list element of the model that holds a layer.
 
     Attributes:
-        rank: its place in the order of the model's modules.
+        rank: its number in the order of the model's modules.
         path: the keys that lead to it from the model.
-        iterated: whether it belongs to a list of which the owner runs every element.
+        iterated: whether it belongs to a list whose owner runs every element.
         ascending: whether that list is run from first to last on the way from data to latent;
             ``None`` if the run did not show it.
     """
@@ -64,11 +64,11 @@ class Neighbour:
     """A layer that maps events to events.
 
     Attributes:
-        slots: all slots that hold it, in the order of the model's modules; more than one where a
-            model uses a layer twice, or lists it twice.
+        slots: all slots that hold it, in the order of the model's modules; more than one if a model
+            uses or lists a layer twice.
         type: its class.
         role: its role in a step of a flow.
-        call: what it was called with.
+        call: its call in the run of the copy.
     """
 
     slots: tuple[Slot, ...]
@@ -110,8 +110,8 @@ def find_places(probe: Probe, positions: Iterable[Position]) -> dict[Neighbour, 
     """All places of all positions, by neighbour, in the order of the model's modules.
 
     Raises:
-        OptionError: an unknown position.
-        InsertionError: a position that this model does not have.
+        OptionError: a position is unknown.
+        InsertionError: the model does not have a position.
     """
     rules = list(dict.fromkeys(map(_rule, positions)))
     if not rules:
@@ -128,7 +128,8 @@ def find_places(probe: Probe, positions: Iterable[Position]) -> dict[Neighbour, 
         if not any(_matches(neighbour, kind) for neighbour in neighbours):
             found = ", ".join(f"{n}, role {n.role}" for n in named)
             raise InsertionError(
-                f"insert_attention: position {name!r} does not exist in this model; found: {found}"
+                f"insert_attention: expected a model with layers for position {name!r}, found "
+                f"only: {found}; choose another position, or a class of layers"
             )
     places = {
         neighbour: [
@@ -166,7 +167,7 @@ def _neighbours(probe: Probe) -> list[Neighbour]:
 
 
 class _Walk:
-    """Walks through the layers of a model, with the slots that hold them."""
+    """A walk through the layers of a model, with the slots that hold them."""
 
     def __init__(self, probe: Probe) -> None:
         self._host = probe.host
@@ -186,8 +187,8 @@ class _Walk:
         Args:
             module: whose children to visit.
             path: the keys that lead to it.
-            runs: whether its owner runs every element of it, should it be a list.
-            inside: whether it is inside of a layer.
+            runs: whether its owner runs every element of it, if it is a list.
+            inside: whether it is inside a layer.
         """
         is_list = isinstance(module, nn.ModuleList)
         runs_all = isinstance(module, self._host.iterating) or (runs and is_list)
@@ -204,10 +205,10 @@ class _Walk:
                 yield from self.below(child, slot.path, runs_all, inside)
 
     def _order(self, layers: nn.Module) -> tuple[bool, bool | None]:
-        """Whether a list is run in an order, and whether from first to last towards the latents.
+        """Whether a list is run in order, and whether from first to last towards the latents.
 
-        What a list holds twice tells nothing. A user's subclass may run it against the order of
-        its host, or in none.
+        Layers that it holds twice do not count. A user's subclass may run the list against the
+        order of the host, or in no order at all.
         """
         held = list(layers._modules.values())
         turns = [self._turns[x] for x in held if x in self._turns and held.count(x) == 1]
@@ -218,12 +219,12 @@ class _Walk:
         return turns == sorted(turns, reverse=True), not self._towards_latent
 
     def _is_open(self, module: nn.Module) -> bool:
-        """Whether layers inside of it may be neighbours: not if it is a coupling of the host."""
+        """Whether layers inside it may be neighbours: not if it is, say, a coupling of the host."""
         is_layer = isinstance(module, self._host.layer_type)
         return not is_layer or self._host.known_role(module) in (None, "container")
 
     def _is_network(self, module: nn.Module) -> bool:
-        """Whether a module inside of a layer computes parameters; it may well use layers for it."""
+        """Whether a module inside a layer is a net for its parameters, which may contain layers."""
         return not isinstance(module, (self._host.layer_type, *self._host.iterating, *LISTS))
 
 
@@ -234,7 +235,7 @@ def _role(probe: Probe, layer: nn.Module) -> Role:
     if not _does_work_of_its_own(probe, layer):
         return "container"
     guessed = probe.host.guessed_role(layer)
-    # What has no telling name is the transform of a step, unless it works entry by entry.
+    # If the name tells nothing, a layer counts as a coupling unless it is pointwise.
     return guessed or ("coupling" if mixes_entries(probe, layer) else "other")
 
 

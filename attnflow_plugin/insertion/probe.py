@@ -1,4 +1,4 @@
-"""Running a copy of a model, and recording what its layers are called with."""
+"""Running a copy of a model, and recording the calls of its layers."""
 
 import inspect
 import warnings
@@ -17,21 +17,22 @@ from attnflow_plugin.insertion.domains import BaseCall, rows_of
 
 _Method = Callable[..., Any]
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-#: What to make of a method of a layer, by its name, before it is recorded.
+#: Replaces a method of a layer, given by its name, before its calls are recorded.
 Wrap = Callable[[nn.Module, str, _Method], _Method]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one layer was called with.
+    """A call of a layer.
 
     Attributes:
-        method: ``"forward"`` or ``"inverse"``, whichever was called from outside of the layer.
+        method: ``"forward"`` or ``"inverse"``, whichever was called from outside the layer.
         towards_latent: whether the model ran from data to latent.
-        before: empty tensor with shape, dtype and device of the events on the side of the data.
-        after: the same on the side of the latents.
+        before: empty tensor with shape, dtype and device of the events before the layer, on the way
+            from data to latent.
+        after: the same behind the layer.
         rows: up to two rows of the input.
-        batch: how many rows there were.
+        batch: number of rows of the input.
         args: further arguments.
         kwargs: further arguments by name.
     """
@@ -55,7 +56,7 @@ class Call:
 
 
 class Stamp(NamedTuple):
-    """Where a layer has its side of the data or that of the latents on the way between them."""
+    """One side of a call, that of the data or that of the latents, in a timeline."""
 
     layer: nn.Module
     side: str
@@ -63,11 +64,11 @@ class Stamp(NamedTuple):
 
 
 class Probe:
-    """A copy of the user's model that records what its layers are called with.
+    """A copy of the user's model that records the calls of its layers.
 
-    The copy takes all side effects of running a model: data-dependent initialisation, running
-    statistics, caches. It runs in evaluation mode and without gradients where that works, and else
-    as the user's model would.
+    All side effects of running a model, such as data-dependent initialisation, running statistics
+    and caches, stay in the copy. It runs in evaluation mode and without gradients if that works,
+    and else with gradients or in the modes of the user's model.
 
     Attributes:
         host: the host.
@@ -75,8 +76,8 @@ class Probe:
         names: of all modules of the copy.
         calls: the first call of each layer that maps one tensor of events to another.
         base_calls: the first call of each base distribution.
-        ran: all layers that the last run called, in their order.
-        timeline: the sides of the calls, from data to latent.
+        ran: all layers that the last run called, in order.
+        timeline: the sides of all calls, from data to latent.
         finite: whether all events and log-densities of the last run were finite.
         towards_latent: whether the last run went from data to latent.
         largest: the largest number in any event since it was set to zero.
@@ -119,7 +120,7 @@ class Probe:
         return samples.detach()
 
     def there_and_back(self, batch: Batch) -> Tensor | None:
-        """The example after a run to latents and back, where the model has methods for that."""
+        """The example after a run to latents and back, if the model has methods for that."""
         run = self.host.there_and_back(self.model)
         if run is None:
             return None
@@ -128,7 +129,7 @@ class Probe:
 
     @property
     def timeline(self) -> list[Stamp]:
-        """When layers were entered and left, as sides, from data to latent."""
+        """The sides of all calls, from data to latent."""
         stamps = self._stamps if self.towards_latent else self._stamps[::-1]
         return [
             Stamp(layer, "data" if enters == self.towards_latent else "latent", call)
@@ -137,11 +138,11 @@ class Probe:
         ]
 
     def name(self, module: nn.Module) -> str:
-        """What a module is called in the model, with its class."""
+        """The name of a module in the model, with its class."""
         return f"{self.names[module]} ({type(module).__name__})"
 
     def rerun(self, layer: nn.Module, method: str, events: Tensor) -> Tensor:
-        """Run a layer by itself, with the first row of what else it was called with."""
+        """Run a layer by itself; further arguments are those of the first row of its call."""
         call, rows = self.calls[layer], len(events)
         args = [rows_of(value, call.batch, rows) for value in call.args]
         kwargs = {name: rows_of(value, call.batch, rows) for name, value in call.kwargs.items()}
@@ -151,8 +152,8 @@ class Probe:
         for name in ("forward", "inverse"):
             method = self._methods[layer, name] = getattr(layer, name)
             recorder = self._recorder(name, wrap(layer, name, method) if wrap else method)
-            # An attribute of the instance, since hosts call `inverse` without any hook; and a bound
-            # method, since code may ask for `__self__`.
+            # Hosts call `inverse` without any hook, so an attribute of the instance replaces it. It
+            # is a bound method, since code may use its `__self__`.
             object.__setattr__(layer, name, MethodType(recorder, layer))
 
     def _watch_base(self, module: nn.Module) -> None:
@@ -176,7 +177,7 @@ class Probe:
                 return run(*args, **kwargs)
             self._inside.add(layer)
             self.ran.setdefault(layer)
-            # What it was called with is known when it is done.
+            # The call is complete only when the layer returns.
             calls: list[Call] = []
             self._stamps.append((layer, True, calls))
             try:
@@ -198,7 +199,7 @@ class Probe:
     def _call(
         self, method: str, args: tuple[object, ...], kwargs: Mapping[str, object], after: object
     ) -> Call | None:
-        """What a layer was called with, if it maps events to events."""
+        """The call of a layer, if it maps events to events."""
         before, rest = (args[0], args[1:]) if args else (next(iter(kwargs.values()), None), ())
         if not (_is_event(before) and _is_event(after)):
             return None
@@ -208,7 +209,7 @@ class Probe:
         return Call(method, self.towards_latent, data, latent, rows, len(before), rest, named)
 
     def is_base(self, module: nn.Module) -> bool:
-        """Whether a module gives the density of latents, and of nothing else beside them."""
+        """Whether a module gives the density of latents, without layers inside it."""
         run = getattr(module, "log_prob", None)
         if not callable(run) or any(
             isinstance(inner, self.host.layer_type) for inner in module.modules()
@@ -219,7 +220,7 @@ class Probe:
         return isinstance(module, self.host.base_type) or len(required) == 1
 
     def _run(self, ways: Sequence[Run], batch: Batch, *, towards_latent: bool) -> object:
-        """The first way that works: quietly, with gradients, and in the modes of the user."""
+        """The result of the first way that runs, in evaluation mode if possible."""
         self.towards_latent = towards_latent
         first: Exception | None = None
         for training, gradients in ((False, False), (False, True), (True, True)):
@@ -229,7 +230,7 @@ class Probe:
                 self._recording = True
                 try:
                     with torch.set_grad_enabled(gradients), warnings.catch_warnings():
-                        # What a host warns of it will say again when the model itself runs.
+                        # The host will warn again when the model itself runs.
                         warnings.simplefilter("ignore")
                         return self._checked(batch.give(run))
                 except Exception as error:
@@ -238,7 +239,7 @@ class Probe:
                     first = first or error
                 finally:
                     self._recording = False
-        # Said as the layers of the hosts say it; what may then be tried is in `one_way_errors`.
+        # Layers of the hosts raise the same, so that it is one of `one_way_errors`.
         raise first or NotImplementedError(
             f"{type(self.model).__name__} has no method for this direction"
         )

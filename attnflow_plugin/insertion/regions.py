@@ -1,7 +1,7 @@
-"""Where the events of a place live, and attention that stays inside.
+"""Where the events of a place lie, and refusing layers that would move them out.
 
-Whether layers say the same on both sides of a place decides: those that run right beside it tell
-the ends of circles and boxes, others may only confirm that.
+Domains of layers on both sides of a place have to agree. Only layers right beside the place tell
+the ends of circles and boxes; those further away may confirm them.
 """
 
 import math
@@ -22,18 +22,19 @@ from attnflow_plugin.insertion.domains import (
     Span,
     domain_of_attention,
     domain_of_base,
+    spans_of,
 )
 from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe, Stamp
 from attnflow_plugin.insertion.sight import mixes_entries, saturates
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-#: What a model is compared with lives where its data do.
+#: Attributes with distributions of data, which are not base distributions.
 _TARGETS = ("p", "target")
 
 
 class _Said(NamedTuple):
-    """What a layer or a base distribution says, and whether nothing runs between it and a place."""
+    """A domain, where it is known from, and whether no layer runs between that and the place."""
 
     name: str
     domain: Domain
@@ -42,14 +43,14 @@ class _Said(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """Where the events of a place live, by channels; those that are not named are on the line.
+    """Where the events of a place lie, by channel; channels that are not named are on the line.
 
     Attributes:
-        spans: circles and boxes of which both ends are known.
-        unknown: channels that are not on the line, and of which no more is known, or not the same
-            at all positions, or not the same by all layers.
-        said: what was said first of those that are not on the line, and by whom.
-        falls: a base distribution says of all others that they are on the line.
+        spans: circles and boxes whose ends are both known.
+        unknown: channels that are not on the line, and whose ends are unknown, or differ between
+            positions or between layers.
+        said: the first domain found that is not the line, and where it is known from.
+        falls: whether a base distribution shows that all other channels are on the line.
     """
 
     spans: Mapping[int, Span] = field(default_factory=dict)
@@ -80,9 +81,8 @@ class Region:
         }
 
     def holds(self, layer: BoundedAttention) -> bool:
-        """Whether a layer stays inside, as far as is known."""
-        given = {k: Span("circle", *ends) for k, ends in layer.circles.items()}
-        given |= {k: Span("box", *ends) for k, ends in layer.boxes.items()}
+        """Whether a layer keeps events inside, as far as is known."""
+        given = spans_of(layer)
         turned = layer.circles.keys() - self.spans.keys() - self.unknown
         return (
             not (turned and self.falls)
@@ -107,7 +107,7 @@ class Regions:
     def __init__(self, probe: Probe) -> None:
         self._probe, self._host = probe, probe.host
         self._known_domains: dict[nn.Module, tuple[Domain | None, Domain | None]] = {}
-        # Bases draw latents; the weights of layers that are made later should not depend on that.
+        # Bases draw latents, which must not change the weights of layers that are made later.
         with torch.random.fork_rng(devices=[]):
             asked = [(base.name, domain_of_base(base)) for base in _bases(probe)]
         self._of_bases = next(((name, found) for name, found in asked if found is not None), None)
@@ -138,7 +138,7 @@ class Regions:
         return Region(spans, frozenset(unknown), said, self._asked)
 
     def _around(self, place: Place) -> tuple[list[Stamp], list[Stamp]]:
-        """What runs before a place, and after it, the nearest first."""
+        """The layers before and after a place, the nearest first."""
         layer = self._probe.model.get_submodule(place.neighbour.name)
         side = "data" if place.side == "before" else "latent"
         timeline = self._probe.timeline
@@ -147,27 +147,27 @@ class Regions:
         return timeline[:index][::-1], timeline[index:]
 
     def _said(self, stamps: Iterable[Stamp], *, base: bool = False) -> Iterator[_Said]:
-        """All that is said on one side of a place, the nearest first."""
+        """The domains known on one side of a place, the nearest first."""
         entered: set[nn.Module] = set()
         near = True
         for stamp in stamps:
             domain = self._domain(stamp)
             if domain is not None:
                 yield _Said(self._probe.name(stamp.layer), domain, near)
-            # A layer that was entered and left lies between; a container is only entered, or left.
+            # A layer that was entered and left lies between. A container around the place was not.
             near = near and stamp.layer not in entered
             entered.add(stamp.layer)
         if base and self._of_bases is not None:
             yield _Said(*self._of_bases, near)
 
     def _domain(self, stamp: Stamp) -> Domain | None:
-        """What a layer says of events on one of its sides."""
+        """The domain of events on one side of a layer."""
         data, latent = self._domains(stamp.layer)
         usual = (stamp.call.method == self._host.to_latent_method) == stamp.call.towards_latent
         return data if (stamp.side == "data") == usual else latent
 
     def _domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
-        """What a class of the host says, or what a user's own pointwise layer does far away."""
+        """The domains before and after a layer, by its class; a user's pointwise one is tried."""
         if layer not in self._known_domains:
             known = self._host.domains(layer)
             if isinstance(layer, BoundedAttention):
@@ -190,8 +190,8 @@ class Regions:
 def _bases(probe: Probe) -> list[BaseCall]:
     """The first call of each base distribution, at latents that it draws itself if it can.
 
-    Those that were not called, since they are no modules or ``log_prob`` did not run, count as
-    well if there are no others.
+    If none was called, since they are not modules or ``log_prob`` did not run, those that the
+    model holds are taken.
     """
     if probe.base_calls:
         return [_at_samples(module, call) for module, call in probe.base_calls.items()]
@@ -215,7 +215,7 @@ def _bases(probe: Probe) -> list[BaseCall]:
 
 
 def _drawn(base: nn.Module | Distribution) -> Tensor | None:
-    """Two latents that a base distribution draws itself, if it needs nothing for it."""
+    """Two latents that a base distribution draws, if it needs no further arguments."""
     draw: Callable[..., Any] = getattr(base, "sample", None)  # type: ignore[assignment]
     try:
         latents = draw((2,) if isinstance(base, Distribution) else 2).detach()
@@ -234,7 +234,7 @@ def _at_samples(module: nn.Module, call: BaseCall) -> BaseCall:
 def _span(
     sides: Sequence[Sequence[_Said]], coordinate: int, used: dict[_Said, None]
 ) -> Span | str | None:
-    """That of one coordinate; a word where it is unknown, ``None`` on the line."""
+    """The interval of a coordinate; "unknown" if it is not known, ``None`` on the line."""
     firsts = (
         next((said for said in side if said.domain.speaks_of(coordinate)), None) for side in sides
     )
@@ -252,7 +252,7 @@ def _span(
 
 
 def _same(one: Span, other: Span) -> bool:
-    """Up to rounding, since some layers keep their bounds in float32."""
+    """Whether two intervals agree up to rounding, since some layers keep them in float32."""
     tolerance = 1e-6 * (one.high - one.low)
     return one.kind == other.kind and all(
         math.isclose(ours, theirs, rel_tol=0, abs_tol=tolerance)
@@ -261,10 +261,10 @@ def _same(one: Span, other: Span) -> bool:
 
 
 def require_inside(place: Place, layer: nn.Module, region: Region) -> None:
-    """Refuse a layer that would take events out of where they live.
+    """Refuse a layer that would move events out of their region.
 
     Raises:
-        DomainError: names the place, the coordinates, their domain and what says so.
+        DomainError: it names the place, the coordinates, their domain and the layer that has it.
     """
     if isinstance(layer, BoundedAttention):
         if not region.holds(layer):
@@ -274,27 +274,27 @@ def require_inside(place: Place, layer: nn.Module, region: Region) -> None:
 
 
 def _not_a_line(place: Place, layer: nn.Module, region: Region) -> str:
-    inside = "attention that stays inside"
+    inside = "attention that keeps events inside"
     remedy = f'give the name of an attention, such as attention="coupling", for {inside}'
     if region.unknown:
         remedy = (
-            f"name both ends of the domain, which the layers right beside the place do not tell, "
-            f"for {inside}, attention=[partial(BoundedAttention, circles={{0: "
-            f"(-math.pi, math.pi)}}, flip=flip) for flip in (False, True)], with boxes= for boxes"
+            f"give both ends of the domain, which the layers beside the place do not tell, for "
+            f"{inside}: attention=[partial(BoundedAttention, circles={{0: (-math.pi, math.pi)}}, "
+            f"flip=flip) for flip in (False, True)], with boxes= for boxes"
         )
     return (
         f"insert_attention: expected events that range over the whole line {place}, found that "
-        f"{region.said}. {type(layer).__name__} would take them out of that domain, and the "
+        f"{region.said}. {type(layer).__name__} would move them out of that domain, and the "
         f"density would no longer integrate to one. Either {remedy}; or choose positions where "
         f"events range over the line (for data in a box: behind a logit); or pass "
-        f"check_domain=False if the layers stay inside of the domain"
+        f"check_domain=False if your layers keep events inside the domain"
     )
 
 
 def _keeps_to_others(place: Place, layer: BoundedAttention, region: Region) -> str:
     found = region.said or "they range over the whole line"
     return (
-        f"insert_attention: expected {type(layer).__name__} with the circles and boxes that events "
-        f"live on {place}, found circles={layer.circles} and boxes={layer.boxes} where {found}"
+        f"insert_attention: expected {type(layer).__name__} with the circles and boxes on which "
+        f"events lie {place}, found circles={layer.circles} and boxes={layer.boxes} where {found}"
         + (f": {region}" if region.spans else "")
     )

@@ -1,4 +1,4 @@
-"""What an insertion did, and giving its parameters to an optimizer in the middle of a training."""
+"""What an insertion did, and adding its parameters to an optimizer during training."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from attnflow_plugin.errors import OptionError
 
-# By name: not every build of torch has the second, and other libraries have an LBFGS as well.
+# By name, since not every build of torch has the second, and other libraries have an LBFGS too.
 _UNFIT = {
     "LBFGS": "its memory is one vector over all parameters",
     "ZeroRedundancyOptimizer": "it has divided its parameters between the processes",
@@ -27,8 +27,8 @@ class InsertedLayer:
     Attributes:
         name: its name in the model, as in ``model.get_submodule(name)``.
         layer: the layer itself.
-        position: the position that asked for it.
-        neighbour: name, before the insertion, of the layer it stands beside.
+        position: the position for which it was inserted.
+        neighbour: name, before the insertion, of the layer beside it.
         neighbour_type: class name of that layer.
         event_shape: shape of the events there, ``(C, *S)``.
     """
@@ -53,8 +53,8 @@ class InsertionReport:
     Attributes:
         inserted: the layers with their places.
         left_out: sentences on layers that could have had no effect at a place.
-        kept_inside: sentences on attention that stands in for other attention, so that events stay
-            on their circles or in their boxes.
+        kept_inside: sentences on places where `BoundedAttention` replaces the attention that was
+            asked for, so that events stay on their circles or in their boxes.
     """
 
     inserted: tuple[InsertedLayer, ...]
@@ -74,27 +74,27 @@ class InsertionReport:
     def parameters(self) -> Iterator[nn.Parameter]:
         """The new parameters, for an optimizer of their own.
 
-        One made before the insertion does not know them; `add_to` puts them into it.
+        `add_to` adds them to an optimizer that was made before the insertion.
         """
         return nn.ModuleList(self.layers).parameters()
 
     def add_to(self, optimizer: Optimizer, group: int = 0) -> None:
-        """Put the new parameters into a group of an optimizer that was made before the insertion.
+        """Add the new parameters to a group of an optimizer that was made before the insertion.
 
-        They get the settings of the group. What the optimizer knows of the other parameters stays
-        as it is, and so do the groups, which schedulers count: every scheduler goes on. Parameters
-        that the optimizer has already are left where they are.
+        They get the settings of the group. The state of the other parameters does not change, and
+        neither does the number of groups, so that schedulers go on. Parameters that the optimizer
+        already has stay in their group.
 
-        A checkpoint of the optimizer lists parameters in the order of its groups: load it into an
-        optimizer that was made before an insertion and extended after it in the same way.
+        A checkpoint of the optimizer lists parameters in the order of its groups. Load it into an
+        optimizer that was made before the insertion and extended after it in the same way.
 
         Args:
             optimizer: an optimizer of ``torch.optim``, or of a class derived from one.
             group: number of the group in ``optimizer.param_groups``.
 
         Raises:
-            OptionError: the group does not exist, or the optimizer cannot take these parameters, as
-                LBFGS; the optimizer is untouched.
+            OptionError: the group does not exist, or the optimizer cannot take further parameters,
+                as LBFGS. The optimizer is unchanged.
         """
         named: dict[nn.Parameter, str] = {}
         for entry in self.inserted:
@@ -131,9 +131,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def extend(optimizer: optim.Optimizer, index: int, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put parameters into a group of an optimizer; see ``InsertionReport.add_to``.
+    """Add parameters to a group of an optimizer; see ``InsertionReport.add_to``.
 
-    Nothing but the last lines touches the optimizer, and they cannot fail.
+    Only the last lines change the optimizer, and they cannot fail.
     """
     group = _group(optimizer, index)
     known = {parameter for other in optimizer.param_groups for parameter in other["params"]}
@@ -146,7 +146,7 @@ def extend(optimizer: optim.Optimizer, index: int, parameters: Mapping[str, nn.P
 
 
 def _group(optimizer: optim.Optimizer, index: int) -> dict[str, Any]:
-    """The group of that number, of an optimizer that more parameters can be put into."""
+    """The group of that number, if the optimizer can take further parameters."""
     if not isinstance(optimizer, optim.Optimizer):
         raise OptionError(
             f"InsertionReport.add_to: expected an optimizer of torch.optim, found "
@@ -170,9 +170,9 @@ def _group(optimizer: optim.Optimizer, index: int) -> dict[str, Any]:
 def _first_states(
     optimizer: optim.Optimizer, group: dict[str, Any], new: Mapping[str, nn.Parameter]
 ) -> dict[Tensor, dict[str, Any]]:
-    """What an optimizer with the settings of the group knows of the parameters before a step.
+    """The state of new parameters before their first step, with the settings of the group.
 
-    Torch's own constructor is asked, which is also where a class refuses parameters.
+    It is taken from torch's own constructor, which is also where a class refuses parameters.
     """
     make = next(
         base for base in type(optimizer).__mro__ if base.__module__.startswith("torch.optim")
@@ -191,7 +191,7 @@ def _first_states(
     if refused:
         raise _refusal(optimizer, refused) from next(iter(refused.values()))
     if group.get("fused") and _has_momentum(optimizer, group):
-        # The fused SGD wants all of its parameters to have a momentum, or none.
+        # The fused SGD fails if only some of its parameters have a momentum.
         return {p: {"momentum_buffer": torch.zeros_like(p)} for p in new.values()}
     return states
 

@@ -1,4 +1,4 @@
-"""What a user asks for, and why a model cannot run it; host-free."""
+"""Reading the example, and explaining why a model cannot run it, for any host."""
 
 import inspect
 import math
@@ -18,8 +18,8 @@ from attnflow_plugin.insertion.copying import Batch
 
 _OWNER = "insert_attention"
 
-# Per library: the root of its layers, by name and module, and another class of it with its module.
-# A copy of the library keeps both below its own package.
+# By library: the base class of its layers and another of its classes, each with its module. A copy
+# of the library has both below its own package.
 _SIGNS = {
     "normflows": ("Flow", "flows.base", "NormalizingFlow", "core"),
     "nflows": ("Transform", "transforms.base", "CompositeTransform", "transforms.base"),
@@ -51,8 +51,8 @@ def read_batch(host: Host, model: object, example: object, context: object) -> B
     """The example, and the further arguments of ``log_prob``.
 
     Raises:
-        InsertionError: no model, no batch of data, or one of events of another size.
-        NonFiniteError: NaN or infinity in the example.
+        InsertionError: the model is not a module, or the example is not a batch of its events.
+        NonFiniteError: the example holds NaN or infinity.
     """
     if not isinstance(model, nn.Module):
         hint = advice(host, model)
@@ -111,7 +111,7 @@ def _hints(host: Host, model: nn.Module, batch: Batch, error: Exception) -> Iter
 
 
 def _misses_context(model: nn.Module, error: Exception) -> bool:
-    """Whether the lack of a context is the likely cause of an error."""
+    """Whether a missing context is the likely cause of an error."""
     text = str(error)
     if isinstance(error, MissingContextError) or "required positional argument" in text:
         return True
@@ -128,7 +128,7 @@ def _is_made_for_context(model: nn.Module) -> bool:
 
 
 def _counts(value: object) -> bool:
-    """Whether an attribute says more than that there is no context."""
+    """Whether the value of an attribute means that there is a context."""
     if isinstance(value, nn.Module):
         return not isinstance(value, nn.Identity)
     return isinstance(value, Tensor) or bool(value)
@@ -144,14 +144,14 @@ def _parameters(model: nn.Module) -> list[str]:
 
 
 def advice(host: Host, model: object) -> str | None:
-    """What to do about something that ``host`` cannot run as a model, or finds no layers in.
+    """What to do about a model that cannot run, or that has no layers of the host.
 
     Args:
         host: the host whose ``insert_attention`` was called.
-        model: what was passed as the model.
+        model: the argument that was passed as the model.
 
     Returns:
-        A clause for the error message, or None where nothing is recognised. It never raises.
+        A clause for the error message, or ``None`` if nothing is recognised. It never raises.
     """
     with suppress(Exception):
         name = type(model).__name__
@@ -165,7 +165,7 @@ def advice(host: Host, model: object) -> str | None:
 
 
 def _about_object(host: Host, found: object) -> str | None:
-    """About what is no module."""
+    """Advice on an object that is not a module."""
     name = getattr(found, "__name__", type(found).__name__)
     for types, text in _OBJECTS:
         if isinstance(found, types):
@@ -174,7 +174,7 @@ def _about_object(host: Host, found: object) -> str | None:
 
 
 def _about_layers(host: Host, name: str, model: nn.Module, layers: list[nn.Module]) -> str | None:
-    """About a module that is, or holds, layers of the host."""
+    """Advice on a module that is a layer of the host, or holds some."""
     if _is_model(model) or (model in layers and len(layers) > 1):
         return None
     if model in layers:
@@ -210,14 +210,14 @@ def _about_others(host: Host, name: str, model: nn.Module) -> str | None:
 
 
 def _is_model(module: nn.Module) -> bool:
-    """Whether a module computes densities itself, rather than hand on to what it wraps."""
-    # NormalizingFlowVAE of normflows has no log_prob, and is a model all the same.
+    """Whether a module computes densities itself, and is not a wrapper around a model."""
+    # NormalizingFlowVAE of normflows is a model, although it has no log_prob.
     known = any(base.__module__ == "normflows.core" for base in type(module).__mro__)
     return known or callable(getattr(type(module), "log_prob", None)) or "log_prob" in vars(module)
 
 
 def _models(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> list[str]:
-    """The outermost models with such layers inside a module, as one would write them in code."""
+    """The outermost models with such layers inside a module, written as in code."""
     found = [
         name
         for name, module in model.named_modules()
@@ -245,7 +245,7 @@ def _afterwards(model: nn.Module) -> str:
 
 
 def _origin(module: nn.Module) -> tuple[str, str] | None:
-    """The library that a layer is of, and the package in which that library is found."""
+    """The library that defines a layer, and the package in which that library is found."""
     for base in reversed(type(module).__mro__):
         for library, (name, where, other, other_where) in _SIGNS.items():
             package = base.__module__.removesuffix(f".{where}")

@@ -1,4 +1,4 @@
-"""What a layer sees: whether an entry of its output depends on more than one of its input."""
+"""Whether a layer mixes entries: an entry of its output depends on several of its input."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,15 +15,15 @@ from attnflow_plugin.layers.bounded_attention import BoundedAttention
 _MIXTURES = 16
 _NOISE = 0.3
 _FAR = (1e4, 1e6)
-# In units of the spacing of floating-point numbers: sums may be taken in another order.
+# In units of the spacing of floating-point numbers, since sums may run in another order.
 _ROUNDING = 100
 
 
 def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> bool:
-    """Whether a map of events mixes their entries; a pointwise map does not.
+    """Whether a map of events mixes their entries, so that it is not pointwise.
 
-    Events are mixed together from the entries of two: where a mixture has the entry of the first,
-    a pointwise map gives what it gives for the first.
+    Events are put together from the entries of two. Wherever such a mixture has the entry of the
+    first event, a pointwise map gives the same as for the first event.
 
     Args:
         run: the map, of batches of events.
@@ -46,13 +46,13 @@ def sees_others(run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) 
 
 
 def mixes_entries(probe: Probe, layer: nn.Module) -> bool:
-    """Whether a layer that ran is more than a map of every entry by itself.
+    """Whether a layer that ran mixes the entries of its events.
 
-    Its parameters are moved for the question, since a coupling may start as the identity.
+    Noise is added to its parameters for this, since a coupling may start as the identity.
     """
     call = probe.calls[layer]
     first, second = call.rows[:1], call.rows[-1:]
-    # Where the rows agree, a little aside, which is inside of a box around them too.
+    # Where the rows agree, both are moved a little, but stay inside a box around them.
     same = first == second
     first = torch.where(same, 0.95 * first + 0.02, first)
     second = torch.where(same, 0.9 * second + 0.05, second)
@@ -64,7 +64,7 @@ def mixes_entries(probe: Probe, layer: nn.Module) -> bool:
 
 
 def saturates(run: Callable[[Tensor], Tensor], like: Tensor) -> bool:
-    """Whether a pointwise map of the line ends somewhere, at one end at least.
+    """Whether a pointwise map of the line is bounded, on one side at least.
 
     Args:
         run: the map, of batches of events.
@@ -82,7 +82,7 @@ def saturates(run: Callable[[Tensor], Tensor], like: Tensor) -> bool:
 
 
 def _kept(size: int) -> Tensor:
-    """Entries that mixtures have of the first event: all but one, or of large events a half."""
+    """Entries that mixtures take from the first event: all but one, or half for large events."""
     if size <= _MIXTURES:
         return ~torch.eye(size, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
@@ -92,13 +92,13 @@ def _kept(size: int) -> Tensor:
 def is_blind(attention: nn.Module, event: Tensor) -> bool:
     """Whether attention can only scale and shift by constants, whatever it learns.
 
-    So it is where everything that it could see lies on one side of its mask.
+    This is so if everything that its weights could depend on lies on one side of its mask.
 
     Args:
         attention: an attention layer of this package.
         event: empty tensor with the shape, dtype and device of the events.
     """
-    # What attention does with its first random weights may be small.
+    # In float64, since the effect of the first random weights may be small.
     layer, event = copy.deepcopy(attention).double().eval(), event.double()
     assert isinstance(layer, InvertibleLayer)
     generator = torch.Generator().manual_seed(0)
@@ -121,17 +121,17 @@ def is_blind(attention: nn.Module, event: Tensor) -> bool:
                 run(first), run(first, contexts[1])
             )
         except Exception:
-            # Why it does not fit is for the trial to say.
+            # The trial explains why it does not fit.
             return False
 
 
 @contextmanager
 def noisy(layer: nn.Module) -> Iterator[None]:
-    """Add noise to the parameters: what starts at zero is not the rule."""
+    """A context with noise on the parameters, many of which start at zero."""
     parameters = [p for p in layer.parameters() if p.is_floating_point()]
     values = [parameter.detach().clone() for parameter in parameters]
     try:
-        # Layers that are made later should not depend on whether this was asked.
+        # The noise must not change the weights of layers that are made later.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for parameter in parameters:
                 parameter.add_(_NOISE * torch.randn_like(parameter))

@@ -1,4 +1,4 @@
-"""Inserting layers into a model of its own all at once, or not at all."""
+"""Changing a model: all new layers are inserted, or none of them."""
 
 import gc
 import sys
@@ -25,7 +25,7 @@ class Insertion:
     layers: Sequence[tuple[Place, nn.Module]]
 
     def in_list_order(self, slot: Slot) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The layers to the left and to the right of the neighbour where the host lists it."""
+        """The layers before and after the neighbour in the list of the host that holds it."""
         before, after = self._side("before"), self._side("after")
         ascending = self.neighbour.call.ascending if slot.ascending is None else slot.ascending
         return (before, after) if ascending else (after[::-1], before[::-1])
@@ -43,10 +43,9 @@ class Change:
 
 
 def planned_changes(host: Host, model: nn.Module, insertions: Sequence[Insertion]) -> list[Change]:
-    """What an insertion changes; the model stays as it is.
+    """The changes of an insertion, which are not made yet.
 
-    A list is filled from its end, so that no insertion changes the keys of one that is still to
-    come.
+    A list is filled from its end, so that no insertion changes the keys of a later one.
     """
     children: dict[nn.Module, list[tuple[str, nn.Module | None]]] = {}
     todo = [(slot, insertion) for insertion in insertions for slot in insertion.neighbour.slots]
@@ -68,7 +67,7 @@ def planned_changes(host: Host, model: nn.Module, insertions: Sequence[Insertion
 
 
 def commit(changes: Sequence[Change], result: T) -> T:
-    """Make the changes and return the result; undo all of them should anything interrupt."""
+    """Make the changes and return the result; undo all of them if anything interrupts."""
     before = [change.module._modules for change in changes]
     try:
         for change in changes:
@@ -89,7 +88,7 @@ def _named(
 
 
 def _set_mode(new: list[nn.Module], neighbour: nn.Module) -> None:
-    """Give new modules the mode of their neighbour, and leave alone what is inside of that."""
+    """Give new modules the mode of their neighbour, whose own modules keep theirs."""
     theirs = set(neighbour.modules())
     for module in nn.ModuleList(new).modules():
         if module not in theirs:
@@ -97,7 +96,7 @@ def _set_mode(new: list[nn.Module], neighbour: nn.Module) -> None:
 
 
 def require_whole_model(model: nn.Module, neighbours: Iterable[Neighbour]) -> None:
-    """Refuse a wrapper around layers of another model, which would not get the new ones.
+    """Refuse a model that shares its layers with another one, which would not get the new ones.
 
     Raises:
         InsertionError: a module outside of the model holds some of the layers as well.
@@ -105,7 +104,7 @@ def require_whole_model(model: nn.Module, neighbours: Iterable[Neighbour]) -> No
     layers = {model.get_submodule(slot.name) for each in neighbours for slot in each.slots}
     layers = _referred_to_from_elsewhere(model, layers)
     if layers and any(True for _ in _other_owners(model, layers)):
-        # What nobody refers to any more may merely not have been collected yet.
+        # An unused module may only not have been collected yet.
         gc.collect()
         for owner in _other_owners(model, layers):
             raise InsertionError(
@@ -117,8 +116,8 @@ def require_whole_model(model: nn.Module, neighbours: Iterable[Neighbour]) -> No
 
 
 def _referred_to_from_elsewhere(model: nn.Module, layers: set[nn.Module]) -> set[nn.Module]:
-    """Those with more references than the model has; to search all modules for the rest is dear."""
-    # Held once and in a set, as a layer is: what else counts is the counting itself.
+    """Layers with more references than the model has; searching all modules is expensive."""
+    # A module that is held once, and by a set as the layers are: the references of counting itself.
     lone = nn.Sequential(nn.Module())
     alone = set(lone.children())
     parents = (*model.modules(), *lone.modules())
@@ -129,7 +128,7 @@ def _referred_to_from_elsewhere(model: nn.Module, layers: set[nn.Module]) -> set
 
 
 def _other_owners(model: nn.Module, layers: set[nn.Module]) -> Iterator[nn.Module]:
-    """Modules outside of the model that hold some of its layers; not lists that nobody holds."""
+    """Modules outside of the model that hold some of its layers, except lists in no module."""
     inside = set(model.modules())
     outside = [
         found

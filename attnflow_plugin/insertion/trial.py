@@ -13,12 +13,12 @@ from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.transaction import Insertion, commit, planned_changes
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
-#: By how much events are stretched to see whether they leave something.
+#: The factor by which events are stretched to see whether they leave a domain.
 _STRETCH = 2.0
-#: What rounding may do to an entry, and to how many of them.
+#: How much rounding may change an entry, and the share of entries that may change more.
 _TOLERANCE, _EXCEPTIONS = 0.01, 0.02
 
-#: Events that are so many times as large as usual say nothing about domains.
+#: If events grow by such a factor, a difference between the directions is no sign of a domain.
 _BLOWN_UP = 1e3
 
 _Method = Callable[..., tuple[Tensor, Tensor]]
@@ -26,7 +26,7 @@ _Check = Callable[[Batch], bool]
 
 
 class _LeftOutError(Exception):
-    """A new layer would take no part in sampling; a check does not merely fail then."""
+    """A new layer would take no part in sampling, which is more than a failed check."""
 
 
 class Trial:
@@ -62,11 +62,11 @@ class Trial:
         return [names[layer] for _, layer in self._entries()]
 
     def require_runs(self, batch: Batch) -> None:
-        """Run as the model ran without the new layers.
+        """Run in the direction in which the model ran without the new layers.
 
         Raises:
             InsertionError: a layer does not fit, never runs, or runs on the wrong side; or the
-                model runs no longer, or no longer all of its layers.
+                model fails, or no longer runs all of its layers.
         """
         run = self._probe.to_latent if self._towards_latent else self._probe.to_data
         try:
@@ -82,10 +82,10 @@ class Trial:
         self._require_order()
 
     def require_sampling(self, batch: Batch) -> None:
-        """Run in the other direction, where the model itself can.
+        """Run in the other direction, if the model itself can.
 
         Raises:
-            InsertionError: the model samples no longer, or without the new layers.
+            InsertionError: sampling fails with the new layers, or does not run them.
         """
         if not self._towards_latent:
             return
@@ -100,11 +100,11 @@ class Trial:
             self._require_all_sampled(InsertionError)
 
     def require_agreement(self, batch: Batch) -> None:
-        """Stretch events where the new layers are, and see whether the directions still agree.
+        """Stretch events at the new layers, and check that the directions of the model agree.
 
-        What leaves a circle, a box or the support of a base does not come back as it was. So does
-        what sampling reaches in another way than the density. A model that does not agree with
-        itself to begin with, such as one with random layers, is taken as it is.
+        Events that leave a circle, a box or the support of a base distribution do not come back
+        unchanged. Neither do events if sampling and density run different layers. A model whose
+        directions disagree without stretching, such as one with random layers, is accepted.
 
         Raises:
             DomainError: names the place.
@@ -123,7 +123,7 @@ class Trial:
                 self.require_sampling(batch)
 
     def _require_each(self, agrees: _Check, batch: Batch) -> None:
-        """Find the place; if there is none, all together were merely too much for the numbers."""
+        """Find the place; if there is none, only all layers together overflow."""
         for layer in self._first_layers():
             for factor in (_STRETCH, 1 / _STRETCH):
                 if not self._holds(agrees, batch, {layer: factor}):
@@ -141,17 +141,18 @@ class Trial:
             if layer not in self._probe.ran:
                 raise InsertionError(
                     f"insert_attention: a layer {place} would never run, because the model does "
-                    f"not call what stands there; choose another position, or a class of layers"
+                    f"not call the layer there; choose another position, or a class of layers"
                 )
         for name, layer in self._probe.model.named_modules():
             if layer in self._needed and layer not in self._probe.ran:
                 raise InsertionError(
-                    f"insert_attention: with attention inside, {type(self._model).__name__} would "
-                    f"no longer run its {type(layer).__name__}, which is {name} then"
+                    f"insert_attention: with attention, {type(self._model).__name__} would no "
+                    f"longer run its {type(layer).__name__}, whose name would be {name}; choose "
+                    f"another position"
                 )
 
     def _require_order(self) -> None:
-        """Every layer on its side of its neighbour, on the way from data to latent."""
+        """Every new layer has to run on its side of its neighbour."""
         turns = list(self._probe.ran)
         if not self._towards_latent:
             turns.reverse()
@@ -163,19 +164,20 @@ class Trial:
             if expected != sorted(expected, key=turns.index):
                 place = insertion.layers[0][0]
                 raise InsertionError(
-                    f"insert_attention: a layer {place} would run on the other side of it, because "
-                    f"the model runs what stands there in an order of its own"
+                    f"insert_attention: a layer {place} would run on the wrong side of it, because "
+                    f"the model runs the layers there in an order of its own; choose another "
+                    f"position"
                 )
 
     def _require_all_sampled(self, kind: type[Exception]) -> None:
-        """The new layers take part in sampling wherever their neighbours do."""
+        """The new layers have to take part in sampling wherever their neighbours do."""
         for insertion, neighbour in zip(self._insertions, self._neighbours, strict=True):
             for place, layer in insertion.layers:
                 if neighbour in self._probe.ran and layer not in self._probe.ran:
                     raise kind(
-                        f"insert_attention: a layer {place} would be left out in sampling, where "
-                        f"the model reaches {place.neighbour} by another reference, such as a "
-                        f"Python list or an attribute that is not the one it has there"
+                        f"insert_attention: a layer {place} would be left out in sampling, which "
+                        f"reaches {place.neighbour} by another reference, such as a Python list; "
+                        f"run it by that name in both directions, or choose another position"
                     )
 
     def _samples_without(self, batch: Batch) -> bool:
@@ -197,7 +199,7 @@ class Trial:
             held = False
         finally:
             self._stretch = {}
-        # Scales that are exponential may blow up on their way; that is no domain that ends.
+        # Exponential scales may overflow, which does not show that a domain ends.
         return held or self._probe.largest > _BLOWN_UP * (1 + self._usual)
 
     def _maps_example(self, batch: Batch) -> bool:
@@ -210,7 +212,7 @@ class Trial:
         return returned is None or _agree(returned, batch.example)
 
     def _returns_samples(self, batch: Batch) -> bool:
-        """Samples are mapped back through the same events."""
+        """Whether samples are mapped back through the same events."""
         if not self._towards_latent:
             return True
         self._seen.clear()
@@ -231,8 +233,8 @@ class Trial:
         towards_latent = name == self._host.to_latent_method
 
         def attempt(event: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-            # What fits is a matter of shapes, and an ActNorm that initialises itself on an example
-            # of one row makes NaNs.
+            # Only shapes have to fit, and an ActNorm that initialises itself from a single row
+            # returns NaN.
             event = event.nan_to_num(0, 0, 0) if not self._stretch else event
             factor = self._stretch.get(layer, 1.0)
             try:
@@ -255,20 +257,20 @@ class Trial:
 
     def _broken(self, what: str, error: Exception) -> InsertionError:
         return InsertionError(
-            f"insert_attention: {type(self._model).__name__} does not {what} with attention "
-            f"inside: {error}"
+            f"insert_attention: with attention, {type(self._model).__name__} does not {what}: "
+            f"{error}"
         )
 
 
 def _stretched(layer: nn.Module, event: Tensor, factor: float) -> Tensor:
-    """Events as they may be behind a layer that has learnt something."""
+    """Events as a layer with other parameters may return them."""
     if isinstance(layer, BoundedAttention) and factor != 1:
         return layer.stirred(event, factor)
     return event * factor
 
 
 def _agree(event: Tensor, expected: Tensor) -> bool:
-    """Up to rounding, which saturated functions amplify in a few entries."""
+    """Whether events agree up to rounding, which saturated functions amplify in a few entries."""
     if event.numel() != expected.numel():
         return False
     event, expected = event.detach().flatten(), expected.detach().flatten()
@@ -279,9 +281,8 @@ def _agree(event: Tensor, expected: Tensor) -> bool:
 def _left_domain(place: Place) -> str:
     return (
         f"insert_attention: expected events that may be scaled and mixed {place}, found that the "
-        f"model does not agree with itself once they are: what is mapped to latent does not come "
-        f"back, or not as it was. Either events live in a box or on a circle there, which "
-        f"attention would leave, or the two directions of the model do not run the same layers. "
-        f"Insert where events range over the whole line, or pass check_domain=False if you know "
-        f"that they do here"
+        f"two directions of the model no longer undo each other when they are. Either events lie "
+        f"in a box or on a circle there, which attention would leave, or the two directions do not "
+        f"run the same layers. Insert where events range over the whole line, or pass "
+        f"check_domain=False if you know that they do here"
     )

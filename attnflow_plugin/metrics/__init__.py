@@ -1,4 +1,4 @@
-"""Metrics of densities and of images; those that need other libraries import them on use."""
+"""Metrics of densities and of images. Optional libraries are imported when they are needed."""
 
 from attnflow_plugin.metrics.images import bits_per_dim, dequantize, downscale, resize_bicubic
 from attnflow_plugin.metrics.scores import (

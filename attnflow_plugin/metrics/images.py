@@ -1,4 +1,4 @@
-"""Images as metrics take them: their grey levels, bits per dimension, and their sizes."""
+"""Grey levels, bits per dimension and resizing of images, and checks of images for metrics."""
 
 import math
 from collections.abc import Iterable, Sequence, Sized
@@ -11,8 +11,8 @@ from attnflow_plugin.errors import NonFiniteError, ShapeError
 from attnflow_plugin.options import positive_int
 
 LEVELS = 255
+#: Reach of the cubic kernel, in pixels of the coarser grid.
 RADIUS = 2
-"""Reach of the cubic kernel, in pixels of the coarser grid."""
 
 
 def dequantize(
@@ -20,8 +20,9 @@ def dequantize(
 ) -> Tensor:
     r"""Spread integer values over [0, 1): $(v + u) / levels$ with $u \sim U[0, 1)$.
 
-    The density of the result, integrated over the cell of a value, is a lower bound of the
-    probability of that value, which makes `bits_per_dim` an upper bound of its code length.
+    The mean log-density over the cell of a value, plus the log-volume of the cell, is a lower bound
+    of the log-probability of that value (Jensen's inequality). `bits_per_dim` is therefore an upper
+    bound of its code length.
 
     Args:
         values: integers from 0 to ``levels - 1``, in any dtype and shape.
@@ -29,12 +30,12 @@ def dequantize(
         generator: source of the noise, for reproducible evaluation.
 
     Returns:
-        Floating-point tensor of the same shape: of the dtype of ``values`` if that is float32 or
-        float64, float32 for half precision, in which the cells have no room, else of the default
-        dtype.
+        Floating-point tensor of the same shape. Its dtype is that of ``values`` if that is float32
+        or float64, float32 for half precision, which is too coarse for the cells, and else the
+        default dtype.
 
     Raises:
-        ShapeError: values outside of the range or not whole.
+        ShapeError: values are out of range, or not whole.
 
     Examples:
         >>> bool((dequantize(torch.tensor([0, 255])) < 1).all())
@@ -56,7 +57,7 @@ def dequantize(
             + (f"; images in [0, 1] are (images * {levels - 1}).round() here" if scaled else "")
         )
     noise = torch.rand(exact.shape, dtype=dtype, device=values.device, generator=generator)
-    # Rounding may carry 255 + u to 256; the largest number below one is the value that was meant.
+    # Rounding may give 256 for 255 + u; the largest number below one is the right value then.
     return ((exact + noise) / levels).clamp(max=1 - torch.finfo(dtype).eps / 2)
 
 
@@ -100,8 +101,8 @@ def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
     """Raise unless ``images`` are floating point in [0, 1], of shape ``(B, C, H, W)``.
 
     Raises:
-        ShapeError: wrong rank, dtype or range, or nothing in it.
-        NonFiniteError: NaN or infinity.
+        ShapeError: they have a wrong rank, dtype or range, or are empty.
+        NonFiniteError: they hold NaN or infinity.
     """
     check_tensor(owner, name, images)
     expected = "(B, C, H, W)" if rank == 4 else "(S, B, C, H, W)"
@@ -125,10 +126,10 @@ def check_images(owner: str, name: str, images: Tensor, rank: int = 4) -> None:
 
 
 def check_colours(owner: str, name: str, images: Tensor) -> None:
-    """Raise unless images have the three channels that networks of colour images take.
+    """Raise unless images have three channels, as networks for colour images need them.
 
     Raises:
-        ShapeError: another number of channels.
+        ShapeError: they have another number of channels.
     """
     if images.shape[1] != 3:
         remedy = (
@@ -160,12 +161,12 @@ def to_levels(images: Tensor, *, truncate: bool = False) -> Tensor:
 def resize_bicubic(images: Tensor, size: Sequence[int]) -> Tensor:
     r"""Resize images as ``imresize(image, size)`` of MATLAB does by default.
 
-    Along each axis, with $s$ the new length over the old one, a new pixel is the weighted mean of
-    old ones with Keys' cubic kernel of $a = -1/2$, stretched by $1/s$ when the image shrinks, and
-    with the image mirrored at its borders, border pixels included. Other programs differ in each of
-    these points, by enough to move a PSNR.
+    Along each axis, a new pixel is a weighted mean of old ones. The weights are Keys' cubic kernel
+    with $a = -1/2$. With $s$ the new length over the old one, it is stretched by $1/s$ when the
+    image shrinks. The image is mirrored at its borders, border pixels included. Other programs
+    differ in each of these points, by enough to change a PSNR.
 
-    Values are neither clamped nor rounded. Edges overshoot, as the kernel is negative in places.
+    Values are neither clamped nor rounded. Edges overshoot, since the kernel is partly negative.
 
     Cost: $O(1/s)$ per old pixel and axis when shrinking, constant when enlarging.
 
@@ -177,8 +178,8 @@ def resize_bicubic(images: Tensor, size: Sequence[int]) -> Tensor:
         Shape ``(B, C, *size)``; half precision comes back as float32.
 
     Raises:
-        ShapeError: not a batch of images in floating point.
-        OptionError: a size that is not a positive integer.
+        ShapeError: it is not a batch of images in floating point.
+        OptionError: a size is not a positive integer.
 
     References:
         Keys, *Cubic Convolution Interpolation for Digital Image Processing*, 1981.
@@ -205,7 +206,7 @@ def downscale(images: Tensor, scale: int) -> Tensor:
     r"""The low-resolution images of a super-resolution task.
 
     Images are rounded to whole values from 0 to 255, shrunk by `resize_bicubic`, clamped and
-    rounded again, like image files that were resized and saved.
+    rounded again, as when image files are resized and saved.
 
     Args:
         images: in [0, 1], shape ``(B, C, H, W)``, with sides divisible by ``scale``.
@@ -216,15 +217,15 @@ def downscale(images: Tensor, scale: int) -> Tensor:
         of the images.
 
     Raises:
-        ShapeError: no images in [0, 1], or sides that are not divisible.
-        NonFiniteError: NaN or infinity in the images.
+        ShapeError: the images are not in [0, 1], or their sides are not divisible.
+        NonFiniteError: the images hold NaN or infinity.
     """
     check_images("downscale", "images", images)
     scale = positive_int("downscale", "scale", scale)
     height, width = images.shape[-2:]
     if height % scale or width % scale:
         raise ShapeError(f"downscale: expected sides divisible by {scale}, found {height}x{width}")
-    # In double precision, so that weights which sum to a half of a level are rounded reproducibly.
+    # In float64, so that results halfway between two levels are rounded reproducibly.
     levels = to_levels(images).double() / LEVELS
     small = resize_bicubic(levels, (height // scale, width // scale)).clamp(0, 1)
     return (to_levels(small).double() / LEVELS).to(images.dtype)
@@ -233,11 +234,11 @@ def downscale(images: Tensor, scale: int) -> Tensor:
 def _mirror(old: int, new: int) -> tuple[Tensor, int]:
     """Indices of an axis with mirrored margins, and how wide each is in the result.
 
-    The margins keep what interpolate does at borders out of the image. They are whole periods of
-    the two grids against each other, so that the sampling points inside stay where they are.
+    The margins keep the border effects of ``interpolate`` out of the image. They are whole periods
+    of the two grids, so that the sampling points inside do not move.
     """
     period = old // math.gcd(old, new)
     margin = period * math.ceil(RADIUS * max(1, old / new) / period)
-    # Folded, as an image may be smaller than its margin.
+    # Folded, since an image may be smaller than its margin.
     folded = torch.arange(-margin, old + margin) % (2 * old)
     return torch.minimum(folded, 2 * old - 1 - folded), margin * new // old

@@ -1,4 +1,4 @@
-"""How close images are to their targets: PSNR, SSIM, LPIPS, at one temperature or at several."""
+"""Scores of images against their targets: PSNR, SSIM, LPIPS; also over several temperatures."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,23 +36,23 @@ def psnr(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
     10 \log_{10} \frac{255^2}{\mathrm{mean}\,(x - y)^2}
     $$
 
-    over all channels and pixels of the two images in whole values from 0 to 255, which is what is
-    left of them in an image file. Identical images have an infinite ratio.
+    with the mean over all channels and pixels. Values are whole numbers from 0 to 255, as in an
+    image file. Identical images have an infinite ratio.
 
     Args:
         images: in [0, 1], shape ``(B, C, H, W)``.
         targets: what they should be, same shape.
         crop: pixels to leave out along every border.
-        truncate: cut fractions of a level off the images instead of rounding them, as programs do
-            that save images by casting them. The targets are rounded in any case.
+        truncate: round the images down to whole levels, as programs do that save images by casting
+            them. The targets are always rounded to the nearest level.
 
     Returns:
         Shape ``(B,)``.
 
     Raises:
         MissingHostError: scikit-image is not installed.
-        ShapeError: no images in [0, 1], different shapes, or nothing left after cropping.
-        NonFiniteError: NaN or infinity in the images.
+        ShapeError: the images are not in [0, 1], differ in shape, or are empty after cropping.
+        NonFiniteError: the images hold NaN or infinity.
     """
     metrics = require("psnr:", "skimage.metrics", "metrics")
     numpy = require("psnr:", "numpy", "metrics")
@@ -65,8 +65,8 @@ def psnr(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
 def ssim(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = False) -> Tensor:
     r"""Structural similarity of each image; at most one, which is best.
 
-    The defaults of scikit-image: means, variances and covariance in uniform windows of 7x7 pixels,
-    on whole values from 0 to 255, each channel by itself, averaged over windows and channels.
+    It has the defaults of scikit-image: means, variances and covariance in uniform windows of 7x7
+    pixels, of whole values from 0 to 255, averaged over windows and channels.
 
     Args:
         images: in [0, 1], shape ``(B, C, H, W)``, at least 7x7 after cropping.
@@ -79,8 +79,8 @@ def ssim(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
 
     Raises:
         MissingHostError: scikit-image is not installed.
-        ShapeError: no images in [0, 1], different shapes, or too small.
-        NonFiniteError: NaN or infinity in the images.
+        ShapeError: the images are not in [0, 1], differ in shape, or are too small.
+        NonFiniteError: the images hold NaN or infinity.
 
     References:
         Wang et al., *Image Quality Assessment: From Error Visibility to Structural Similarity*,
@@ -94,21 +94,21 @@ def ssim(images: Tensor, targets: Tensor, *, crop: int = 0, truncate: bool = Fal
 def lr_psnr(samples: Tensor, low_resolution: Tensor, scale: int) -> Tensor:
     r"""PSNR of downscaled samples against the images they were made from, in decibels.
 
-    A super-resolved image is consistent with its input if shrinking it gives the input back. The
-    level that is usually asked for is 45 dB, a root mean square error of 1.4 out of 255.
+    A super-resolved image is consistent with its input if downscaling gives the input back. The
+    usual requirement is 45 dB, which is a root mean square error of 1.4 out of 255.
 
     Args:
         samples: super-resolved images in [0, 1], shape ``(B, C, H, W)``.
-        low_resolution: what they were made from, shape ``(B, C, H / scale, W / scale)``.
-        scale: how many times smaller that is.
+        low_resolution: their inputs, shape ``(B, C, H / scale, W / scale)``.
+        scale: how many times smaller these are.
 
     Returns:
-        Shape ``(B,)``; infinite where the downscaled sample is the input to the last level.
+        Shape ``(B,)``; infinite if the downscaled sample equals the input in every level.
 
     Raises:
         MissingHostError: scikit-image is not installed.
-        ShapeError: no images in [0, 1], or sizes that do not fit the scale.
-        NonFiniteError: NaN or infinity in the images.
+        ShapeError: the images are not in [0, 1], or sizes do not fit the scale.
+        NonFiniteError: the images hold NaN or infinity.
 
     References:
         Lugmayr et al., *SRFlow: Learning the Super-Resolution Space with Normalizing Flow*, 2020.
@@ -127,8 +127,8 @@ class LPIPS:
 
     Raises:
         MissingHostError: torchmetrics or torchvision is not installed, or the weights of the
-            network are neither on the disk nor can be downloaded.
-        OptionError: a network that is not known.
+            network are not on the disk and cannot be downloaded.
+        OptionError: the network is unknown.
 
     References:
         Zhang et al., *The Unreasonable Effectiveness of Deep Features as a Perceptual Metric*,
@@ -138,7 +138,7 @@ class LPIPS:
     def __init__(self, network: str = "alex") -> None:
         one_of("LPIPS", "network", network, SMALLEST)
         self._smallest = SMALLEST[network]
-        # torchvision first: torchmetrics believes in one that is there but cannot be imported.
+        # torchvision first: torchmetrics does not notice one that is there but cannot be imported.
         require("LPIPS:", "torchvision", "metrics", " torchvision")
         metrics = require("LPIPS:", "torchmetrics.image.lpip", "metrics")
         try:
@@ -156,8 +156,8 @@ class LPIPS:
         """Distances of shape ``(B,)`` between images in [0, 1] of shape ``(B, 3, H, W)``.
 
         Raises:
-            ShapeError: no colour images in [0, 1], too small for the network, or different shapes.
-            NonFiniteError: NaN or infinity in the images.
+            ShapeError: they are not colour images in [0, 1] of one shape, or are too small.
+            NonFiniteError: the images hold NaN or infinity.
         """
         check_pair("LPIPS", images, targets)
         check_colours("LPIPS", "images", images)
@@ -168,7 +168,7 @@ class LPIPS:
             )
         metric = self._metric.to(images.device)
         distances = metric(images.float(), targets.float()).reshape(-1)
-        # Else it collects the distances of all calls.
+        # Otherwise it collects the distances of all calls.
         metric.reset()
         return distances
 
@@ -178,7 +178,7 @@ class TemperatureTable:
     """Means of metrics over all images, at each temperature.
 
     Attributes:
-        rows: from temperature to the value of each metric.
+        rows: the value of each metric, by temperature.
     """
 
     rows: Mapping[float, Mapping[str, float]]
@@ -220,18 +220,18 @@ def over_temperatures(
         print(over_temperatures(sample, batches, metrics))
 
     Args:
-        sample: takes a batch of contexts and a temperature to images in [0, 1], one for each
-            context.
-        batches: pairs of targets and contexts; read once.
-        metrics: by name, what takes images, targets and contexts to one value for each image.
-        temperatures: where to sample; every one weighs the same in the average.
+        sample: from a batch of contexts and a temperature to an image in [0, 1] for each context.
+        batches: pairs of targets and contexts; they are read once.
+        metrics: functions of images, targets and contexts, by name, which return one value for each
+            image.
+        temperatures: the temperatures; all have the same weight in the average.
 
     Returns:
         The means at each temperature, and their average.
 
     Raises:
-        OptionError: no metric, no temperature, or one twice.
-        ShapeError: no batch, or a metric that does not give one value for each image.
+        OptionError: there is no metric or no temperature, or a temperature twice.
+        ShapeError: there is no batch, or a metric does not return one value for each image.
 
     References:
         Sukthanker et al., *Generative Flows with Invertible Attentions*, CVPR 2022, Table 4.

@@ -28,21 +28,21 @@ def fid(real: Iterable[Tensor], generated: Iterable[Tensor], feature: Feature = 
     \|\mu_r - \mu_g\|^2 + \mathrm{tr}\,(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2})
     $$
 
-    with mean and covariance of the features of each set. It is biased by the number of images: only
-    distances from equally large sets can be compared, and tables use 50 000.
+    with the mean and covariance of the features of each set. Its bias depends on the number of
+    images, so only distances between equally large sets can be compared. Publications use 50 000.
 
     Args:
         real: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
         generated: batches of images of the model.
         feature: layer of the Inception network, by its size (64, 192, 768 or 2048), or a module of
-            your own that takes images in uint8 to features ``(B, D)``.
+            your own that maps images in uint8 to features ``(B, D)``.
 
     Raises:
-        MissingHostError: torchmetrics is not installed, or, for a layer of the Inception network,
-            torch-fidelity, which brings it, or its weights.
-        ShapeError: no images in [0, 1], fewer than two in a set, or other than three channels for
-            the Inception network.
-        NonFiniteError: NaN or infinity in the images.
+        MissingHostError: torchmetrics is not installed. For a layer of the Inception network, also
+            if torch-fidelity or the weights of the network are missing.
+        ShapeError: the images are not in [0, 1], a set has fewer than two, or they do not have the
+            three channels that the Inception network needs.
+        NonFiniteError: the images hold NaN or infinity.
 
     References:
         Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
@@ -62,7 +62,7 @@ def kid(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> MeanAndDeviation:
-    r"""Kernel inception distance of two sets of images; zero is best, and can be undercut.
+    r"""Kernel inception distance of two sets of images; near zero is best, and it can be negative.
 
     The unbiased estimate of the squared maximum mean discrepancy of the features under the kernel
     $k(x, y) = (x^\top y / D + 1)^3$, in random subsets of both sets.
@@ -73,15 +73,15 @@ def kid(
         feature: as for `fid`.
         subsets: number of subsets.
         subset_size: images in a subset, no more than in either set.
-        seed: seed of the subsets; the global generators are left alone.
+        seed: seed of the subsets; the global generators do not change.
 
     Returns:
         Mean and standard deviation over the subsets.
 
     Raises:
         MissingHostError: as for `fid`.
-        ShapeError: as for `fid`, or fewer than ``subset_size`` in a set.
-        NonFiniteError: NaN or infinity in the images.
+        ShapeError: as for `fid`, or a set has fewer than ``subset_size`` images.
+        NonFiniteError: the images hold NaN or infinity.
 
     References:
         Bińkowski et al., *Demystifying MMD GANs*, 2018.
@@ -105,28 +105,29 @@ def inception_score(
     splits: int = 10,
     seed: int = 0,
 ) -> MeanAndDeviation:
-    r"""Inception score of a set of images; from one, which is worst, to the number of classes.
+    r"""Inception score of a set of images, from one (worst) to the number of classes (best).
 
     $$
     \exp \mathbb{E}_x\, \mathrm{KL}(p(y \mid x) \,\|\, p(y))
     $$
 
-    with the classes $y$ that the Inception network sees in an image, in random parts of the set.
+    with $p(y \mid x)$ the probabilities of classes that the Inception network predicts for an image,
+    averaged over random parts of the set.
 
     Args:
         generated: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
-        feature: the logits of the Inception network, or a module of your own that takes images in
+        feature: the logits of the Inception network, or a module of your own that maps images in
             uint8 to logits ``(B, K)``.
         splits: number of parts, at least two.
-        seed: seed of the parts; the global generators are left alone.
+        seed: seed of the parts; the global generators do not change.
 
     Returns:
         Mean and standard deviation over the parts.
 
     Raises:
         MissingHostError: as for `fid`.
-        ShapeError: as for `fid`, or fewer than ``splits``.
-        NonFiniteError: NaN or infinity in the images.
+        ShapeError: as for `fid`, or the set has fewer than ``splits`` images.
+        NonFiniteError: the images hold NaN or infinity.
 
     References:
         Salimans et al., *Improved Techniques for Training GANs*, 2016.
@@ -147,9 +148,8 @@ def pixel_diversity(samples: Tensor) -> Tensor:
     255 \, \mathrm{mean}_{chw} \sqrt{\frac{1}{S - 1} \sum_s (x_{schw} - \bar x_{chw})^2}
     $$
 
-    The diversity $\sigma$ in the tables of super-resolution flows, on their scale of whole values
-    from 0 to 255. It grows with the temperature and says nothing about quality: noise has the most
-    of it.
+    It is the diversity $\sigma$ in publications on super-resolution flows, of values from 0 to 255.
+    It grows with the temperature and does not measure quality: noise has the largest diversity.
 
     Args:
         samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.
@@ -158,8 +158,8 @@ def pixel_diversity(samples: Tensor) -> Tensor:
         Shape ``(B,)``; zero if all samples of an input are the same.
 
     Raises:
-        ShapeError: no images in [0, 1] of this shape, or fewer than two samples.
-        NonFiniteError: NaN or infinity in the samples.
+        ShapeError: the images are not in [0, 1] or not of this shape, or there is only one sample.
+        NonFiniteError: the samples hold NaN or infinity.
 
     References:
         Lugmayr et al., *SRFlow: Learning the Super-Resolution Space with Normalizing Flow*, 2020.
@@ -172,20 +172,20 @@ def pixel_diversity(samples: Tensor) -> Tensor:
 def pairwise_diversity(samples: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     r"""Mean distance between any two samples of the same input.
 
-    With `LPIPS` this is the diversity that image translation reports.
+    With `LPIPS` this is the usual diversity of image translation.
 
     Cost: $S (S - 1) / 2$ distances for each input.
 
     Args:
         samples: S samples for each of B inputs, in [0, 1], shape ``(S, B, C, H, W)``.
-        distance: takes two batches ``(B, C, H, W)`` to distances ``(B,)``.
+        distance: a function of two batches ``(B, C, H, W)``, which returns distances ``(B,)``.
 
     Returns:
         Shape ``(B,)``.
 
     Raises:
-        ShapeError: no images in [0, 1] of this shape, or fewer than two samples.
-        NonFiniteError: NaN or infinity in the samples.
+        ShapeError: the images are not in [0, 1] or not of this shape, or there is only one sample.
+        NonFiniteError: the samples hold NaN or infinity.
 
     References:
         Zhu et al., *Toward Multimodal Image-to-Image Translation*, 2017.
@@ -195,11 +195,11 @@ def pairwise_diversity(samples: Tensor, distance: Callable[[Tensor, Tensor], Ten
 
 
 def _build(owner: str, name: str, feature: Feature, **options: int) -> "Metric":
-    """The metric of torchmetrics, which takes images in uint8."""
+    """A metric of torchmetrics, which takes images in uint8."""
     module, _, kind = name.partition(".")
     metrics = require(f"{owner}:", f"torchmetrics.image.{module}", "metrics")
     if isinstance(feature, nn.Module):
-        # The metric moves its network from device to device; the user's own stays as it is.
+        # A copy, since the metric moves its network from device to device.
         feature = copy.deepcopy(feature).eval()
     else:
         require(f"{owner}:", "torch_fidelity", "metrics", " torch-fidelity")
@@ -257,9 +257,9 @@ def _feed(
 
 
 def _compute(metric: "Metric", seed: int) -> MeanAndDeviation:
-    """The outcome, with the permutations that torchmetrics draws on the CPU."""
+    """The mean and deviation, with the permutations that torchmetrics draws on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the GPUs as well, for good.
+        # Not torch.manual_seed, which would also seed the GPUs, whose states are not restored.
         torch.default_generator.manual_seed(seed)
         mean, deviation = metric.compute()
     return float(mean), float(deviation)

@@ -1,7 +1,7 @@
 """Invertible attention for nflows.
 
-In nflows ``forward`` maps data to latent and ``inverse`` latent to data, and lists of transforms
-are written data to latent.
+In nflows, ``forward`` maps data to latent and ``inverse`` maps latent to data. Lists of transforms
+are written from data to latent.
 """
 
 from attnflow_plugin.hosts import bound, require

@@ -1,4 +1,4 @@
-"""nflows as a host: its vocabulary, how its models run, and making them."""
+"""nflows as a host: its classes and their roles, running its models, and building them."""
 
 import math
 from functools import partial
@@ -34,7 +34,7 @@ from attnflow_plugin.nflows.models import (
 
 
 class Nflows(Host[Flow]):
-    """What the package asks of nflows."""
+    """The contract of a host, for nflows."""
 
     name = "nflows"
     layer_type = transforms.Transform
@@ -93,13 +93,13 @@ class Nflows(Host[Flow]):
     )
 
     def known_role(self, module: nn.Module) -> Role | None:
-        """The role of a class of the host; that of the inner layer for one that is turned round."""
+        """The role of a class of the host; for a reversed layer, that of the inner one."""
         if isinstance(module, transforms.InverseTransform):
             return self.known_role(module._transform)
         return super().known_role(module)
 
     def to_latent(self, model: nn.Module) -> list[Run]:
-        """The user's ``log_prob``, and then what runs without a base distribution."""
+        """Its own ``log_prob``, and then a method that needs no base distribution."""
         if isinstance(model, transforms.Transform):
             return [model]
         own = is_users_own(model, "log_prob", "_log_prob")
@@ -107,14 +107,14 @@ class Nflows(Host[Flow]):
 
     @staticmethod
     def sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
-        """By ``sample``, which draws a number for each context, along an axis of its own."""
+        """With ``sample``, which draws samples for each context, along an axis of their own."""
         if not (args or kwargs):
             return model.sample(len(x))  # type: ignore[operator]
         drawn = model.sample(1, *args, **kwargs)  # type: ignore[operator]
         return drawn.squeeze(1) if drawn.ndim > x.ndim else drawn
 
     def there_and_back(self, model: nn.Module) -> Run | None:
-        """By the transform, without a base distribution."""
+        """With the transform alone, which needs no base distribution."""
         if isinstance(model, transforms.Transform):
             return partial(_there_and_back, model, nn.Identity())
         if isinstance(model, Flow):
@@ -122,7 +122,7 @@ class Nflows(Host[Flow]):
         return None
 
     def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
-        """Squashing functions, and splines by their tails."""
+        """Domains of squashing functions, and of splines (by their tails)."""
         for kinds, domain in _SQUASHES:
             if isinstance(layer, kinds):
                 return LINE, domain
@@ -130,7 +130,7 @@ class Nflows(Host[Flow]):
         return spline, spline
 
     def event_size(self, model: nn.Module) -> EventSize | None:
-        """By the shape of the base distribution, if layers of this host's keep the size."""
+        """The size by the base distribution, if all layers are known to keep it."""
         base, first = (getattr(model, name, None) for name in ("_distribution", "_transform"))
         if not (self.is_own(model) and isinstance(first, nn.Module) and isinstance(base, _SIZED)):
             return None
@@ -139,7 +139,7 @@ class Nflows(Host[Flow]):
             first = first.transform
         if isinstance(first, transforms.MultiscaleCompositeTransform):
             latent = tuple(first._output_shapes[0])
-            if len(first._transforms) > 1:  # What it factors out is half of its event.
+            if len(first._transforms) > 1:  # The finest level factors out half of its event.
                 latent = (2 * latent[0], *latent[1:])
             first = first._transforms[0]
         composite = isinstance(first, transforms.CompositeTransform)
@@ -156,29 +156,25 @@ class Nflows(Host[Flow]):
     def check_context(
         self, owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False
     ) -> None:
-        """By the encoders of contexts, and one for each row."""
+        """One context for each row, which the encoder of the model can take."""
         models.check_context(owner, model, context, rows, read=read)
         require_rows(owner, context, rows)
 
     def log_prob(self, model: nn.Module, x: Tensor, context: Context) -> Tensor:
-        """The same for all models."""
+        """The model's own; all models take a context."""
         return model.log_prob(x, context)  # type: ignore[operator]
 
-    def draw(
-        self, model: nn.Module, num_samples: int, context: Context, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """From noise of the dtype of the parameters."""
-        return models.draw(model, num_samples, context, temperature)
+    draw = staticmethod(models.draw)
 
     def encoder(self, model: nn.Module) -> nn.Module | None:
-        """The encoder of its transform."""
+        """The encoder of the model's transform."""
         transform = getattr(model, "_transform", None)
         return transform.encoder if isinstance(transform, EncodedTransform) else None
 
     def log_prob_and_encoded(
         self, model: nn.Module, x: Tensor, context: Context
     ) -> tuple[Tensor, Context]:
-        """By the parts of ``Flow.log_prob``."""
+        """With the parts of ``Flow.log_prob``."""
         transform = model._transform
         assert isinstance(transform, EncodedTransform)
         encoded = transform.encoder(context)
@@ -186,15 +182,15 @@ class Nflows(Host[Flow]):
         return model._distribution.log_prob(latent) + log_det, encoded  # type: ignore[operator, union-attr]
 
     def make_actnorm(self, channels: int) -> nn.Module:
-        """For images, and for vectors too."""
+        """An ActNorm for images and vectors."""
         return transforms.ActNorm(channels)
 
     def is_initialised(self, actnorm: nn.Module) -> bool:
-        """By its buffer."""
+        """The value of its buffer."""
         return bool(actnorm.initialized)
 
     def make_permutation(self, channels: int, *, dense: bool) -> nn.Module:
-        """Of the one kind that there is, given by an LU decomposition."""
+        """A 1x1 convolution by an LU decomposition, the only kind that nflows has."""
         return FullPrecisionConv1x1(channels)
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
@@ -208,13 +204,13 @@ class Nflows(Host[Flow]):
         return tuple(layer._transforms)  # type: ignore[arg-type]
 
     def step(self, layers: list[nn.Module]) -> list[nn.Module]:
-        """As they are."""
+        """The layers themselves."""
         return layers
 
     def layer_to_latent(
         self, layer: nn.Module, event: Tensor, context: Context = None
     ) -> tuple[Tensor, Tensor]:
-        """Every layer takes a context."""
+        """Run a layer; all of them take a context."""
         return layer(event, context)
 
     def assemble(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> Flow:
@@ -254,7 +250,7 @@ def _base(plan: MultiscalePlan) -> Distribution:
     dims = math.prod(plan.image_shape)
     if plan.num_classes is None:
         return StandardNormal([dims])
-    # Mean and log-standard deviation of every class, starting at the standard normal.
+    # Mean and log-scale for every class; zeros make it a standard normal.
     encoder = nn.Embedding(plan.num_classes, 2 * dims)
     nn.init.zeros_(encoder.weight)
     return ConditionalDiagonalNormal([dims], encoder)

@@ -1,4 +1,4 @@
-"""Parts of models that nflows lacks or does otherwise; contexts and samples of its models."""
+"""Parts of models that nflows lacks, and the labels, contexts and samples of its models."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,14 +24,14 @@ from attnflow_plugin.training import statistics
 
 
 class EncodedTransform(Transform):
-    r"""Hands ``encoder(context)`` on to a transform as its context.
+    r"""A transform whose context is encoded first.
 
-    The host's ``Flow`` has an embedding net for contexts, but converts what comes out of it to a
-    tensor, so that it cannot be a mapping of names to tensors, one for each level of a model.
+    The host's ``Flow`` has an embedding net for contexts, but converts its output to a tensor. The
+    encoder here may return a mapping of names to tensors, such as one for each level of a model.
 
     Args:
-        encoder: from the user's context to that of the layers.
-        transform: takes the encoded context.
+        encoder: maps the user's context to that of the layers.
+        transform: the transform, which takes the encoded context.
     """
 
     def __init__(self, encoder: nn.Module, transform: nn.Module) -> None:
@@ -54,9 +54,9 @@ class EncodedTransform(Transform):
 
 
 class FullPrecisionConv1x1(OneByOneConvolution):
-    """Under autocast the host's own rounds the event and the matrix, but not the log-det.
+    """A 1x1 convolution in full precision, whose permutation is a buffer that can be averaged.
 
-    Its permutation may be averaged with the other buffers.
+    Under autocast the host's own class rounds the event and the matrix, but not the log-det.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -75,7 +75,7 @@ class FullPrecisionConv1x1(OneByOneConvolution):
 
 
 class _MatrixPermutation(Permutation):
-    """A permutation of channels whose buffer is a matrix, in place of whole numbers."""
+    """A permutation of channels whose buffer is a matrix instead of integers."""
 
     def __init__(self, order: Tensor) -> None:
         super().__init__(order)
@@ -95,10 +95,10 @@ class _MatrixPermutation(Permutation):
 
 
 class ReadyActNorm(ActNorm):
-    """An initialised ``ActNorm``: the same parameters and keys, no branch on the data.
+    """An initialised ``ActNorm`` with the same parameters and keys, but no branch on its state.
 
-    The host's class asks in every call of training mode whether it has been initialised, which
-    breaks the graph of ``torch.compile``.
+    In training mode the host's class checks in every call whether it is initialised, which breaks
+    the graph of ``torch.compile``.
     """
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class ReadyActNorm(ActNorm):
 
 
 class LearningActNorm(ReadyActNorm):
-    """An ``ActNorm`` that takes its parameters from the next batch of data, in place."""
+    """An ``ActNorm`` that sets its parameters from the next batch of data, in place."""
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to latent, with the parameters set first."""
@@ -123,20 +123,14 @@ class LearningActNorm(ReadyActNorm):
 
 
 class ChannelAutoregressivePrior(Flow):
-    r"""The base distribution $p(z | c) = \prod_i p(z_i | z_{<i}, c)$ over channels.
+    r"""A `ChannelAutoregression` over a standard normal, with a `ChannelLSTM` as its net.
 
-    Every factor is normal, with mean and scale from a `ChannelLSTM`; see `ChannelAutoregression`.
-    Densities of all channels are computed at once, samples channel by channel. It is a ``Flow``,
-    which in nflows is a ``Distribution``: a standard normal behind one layer.
+    It is a ``Flow``, which in nflows is a ``Distribution``, so that it can be the base of another.
 
     Args:
         shape: ``(C, H, W)`` of the latents.
-        context_channels: channels of a map or vector that the prior sees, zero for none.
-        **net_options: options of the network, such as ``hidden_channels`` and ``kernel``.
-
-    Reference:
-        Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
-        Autoregressive Priors*, CVPR 2020.
+        context_channels: channels of the context, a map or a vector; zero for none.
+        **net_options: options of the net, such as ``hidden_channels`` and ``kernel``.
     """
 
     def __init__(
@@ -152,7 +146,7 @@ def check_context(
 ) -> None:
     """Raise for a context or labels that the model cannot take; see ``Host.check_context``.
 
-    Their number is left open: a sample of another number of rows is drawn for each of them.
+    The number of contexts is not checked, since any number of samples can be drawn for each.
     """
     embedding = _label_embedding(model)
     if context is None:
@@ -168,18 +162,18 @@ def check_context(
     elif isinstance(context, Mapping) and _takes_tensors(model):
         raise ShapeError(
             f"{owner}: expected the context as a tensor, found a mapping of {sorted(context)}; "
-            f"nflows makes one tensor of what a Flow is given, so join them, and take them apart "
-            f"in a transform"
+            f"a Flow of nflows converts its context to one tensor, so join the entries, and split "
+            f"them in a transform"
         )
 
 
 def _takes_tensors(model: nn.Module) -> bool:
-    """Whether the host's own ``log_prob`` runs, which makes a tensor of every context."""
+    """Whether the host's own ``log_prob`` runs, which converts every context to a tensor."""
     return getattr(type(model), "log_prob", None) is Distribution.log_prob
 
 
 def _label_embedding(model: nn.Module) -> nn.Embedding | None:
-    """What turns labels into what the model sees of them, if its context is labels."""
+    """The embedding of labels, if the context of the model is labels."""
     first: object = getattr(model, "_embedding_net", None)
     if isinstance(first, nn.Identity):
         base, transform = model._distribution, model._transform
@@ -205,7 +199,7 @@ def _drawn(
     temperature: float,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    """Samples and their log-densities, from noise of a dtype if there is one."""
+    """Samples and their log-densities, from noise of a dtype if one is given."""
     embedded = model._embedding_net(context)
     base = model._distribution
     noise = _noise(base, num_samples, embedded, dtype)
@@ -231,14 +225,14 @@ def _noise(
     base: Distribution, num_samples: int, context: Tensor | None, dtype: torch.dtype | None
 ) -> Tensor:
     if isinstance(base, Flow) and type(base)._sample is Flow._sample:
-        # Its own layers would meet the float32 of the host's noise.
+        # Its own layers must not get the host's noise, which is in float32.
         return _drawn(base, num_samples, context, 1.0, dtype)[0]
     noise = base.sample(num_samples, context=context)
     return noise.to(dtype) if noise.is_floating_point() else noise
 
 
 def _encoded(transform: nn.Module, context: Tensor) -> tuple[nn.Module, Context]:
-    """What is behind an encoder, and its context: encoded once, not once for every sample."""
+    """The transform behind an encoder and its context, encoded once instead of for each sample."""
     if isinstance(transform, EncodedTransform):
         return transform.transform, transform.encoder(context)
     return transform, context

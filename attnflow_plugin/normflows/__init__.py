@@ -1,7 +1,7 @@
 """Invertible attention for normflows.
 
-In normflows ``inverse`` maps data to latent and ``forward`` latent to data, and lists of flows are
-written latent to data.
+In normflows, ``inverse`` maps data to latent and ``forward`` maps latent to data. Lists of flows
+are written from latent to data.
 """
 
 from attnflow_plugin.hosts import bound, require

@@ -1,4 +1,4 @@
-"""Flows made of flows, a multi-scale model with a context, and how a context reaches layers."""
+"""Containers: flows made of flows, and a multi-scale model whose layers get a context."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ from attnflow_plugin.options import non_negative_int
 class Chain(nf.flows.Flow):
     r"""Several flows in a row, listed latent to data: $x = f_n(\dots f_1(z))$.
 
-    Unlike ``normflows.flows.Composite`` it accumulates the log-det in the dtype and on the device
-    of its input, and hands further arguments, such as a context, to every flow.
+    Unlike ``normflows.flows.Composite``, it accumulates the log-det in the dtype and on the device
+    of its input. Further arguments, such as a context, go to every flow.
 
     Args:
         flows: the flows, latent to data.
@@ -51,10 +51,10 @@ class Chain(nf.flows.Flow):
 
 
 class GlowStep(nf.flows.Flow):
-    r"""The layers of one step, listed latent to data, with a context for those that take one.
+    r"""The layers of one step, listed latent to data; those that take a context get it.
 
-    ``normflows.flows.GlowBlock`` is this without a context; both add up their layers' log-dets,
-    some of which have no batch axis, to one of shape ``(B,)``.
+    It is a ``normflows.flows.GlowBlock`` with a context. The log-dets of some layers have no batch
+    axis; their sum has the shape ``(B,)``.
 
     Args:
         flows: the flows, latent to data.
@@ -85,7 +85,7 @@ def _run_in_turn(
     return event, log_det
 
 
-# Those of the host's flows that have a `context` argument.
+# The host's flows that have a `context` argument.
 _HOST_FLOWS_WITH_CONTEXT = (
     nf.flows.AutoregressiveRationalQuadraticSpline,
     nf.flows.CircularAutoregressiveRationalQuadraticSpline,
@@ -103,11 +103,11 @@ def run_with_context(
 ) -> tuple[Tensor, Tensor]:
     """Call ``forward`` or ``inverse`` of a flow, with the context if it takes one.
 
-    Most flows of the host have no such argument and raise on it. Users' own flows say that they do
-    with an attribute ``takes_context = True``.
+    Most flows of the host have no such argument and would raise. A user's own flow gets it if it
+    has an attribute ``takes_context = True``.
     """
     if isinstance(flow, Chain):
-        # It would hand the context to all of its flows, also to those that raise on it.
+        # Its own methods would pass the context to all flows, including those that raise.
         in_order = flow.flows if direction == "forward" else reversed(flow.flows)
         return _run_in_turn(in_order, direction, event, context)
     run = flow if direction == "forward" else flow.inverse
@@ -117,19 +117,18 @@ def run_with_context(
 
 
 class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
-    r"""A ``MultiscaleFlow`` whose layers see a context: the density $p(x | context)$.
+    r"""A ``MultiscaleFlow`` whose layers get a context: the density $p(x | context)$.
 
-    The methods are those of ``normflows.ConditionalNormalizingFlow``; latents are lists, from the
+    It has the methods of ``normflows.ConditionalNormalizingFlow``. Latents are lists from the
     coarsest level to the finest, as in ``MultiscaleFlow``.
 
     Args:
         q0: base distributions, from the coarsest level.
         flows: list of flows for each level, latent to data.
         merges: merge operations between levels.
-        embedding: turns what the user gives as context into what the layers take, a tensor or a
-            mapping of names to tensors; for instance an ``nn.Embedding`` for class labels. Without
-            one the user may give a mapping, of which each layer takes what its ``context_name``
-            says.
+        embedding: turns the user's context into that of the layers, a tensor or a mapping of names
+            to tensors; for instance an ``nn.Embedding`` for class labels. Without one, the user may
+            give a mapping; each layer then takes the tensor that is called by its ``context_name``.
     """
 
     def __init__(
@@ -206,7 +205,7 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         """Draw one sample for each row of the context.
 
         Args:
-            num_samples: number of samples; the context has as many rows, or one for all.
+            num_samples: number of samples; the context has as many rows, or one row for all.
             context: the contexts.
             temperature: factor on the standard deviation of the base distributions.
 
@@ -216,7 +215,8 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
         Raises:
             MissingContextError: there is no context.
             ShapeError: the context has another number of rows.
-            OptionError: the temperature is not positive, or a base has none; no number of samples.
+            OptionError: the temperature is not positive, a base has no temperature, or the number
+                of samples is not a whole number.
         """
         num_samples = non_negative_int("sample", "num_samples", num_samples)
         require_temperature(temperature)
@@ -261,10 +261,10 @@ def _expanded(context: Tensor, rows: int) -> Tensor:
 
 @contextmanager
 def tempered(bases: Sequence[nn.Module], temperature: float) -> Iterator[None]:
-    """Multiply the standard deviations of all bases, as long as the context lasts.
+    """A context in which the standard deviations of all bases are multiplied by a temperature.
 
     Raises:
-        OptionError: a base has no temperature, and another one than 1 is asked for.
+        OptionError: the temperature is not 1, and a base has no attribute for it.
     """
     if temperature == 1:
         yield

@@ -1,4 +1,4 @@
-"""normflows as a host: its vocabulary, how its models run, and making them."""
+"""normflows as a host: its classes and their roles, running its models, and building them."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from attnflow_plugin.normflows.models import (
 
 
 class Normflows(Host[nf.MultiscaleFlow]):
-    """What the package asks of normflows."""
+    """The contract of a host, for normflows."""
 
     name = "normflows"
     layer_type = nf.flows.Flow
@@ -53,7 +53,7 @@ class Normflows(Host[nf.MultiscaleFlow]):
     squeeze = nf.flows.Squeeze
     keeps_first = True
     too_large = (layers.ChannelAutoregression,)
-    # Not SourceTower, which runs its lists from data to latent, against the order of these.
+    # Without SourceTower, which runs its lists in the opposite order, from data to latent.
     iterating = (
         nf.NormalizingFlow,
         nf.ClassCondFlow,
@@ -119,13 +119,13 @@ class Normflows(Host[nf.MultiscaleFlow]):
     )
 
     def known_role(self, module: nn.Module) -> Role | None:
-        """The role of a class of the host; that of the inner layer for one that is turned round."""
+        """The role of a class of the host; for a reversed layer, that of the inner one."""
         if isinstance(module, nf.flows.Reverse):
             return self.known_role(module.flow)
         return super().known_role(module)
 
     def to_latent(self, model: nn.Module) -> list[Run]:
-        """The user's ``log_prob``, and then what runs without a base distribution."""
+        """Its own ``log_prob``, and then methods that need no base distribution."""
         if isinstance(model, nf.flows.Flow):
             return methods_of(model, "inverse")
         own: list[Run] = [partial(_log_prob, model)] if hasattr(model, "log_prob") else []
@@ -135,16 +135,16 @@ class Normflows(Host[nf.MultiscaleFlow]):
         return [*own, *chain, *methods_of(model, "inverse_and_log_det", "forward_kld")]
 
     def to_data(self, model: nn.Module) -> Sequence[Run]:
-        """The flows of a variational autoencoder run on what it encodes, in this direction only."""
+        """A variational autoencoder runs its flows in this direction only, on encoded data."""
         return [model] if isinstance(model, nf.NormalizingFlowVAE) else super().to_data(model)
 
     @staticmethod
     def sample(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
-        """By ``sample``, which takes the number of rows."""
+        """With ``sample``, which takes the number of rows."""
         return model.sample(len(x), *args, **kwargs)  # type: ignore[operator]
 
     def there_and_back(self, model: nn.Module) -> Run | None:
-        """By the methods without a base distribution."""
+        """With the methods that need no base distribution."""
         names = ("inverse_and_log_det", "forward_and_log_det")
         if isinstance(model, nf.flows.Flow):
             names = ("inverse", "forward")
@@ -152,7 +152,7 @@ class Normflows(Host[nf.MultiscaleFlow]):
         return partial(_there_and_back, methods[0], methods[1]) if len(methods) == 2 else None
 
     def domains(self, layer: nn.Module) -> tuple[Domain | None, Domain | None]:
-        """Periodic layers, splines by their tails, and the logit."""
+        """Domains of periodic layers, of splines (by their tails), and of the logit."""
         if isinstance(layer, nf.flows.PeriodicWrap | nf.flows.PeriodicShift):
             periodic = circles(bounds_of(layer, "bound"), layer.ind)
             return periodic, periodic
@@ -163,7 +163,7 @@ class Normflows(Host[nf.MultiscaleFlow]):
         return spline, spline
 
     def event_size(self, model: nn.Module) -> EventSize | None:
-        """By the shapes of the base distributions, if layers of this host's keep the size."""
+        """The size by the base distributions, if all layers are known to keep it."""
         flows = getattr(model, "flows", None)
         if not (hasattr(model, "q0") and self.is_own(model) and isinstance(flows, nn.ModuleList)):
             return None
@@ -176,7 +176,7 @@ class Normflows(Host[nf.MultiscaleFlow]):
         shapes = [tuple(int(size) for size in base.shape) for base in bases]  # type: ignore[union-attr]
         numbers = sum(map(math.prod, shapes))
         finest = shapes[-1]
-        if len(shapes) > 1:  # What the finest level factors out is half of its event.
+        if len(shapes) > 1:  # The finest level factors out half of its event.
             finest = (2 * finest[0], *finest[1:])
 
         def find_shape() -> tuple[int, ...] | None:
@@ -185,25 +185,13 @@ class Normflows(Host[nf.MultiscaleFlow]):
             ]
             return unsqueezed(finest, 2 ** len(squeezes))
 
-        # A base with a size of one broadcasts, unless the finest level says that this is its size.
+        # A base with an axis of length one may broadcast, unless the finest event confirms it.
         doubtful = shapes[-1:] if math.prod(finest) == numbers else shapes
         return EventSize(numbers, find_shape, exact=not any(1 in sizes for sizes in doubtful))
 
-    def check_context(
-        self, owner: str, model: nn.Module, context: Context, rows: int, *, read: bool = False
-    ) -> None:
-        """By the kind of model, and the classes of its base distributions."""
-        models.check_context(owner, model, context, rows, read=read)
-
-    def log_prob(self, model: nn.Module, x: Tensor, context: Context) -> Tensor:
-        """Models differ in how they take context."""
-        return models.log_prob(model, x, context)
-
-    def draw(
-        self, model: nn.Module, num_samples: int, context: Context, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """With the temperature in the base distributions as long as it takes."""
-        return models.draw(model, num_samples, context, temperature)
+    check_context = staticmethod(models.check_context)
+    log_prob = staticmethod(models.log_prob)
+    draw = staticmethod(models.draw)
 
     def encoder(self, model: nn.Module) -> nn.Module | None:
         """The embedding of a multi-scale flow with a context."""
@@ -212,21 +200,21 @@ class Normflows(Host[nf.MultiscaleFlow]):
     def log_prob_and_encoded(
         self, model: nn.Module, x: Tensor, context: Context
     ) -> tuple[Tensor, Context]:
-        """By the parts of ``ConditionalMultiscaleFlow.log_prob``."""
+        """With the parts of ``ConditionalMultiscaleFlow.log_prob``."""
         assert isinstance(model, ConditionalMultiscaleFlow)
         encoded = model._embedded(context, plain_shape(x)[0])
         return model._log_prob(x, encoded), encoded
 
     def make_actnorm(self, channels: int) -> nn.Module:
-        """For images."""
+        """An ActNorm for images."""
         return nf.flows.ActNorm((channels, 1, 1))
 
     def is_initialised(self, actnorm: nn.Module) -> bool:
-        """By its buffer."""
+        """The value of its buffer."""
         return bool(actnorm.data_dep_init_done)
 
     def make_permutation(self, channels: int, *, dense: bool) -> nn.Module:
-        """Of either kind."""
+        """A 1x1 convolution of either kind."""
         return FullPrecisionConv1x1(channels, use_lu=not dense)
 
     def chain(self, layers: list[nn.Module]) -> nn.Module:
@@ -234,13 +222,13 @@ class Normflows(Host[nf.MultiscaleFlow]):
         return Chain(layers)
 
     def step(self, layers: list[nn.Module]) -> list[nn.Module]:
-        """One layer that hands on a context."""
+        """One layer that passes a context on."""
         return [GlowStep(layers[::-1])]
 
     def layer_to_latent(
         self, layer: nn.Module, event: Tensor, context: Context = None
     ) -> tuple[Tensor, Tensor]:
-        """With the context for a layer that takes one."""
+        """Run a layer; it gets the context if it takes one."""
         return run_with_context(layer, "inverse", event, context)
 
     def assemble(self, plan: MultiscalePlan, encoder: nn.Module | None = None) -> nf.MultiscaleFlow:
@@ -255,7 +243,7 @@ class Normflows(Host[nf.MultiscaleFlow]):
         return nf.MultiscaleFlow(bases, flows, merges, class_cond=plan.num_classes is not None)
 
 
-# Those whose attribute `shape` is that of their samples.
+# Base distributions whose attribute `shape` is the shape of their samples.
 _SIZED = (
     nf.distributions.AffineGaussian,
     nf.distributions.ClassCondDiagGaussian,
@@ -273,7 +261,7 @@ def _base(plan: MultiscalePlan, shape: tuple[int, int, int] | None) -> nn.Module
 
 
 def _log_prob(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
-    # A MultiscaleFlow of the release wants the labels also where there are none.
+    # A MultiscaleFlow of the release needs the argument for labels even without labels.
     wants_labels = isinstance(model, nf.MultiscaleFlow) and not (args or kwargs)
     return model.log_prob(x, *((None,) if wants_labels else args), **kwargs)  # type: ignore[operator]
 

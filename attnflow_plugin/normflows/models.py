@@ -1,4 +1,4 @@
-"""Parts of models that normflows lacks or does otherwise, and what its models say of labels."""
+"""Parts of models that normflows lacks, and the labels, contexts and samples of its models."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,10 @@ from attnflow_plugin.training import statistics
 
 
 class FullPrecisionConv1x1(nf.flows.Invertible1x1Conv):
-    """Under autocast the host's own rounds the event and the matrix, but not the log-det."""
+    """A 1x1 convolution in full precision.
+
+    Under autocast the host's own class rounds the event and the matrix, but not the log-det.
+    """
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map latent to data."""
@@ -34,9 +37,9 @@ class FullPrecisionConv1x1(nf.flows.Invertible1x1Conv):
 
 
 class ReadyActNorm(nf.flows.ActNorm):
-    """An initialised ``ActNorm``: the same parameters and keys, no branch on the data.
+    """An initialised ``ActNorm`` with the same parameters and keys, but no branch on its state.
 
-    The host's class asks in every call whether it has been initialised, which breaks the graph of
+    The host's class checks in every call whether it is initialised, which breaks the graph of
     ``torch.compile``.
     """
 
@@ -50,7 +53,7 @@ class ReadyActNorm(nf.flows.ActNorm):
 
 
 class LearningActNorm(ReadyActNorm):
-    """An ``ActNorm`` that takes its parameters from the next batch of data, in place."""
+    """An ``ActNorm`` that sets its parameters from the next batch of data, in place."""
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent, with the parameters set first."""
@@ -65,19 +68,14 @@ class LearningActNorm(ReadyActNorm):
 class ChannelAutoregressivePrior(nf.distributions.BaseDistribution):
     r"""The base distribution $p(z | c) = \prod_i p(z_i | z_{<i}, c)$ over channels.
 
-    Every factor is normal, with mean and scale from a `ChannelLSTM`; see `ChannelAutoregression`.
-    Densities of all channels are computed at once, samples channel by channel. As in
+    It is a standard normal behind a `ChannelAutoregression` whose net is a `ChannelLSTM`. As in
     ``DiagGaussian``, the attribute ``temperature`` multiplies the standard deviations of samples
     and of densities.
 
     Args:
         shape: ``(C, H, W)`` of the latents.
-        context_channels: channels of a map or vector that the prior sees, zero for none.
-        **net_options: options of the network, such as ``hidden_channels`` and ``kernel``.
-
-    Reference:
-        Bhattacharyya, Mahajan, Fritz, Schiele, Roth, *Normalizing Flows with Multi-Scale
-        Autoregressive Priors*, CVPR 2020.
+        context_channels: channels of the context, a map or a vector; zero for none.
+        **net_options: options of the net, such as ``hidden_channels`` and ``kernel``.
     """
 
     def __init__(
@@ -122,13 +120,13 @@ def bases_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _classes_of(model: nn.Module) -> int | None:
-    """The number of classes of a model of classes, if its base distributions tell."""
+    """The number of classes of a class-conditional model, if its base distributions have one."""
     counts = [getattr(base, "num_classes", None) for base in bases_of(model)]
     return next((count for count in counts if count is not None), None)
 
 
 def _takes_labels(model: nn.Module) -> bool:
-    """Whether the base distributions of a model see a label."""
+    """Whether the base distributions of a model depend on a label."""
     return isinstance(model, nf.ClassCondFlow) or bool(getattr(model, "class_cond", False))
 
 
@@ -138,7 +136,7 @@ def check_context(
     """Raise for a context or labels that the model cannot take; see ``Host.check_context``."""
     name = type(model).__name__
     if isinstance(model, ConditionalMultiscaleFlow):
-        return  # It checks its context itself.
+        return  # The model checks its context itself.
     if isinstance(model, nf.ConditionalNormalizingFlow):
         require_context(owner, context, rows)
     elif _takes_labels(model):
@@ -162,7 +160,7 @@ def log_prob(model: nn.Module, x: Tensor, context: Context) -> Tensor:
     takes_context = isinstance(model, nf.ConditionalNormalizingFlow | ConditionalMultiscaleFlow)
     if takes_context or _takes_labels(model):
         return model.log_prob(x, context)  # type: ignore[operator]
-    # A MultiscaleFlow wants the argument also without classes.
+    # A MultiscaleFlow needs the argument even without classes.
     arguments = (x, None) if isinstance(model, nf.MultiscaleFlow) else (x,)
     return model.log_prob(*arguments)  # type: ignore[operator]
 

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _OWNER = "search_attention"
-#: Rows to try candidates with: few, but enough to see whether events leave a box.
+#: Rows with which candidates are tried: few, but enough to see whether events leave a box.
 _EXAMPLES = 16
 _ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
@@ -75,11 +75,11 @@ def search_attention(  # noqa: D417
 ) -> SearchResult:
     r"""Search for the places of a trained model where attention pays.
 
-    Greedy and paired. In every round each candidate is tried at each place: it is inserted,
-    as the identity, into a copy of the model, which is trained for ``steps`` steps. All trials
-    see the same batches and the same noise, and so does the **baseline**, the model without the
-    new layer, which is trained as long: a gain is one over training on. The best trial is kept
-    if its gain on ``held_out`` is large enough,
+    The search is greedy and paired. In every round, each candidate is tried at each place: it is
+    inserted, as the identity, into a copy of the model, which is trained for ``steps`` steps. The
+    **baseline**, the model without the new layer, is trained for as many steps. It sees the same
+    batches and the same noise as all trials, so that a gain is more than the gain of training on.
+    The best trial is kept if its gain on ``held_out`` is large enough,
 
     $$
     \begin{aligned}
@@ -88,50 +88,50 @@ def search_attention(  # noqa: D417
     \end{aligned}
     $$
 
-    and the next round tries what else pays on top of it, until nothing does.
+    and the next round searches on top of it. The search ends when no trial is good enough.
 
-    The model itself is not changed before `apply`, and random states are put back, but for what
-    ``batches`` and ``held_out`` draw themselves.
+    Only `apply` changes the model. Random states are restored, except for what ``batches`` and
+    ``held_out`` draw themselves.
 
-    **Cost**: one baseline, and in each round a training of ``steps`` steps for each candidate
-    at each place. Memory for a copy of the model in training, and for ``steps`` batches.
+    **Cost**: ``steps`` training steps for the baseline, and in each round as many for each
+    candidate at each place. Memory for a copy of the model in training, and for ``steps`` batches.
 
     Args:
         model: the model, trained already.
-        batches: training batches, tensors or pairs of data and context. The first ``steps``
-            are used, in this order, by every trial; fewer are gone through several times.
+        batches: training batches, tensors or pairs of data and context. Every trial uses the first
+            ``steps``, in this order; if there are fewer, it starts again from the first.
         candidates: what may go to a place, as in ``insert_attention``: a name, a function from
             channels to a layer, a sequence of these, or a mapping of labels to them or to pairs
             ``(attention, options)``. By default iMap with exponential scales, iTrans and
             attention coupling.
-        budget: training steps over all trials. A round that it does not cover is not begun.
-        held_out: batches that only score; at least two examples.
+        budget: training steps over all trials. No round starts that it does not cover.
+        held_out: batches that trials are only scored on; at least two examples.
         position: the places, as in ``insert_attention``.
         both_masks: candidates by name are pairs of layers with complementary masks.
         steps: training steps of a trial.
-        train: what a trial trains, ``"all"`` or only the ``"new"`` layers, which is cheaper.
-            The model without new layers is trained as a whole either way.
+        train: what a trial trains: ``"all"`` parameters, or only those of the ``"new"`` layers,
+            which is cheaper. The baseline is always trained as a whole.
         optimizer: makes an optimizer from parameters; Adam with 1e-3 by default.
         standard_errors: k.
         least_gain: bits per dimension that a gain has to exceed as well.
         max_layers: largest number of placements to keep; a pair of masks counts as one.
         max_parameters: largest number of new parameters.
-        seed: of the new layers' weights and of the noise in training.
+        seed: seed of the new layers' weights and of the noise in training.
         check_domain: as in ``insert_attention``.
-        path: a file for the results of trials. The same call goes on where it stopped; budget,
+        path: a file for the results of trials. The same call continues where it stopped; budget,
             limits and thresholds may differ.
         progress: called with each `Trial` that was run.
 
     Returns:
-        What was tried and what was kept.
+        All trials, and the placements that were kept.
 
     Raises:
-        OptionError: no batches, a wrong option, an unknown candidate, a budget that does not
-            cover one round, or a file of another search.
-        InsertionError: no such place, or a candidate that fits nowhere.
-        ShapeError: batches of the wrong shape.
-        NonFiniteError: non-finite data, or a model without new layers that does not stay
-            finite. A trial that does not is recorded and never kept.
+        OptionError: there are no batches, an option or a candidate is wrong, the budget does not
+            cover one round, or the file belongs to another search.
+        InsertionError: there is no such place, or a candidate fits nowhere.
+        ShapeError: batches have the wrong shape.
+        NonFiniteError: data are not finite, or the baseline does not stay finite. A trial that
+            does not is recorded and never kept.
     """
     limits = _limits(budget, standard_errors, least_gain, max_layers, max_parameters)
     positive_int(_OWNER, "steps", steps)
@@ -191,7 +191,7 @@ def _limits(
 def _fingerprint(
     model: nn.Module, trainer: Trainer, fitting: Mapping[Placement, InsertionReport]
 ) -> dict[str, str]:
-    """All that the scores of a trial depend on."""
+    """Everything that the scores of a trial depend on."""
     inserter = trainer.inserter
     optimizer = trainer.optimizer([nn.Parameter(torch.zeros(1))])
     layers = chain.from_iterable(report.layers for report in fitting.values())

@@ -1,4 +1,4 @@
-"""Which trials to run, which placement to keep after every round, and what was found."""
+"""The greedy search: which trials to run, which placements to keep, and its results."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,8 @@ class Gain:
 
     Attributes:
         nats: mean gain of an example, in nats; NaN if a model was not finite.
-        standard_error: of that mean, over the examples. It covers the choice of the held-out
-            examples, and not the chance in training.
+        standard_error: standard error of that mean over the examples. It covers the choice of the
+            held-out examples, but not the randomness of training.
         dims: number of dimensions of an example.
     """
 
@@ -58,9 +58,9 @@ class Gain:
 
 
 def paired_gain(scores: Tensor | None, baseline: Tensor | None, dims: int) -> Gain:
-    """The gain over a baseline from log-densities of the same examples, ``(N,)``, in float64.
+    """The gain over a baseline, from log-densities ``(N,)`` of the same examples in float64.
 
-    ``None`` stands for some that were not finite.
+    Log-densities are ``None`` if some of them were not finite.
     """
     if scores is None or baseline is None:
         return Gain(math.nan, math.nan, dims)
@@ -77,7 +77,7 @@ class Trial:
         round: number of the round, from one.
         placement: what was tried where.
         parameters: number of parameters that it adds.
-        gain: on held-out data, over the same model without it, trained as long.
+        gain: gain on held-out data over the same model without it, trained for as many steps.
     """
 
     round: int
@@ -101,11 +101,11 @@ class SearchResult:
     Attributes:
         trials: all trials, in order.
         chosen: those that were kept, in order.
-        gain: of all that was kept together over the model without it, trained as long. The best of
-            many was kept, so that this is an optimist's number; score other data for another.
+        gain: gain of all kept placements together over the baseline. It is optimistic, since the
+            best of many trials were kept; score other data for an unbiased one.
         steps: training steps of all trials together.
         stopped: why the search ended.
-        skipped: what does not fit, and why.
+        skipped: placements that do not fit, and why.
     """
 
     trials: tuple[Trial, ...]
@@ -118,15 +118,15 @@ class SearchResult:
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters that all that was kept adds."""
+        """Number of parameters that all kept placements add."""
         return sum(trial.parameters for trial in self.chosen)
 
     def apply(self, model: nn.Module) -> InsertionReport:
-        """Insert what was kept, in place, as it starts.
+        """Insert the kept placements, in place and untrained.
 
-        The new layers start as they did in every trial, by default as the identity: the model
-        computes what it computed before, and has yet to be trained on. What the trials learnt is
-        gone, for it was learnt along with changes of other parameters.
+        The new layers start as they did in every trial, by default as the identity. The model then
+        computes what it computed before, and should be trained further. Parameters of the trials
+        are not used, since they were trained together with changes of all others.
 
         Args:
             model: the model that was searched, or another with the same places.
@@ -135,7 +135,7 @@ class SearchResult:
             A report of what was inserted where.
 
         Raises:
-            InsertionError: a place does not exist, or a layer does not fit; the model is untouched.
+            InsertionError: a place does not exist, or a layer does not fit. The model is unchanged.
         """
         return self._inserter.insert(model, [trial.placement for trial in self.chosen])
 
@@ -172,8 +172,8 @@ class Limits:
 
     Attributes:
         budget: training steps over all trials.
-        standard_errors: how many a gain has to exceed.
-        bits_per_dim: what a gain has to exceed.
+        standard_errors: number of standard errors that a gain has to exceed.
+        bits_per_dim: bits per dimension that a gain has to exceed.
         layers: largest number of placements, or ``None``.
         parameters: largest number of new parameters, or ``None``.
     """
@@ -189,12 +189,12 @@ class Limits:
 class Greedy:
     """A greedy search, round by round.
 
-    Every round starts from the user's model: what was kept so far is inserted again as it starts,
-    with the new placement, and all of it is trained on the same batches. So the best trial of a
-    round is the baseline of the next.
+    Every round starts from the user's model: the placements that were kept so far and the new one
+    are inserted untrained, and everything is trained on the same batches. The best trial of a round
+    is therefore the baseline of the next.
 
     Attributes:
-        fitting: what can be tried, with the number of parameters.
+        fitting: the placements to try, with their numbers of parameters.
         progress: called with every trial that was run.
         dims: number of dimensions of an example.
     """
@@ -210,11 +210,11 @@ class Greedy:
     kept: list[Trial] = field(default_factory=list)
 
     def run(self) -> str:
-        """Run rounds until nothing pays or a limit is reached; returns which of these it was.
+        """Run rounds until no trial is good enough or a limit is reached; returns the reason.
 
         Raises:
-            OptionError: the budget does not suffice for the first round.
-            NonFiniteError: the model without new layers is not finite after its training.
+            OptionError: the budget does not cover the first round.
+            NonFiniteError: the baseline is not finite after its training.
         """
         self._check_budget()
         if self._scores([]) is None:
@@ -232,11 +232,11 @@ class Greedy:
 
     @property
     def spent(self) -> int:
-        """Training steps so far: of the first baseline and of all trials, those of a file too."""
+        """Training steps of the first baseline and of all trials, including those of a file."""
         return (1 + len(self.trials)) * self.trainer.steps
 
     def total_gain(self) -> Gain:
-        """The gain of all that was kept over the model without new layers."""
+        """The gain of all kept placements over the model without new layers."""
         placements = [trial.placement for trial in self.kept]
         return paired_gain(self._scores(placements), self._scores([]), self.dims)
 
@@ -263,7 +263,7 @@ class Greedy:
         return self.storage[placements]
 
     def _todo(self) -> list[Placement]:
-        """What is not there yet and has no more parameters than are left."""
+        """The placements that are not kept yet and within ``max_parameters``."""
         kept = {trial.placement for trial in self.kept}
         used = sum(trial.parameters for trial in self.kept)
         most = self.limits.parameters
@@ -278,7 +278,7 @@ class Greedy:
             return "max_layers reached"
         if not todo:
             return "nothing is left to try"
-        # Half a round would favour the places that come first.
+        # Half a round would favour the first places.
         if self.spent + len(todo) * self.trainer.steps > self.limits.budget:
             return "the budget does not suffice for another round"
         return None

@@ -1,4 +1,4 @@
-"""Candidates and batches as a user gives them, and inserting some candidates at some places."""
+"""Reading candidates and batches, and inserting candidates at places."""
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,8 +36,8 @@ class Candidate:
     """Layers that go to a place together.
 
     Attributes:
-        choice: which layers go to a place.
-        description: tells candidates apart that have the same label in two searches.
+        choice: the layers.
+        description: distinguishes candidates with the same label in two searches.
     """
 
     choice: Choice
@@ -50,7 +50,7 @@ def read_candidates(
     """The candidates by their labels.
 
     Raises:
-        OptionError: no candidate, an unknown one, a wrong option, or two with the same label.
+        OptionError: there is no candidate, an unknown one, a wrong option, or a label twice.
     """
     entries = _labelled(owner, DEFAULT_CANDIDATES if candidates is None else candidates)
     if not entries:
@@ -93,23 +93,23 @@ class Batch(NamedTuple):
     context: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on a device: some hosts write to the tensors that they are given."""
+        """A copy on a device, since some layers of the hosts write to their input."""
         return Batch(*(None if t is None else t.to(device, copy=True) for t in self))  # type: ignore[arg-type]
 
     def head(self, rows: int) -> "Batch":
-        """The first rows, in memory of their own."""
+        """A copy of the first rows."""
         return Batch(*(None if t is None else t[:rows].clone() for t in self))  # type: ignore[arg-type]
 
 
 def read_batches(
     owner: str, name: str, batches: Batches, limit: int | None = None
 ) -> tuple[Batch, ...]:
-    """The batches, or the first ``limit`` of them, read once: every trial gets the same.
+    """The batches, or the first ``limit`` of them. They are read once, for all trials.
 
     Raises:
-        OptionError: there is no batch, or something that is none.
-        ShapeError: no rows, or another number of contexts.
-        NonFiniteError: NaN or infinity in the data.
+        OptionError: there is no batch, or an entry is not a batch.
+        ShapeError: a batch has no rows, or another number of contexts.
+        NonFiniteError: the data hold NaN or infinity.
     """
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise OptionError(
@@ -130,7 +130,7 @@ def _batch(owner: str, name: str, entry: object) -> Batch:
             f"{owner}: expected {name} to hold tensors or pairs of data and context, found "
             f"({kinds})"
         )
-    # A copy: loaders may fill one buffer again and again.
+    # A copy, since a loader may fill the same buffer again.
     batch = Batch(*(part.detach().clone() for part in parts))
     if batch.x.ndim < 2 or not len(batch.x):
         raise ShapeError(
@@ -151,8 +151,8 @@ class Placement:
     """A candidate at a place.
 
     Attributes:
-        position: the position that names the place.
-        neighbour: name of the layer that it is beside, in the model without new layers.
+        position: the position of the place.
+        neighbour: name of the layer beside it, in the model without new layers.
         candidate: label of the candidate.
     """
 
@@ -171,10 +171,10 @@ class Inserter:
     Attributes:
         host: the host.
         candidates: the candidates by their labels.
-        positions: the positions to look for places at.
+        positions: the positions of the places.
         example: a small batch.
-        seed: the starting weights of new layers follow from it.
-        check_domain: keep attention in the domain of the events, or refuse the place.
+        seed: seed of the new layers' weights.
+        check_domain: as in ``insert_attention``.
     """
 
     host: Host
@@ -187,7 +187,7 @@ class Inserter:
     def placements(
         self, model: nn.Module
     ) -> tuple[dict[Placement, InsertionReport], dict[Placement, str]]:
-        """All placements that fit with what they insert, and why the others do not.
+        """All placements that fit, with their layers, and why the others do not.
 
         Raises:
             InsertionError: a candidate fits nowhere, or the model has no such position.
@@ -209,7 +209,7 @@ class Inserter:
     def insert(
         self, model: nn.Module, placements: Sequence[Placement], *, tried: bool = False
     ) -> InsertionReport:
-        """Insert the placements, in place; several at one place from data to latent.
+        """Insert the placements, in place; several at one place are in order from data to latent.
 
         Args:
             model: the model that is searched, or a copy of it.
@@ -217,7 +217,7 @@ class Inserter:
             tried: whether each was tried in another copy before.
 
         Raises:
-            InsertionError: a place does not exist, or a layer does not fit; the model is untouched.
+            InsertionError: a place does not exist, or a layer does not fit. The model is unchanged.
         """
         keys = self._keys(model)
         for placement in placements:
@@ -255,7 +255,7 @@ class Inserter:
         ]
 
     def _factories(self, placement: Placement, place: Place) -> list[LayerFactory]:
-        """Their random weights do not depend on what else is inserted."""
+        """Factories whose random weights do not depend on what else is inserted."""
         choice = self.candidates[placement.candidate].choice
         factories = choice.layers_at(self.example.x.shape[1:], place.event.shape[1:])
         return [
@@ -265,7 +265,7 @@ class Inserter:
 
 
 def device_of(model: nn.Module, batch: Batch) -> torch.device:
-    """Where a model is, or the batch if the model has no tensors."""
+    """The device of a model, or of the batch if the model has no tensors."""
     tensors = (*model.parameters(), *model.buffers(), batch.x)
     return tensors[0].device
 
@@ -275,6 +275,6 @@ def _key(place: Place) -> tuple[str, str]:
 
 
 def _seeded(make: LayerFactory, seed: int, channels: int) -> nn.Module:
-    # On the CPU, where layers are built; other generators are not ours to seed.
+    # Layers are built on the CPU; the generators of other devices must not change.
     torch.default_generator.manual_seed(seed)
     return make(channels)

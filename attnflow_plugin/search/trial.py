@@ -1,4 +1,4 @@
-"""One trial: a copy of the model with some placements is trained, scored, and its scores kept."""
+"""One trial: training and scoring a copy of the model with placements, and storing the scores."""
 
 import hashlib
 import io
@@ -30,11 +30,11 @@ class Trainer:
 
     Attributes:
         inserter: inserts placements.
-        batches: what to train on, from the start for every trial.
-        held_out: what to score with.
+        batches: training batches; every trial starts from the first.
+        held_out: batches for scoring.
         steps: training steps of a trial.
         optimizer: makes the optimizer of a trial.
-        train: ``"all"`` parameters of a model, or those of its new layers if it has any.
+        train: ``"all"`` parameters are trained, or those of ``"new"`` layers if there are any.
     """
 
     inserter: Inserter
@@ -70,7 +70,7 @@ class Trainer:
         return scores if scores is not None and bool(scores.isfinite().all()) else None
 
     def _train(self, model: nn.Module) -> bool:
-        """Maximum likelihood; stops where the loss is not finite."""
+        """Train by maximum likelihood; returns whether the loss stayed finite."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
             return True
@@ -78,14 +78,14 @@ class Trainer:
         model.train()
         for step in range(self.steps):
             batch = self.batches[step % len(self.batches)]
-            # A closure, since some optimizers evaluate the loss several times in a step.
+            # Some optimizers evaluate the loss several times in a step.
             loss = optimizer.step(partial(self._backward, model, optimizer, batch))
             if not math.isfinite(loss):
                 return False
         return True
 
     def _backward(self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
-        """The loss of a batch, which leaves its gradients in the parameters."""
+        """The loss of a batch; its gradients are added to the parameters."""
         x, context = batch.to(device_of(model, batch))
         optimizer.zero_grad()
         with torch.enable_grad():
@@ -102,7 +102,7 @@ class Trainer:
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seed the generators that a model on this device draws from, and no others."""
+    """Seed only the generators that a model on this device draws from."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -110,17 +110,17 @@ def _seed(device: torch.device, seed: int) -> None:
 
 
 class Storage:
-    """The scores of trials by what was inserted.
+    """The scores of trials, by the placements that were inserted.
 
-    A search asks here before it runs a trial. As what it does next follows from the scores alone,
-    the same search goes on where it stopped.
+    A search looks here before it runs a trial. Its further course depends on the scores alone, so
+    the same search continues where it stopped.
 
     Args:
         path: a file, or ``None`` to keep the scores in memory only.
-        search: what the scores depend on, by names for an error message.
+        search: everything that the scores depend on, with names for an error message.
 
     Raises:
-        OptionError: the file belongs to another search, or is none of a search.
+        OptionError: the file belongs to another search, or is of another kind.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, search: Mapping[str, str]) -> None:
@@ -132,7 +132,7 @@ class Storage:
         if self._path.exists():
             self._scores = self._read(self._path)
         else:
-            self._write(self._path)  # A path that cannot be written to should fail before a trial.
+            self._write(self._path)  # Fail before the first trial if the path cannot be written to.
 
     def __contains__(self, placements: Sequence[Placement]) -> bool:
         return _key(placements) in self._scores
@@ -163,7 +163,7 @@ class Storage:
 
     def _write(self, path: Path) -> None:
         content = {"format": _FORMAT, "search": self._search, "scores": self._scores}
-        # Beside the file and then in its place: an interruption leaves the one or the other.
+        # Written beside the file and then moved, so that an interruption leaves a whole file.
         partial = path.with_name(f"{path.name}.partial")
         with partial.open("wb") as file:
             torch.save(content, file)
@@ -171,7 +171,7 @@ class Storage:
 
 
 def digest(values: Iterable[object]) -> str:
-    """A fingerprint of tensors and names; where tensors are and how they lie there is no matter."""
+    """A fingerprint of tensors and names, whatever the devices and memory layouts of tensors."""
     plain = [
         value.detach().cpu().contiguous().clone() if isinstance(value, Tensor) else value
         for value in values

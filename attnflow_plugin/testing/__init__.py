@@ -1,10 +1,10 @@
-r"""The conformance kit: ``check_layer`` tells whether a layer is exact.
+r"""The conformance kit: ``check_layer`` tests whether a layer is exact.
 
-What is cheap comes first, and what tells most clearly what is wrong.
+Cheap checks come first, and those whose failure is easiest to understand.
 
 Round trips and log-dets that cancel prove nothing: a log-det that is twice too large passes both.
-The judge here is the Jacobian by automatic differentiation, in float64, on randomised parameters,
-in both directions; and finite differences judge automatic differentiation.
+The reference is the Jacobian by automatic differentiation in float64, for random parameters, in
+both directions. Automatic differentiation itself is compared with finite differences.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,11 +33,12 @@ def check_layer(
 ) -> LayerReport:
     r"""Check an invertible layer of this package, of normflows or of nflows.
 
-    A copy of the layer, in float64 and evaluation mode, with noise on all parameters, is held to:
+    These properties are checked on a copy of the layer, in float64 and evaluation mode, with noise
+    on all parameters:
 
-    * **contract**: outputs have the shape and dtype of the inputs, log-dets are fresh tensors of
-      shape ``(B,)`` that share no memory, inputs and contexts stay as they were, dozens of calls
-      give the same, nothing is drawn from the global random generator;
+    * **contract**: outputs have the shape and dtype of the inputs; log-dets are fresh tensors of
+      shape ``(B,)``; inputs and contexts are not changed; dozens of calls give the same result;
+      nothing is drawn from the global random generator;
     * **Jacobian**: the log-det of each direction is $\log|\det J|$ of the brute-force
       Jacobian;
     * **gradients** of result and log-det, by data, parameters and context, agree with finite
@@ -45,34 +46,34 @@ def check_layer(
     * **round trip**: each direction undoes the other, and their log-dets cancel;
     * **rows** do not depend on each other, in values and in gradients, alone and in batches of
       other sizes; an empty batch gives empty results;
-    * **circles**: results stay between the ends of the interval that makes a circle, and neither
-      result nor log-det jumps where the ends meet;
-    * **context**: every row of the outcome depends on its own row of the context, and on no other;
-    * **modes**: under ``no_grad``, in training mode and for non-contiguous data the same comes out
-      (with dropout: a log-det that is that of the Jacobian);
+    * **circles**: results stay in the interval of a circle, and neither result nor log-det jumps
+      where its ends meet;
+    * **context**: every row of the result depends on its own row of the context, and on no other;
+    * **modes**: under ``no_grad``, in training mode and for non-contiguous data the result is the
+      same (with dropout, the log-det is that of the Jacobian);
     * **float32**: round trip, result, log-det and gradients agree with float64. Half precision and
-      autocast agree roughly, where the layer takes them;
-    * **other draws**: all of it roughly, for parameters as given, of both signs and of other
-      sizes, for other numbers of positions, and for data near zero and far out.
+      autocast agree roughly, if the layer accepts them;
+    * **other values**: all of this holds roughly for parameters as given, of both signs and of
+      other sizes, for other numbers of positions, and for data near zero and far from it.
 
-    **Not checked**: other numbers of channels; positions that the layer refuses; data far out if
-    ``example`` is a tensor, which may have a domain; draws so badly conditioned that right layers
-    fail as well; faults of a few per cent in half precision, or in some rows only; gradients by
-    parameters that are frozen; second derivatives; compiled graphs; other devices. A layer may
-    refuse an empty batch with an error of this package, or where a host fails inside.
+    **Not checked**: other numbers of channels; positions that the layer refuses; data far from zero
+    if ``example`` is a tensor, which may have a domain; values so badly conditioned that correct
+    layers fail as well; faults of a few per cent in half precision, or in some rows only; gradients
+    by frozen parameters; second derivatives; compiled graphs; other devices. A layer may refuse an
+    empty batch with an error of this package, or because a host fails on it.
 
     **Time**: about a hundred calls in each direction, most of them on events cut to two positions
-    an axis: 0.1 s for a layer with 50 dimensions, three to four times what the Jacobian alone
-    takes. Layer and random generators are left as they were, also after an error.
+    for each axis: 0.1 s for a layer with 50 dimensions, three to four times the time of the
+    Jacobian alone. Layer and random generators do not change, even if a check fails.
 
     Args:
         layer: has ``to_latent`` and ``to_data``, or ``forward`` and ``inverse`` as in the hosts;
             each maps ``(batch, context)`` to ``(batch, log_det)``.
         example: a batch of data of at least two rows, or the shape of one event, for which standard
             normal data are drawn.
-        context: a batch of contexts, for layers that must use it; integers are labels, of which
-            two at least must differ.
-        circles: the low and the high end of the interval that makes a circle, such as
+        context: a batch of contexts, for layers that must use it. Integers are labels, of which at
+            least two must differ.
+        circles: the low and the high end of the interval of a circle, such as
             ``(-math.pi, math.pi)``, for all channels, or a mapping of channels to such pairs.
         randomize: standard deviation of the noise on the parameters.
         volume_preserving: the log-det may be zero throughout.
@@ -83,8 +84,8 @@ def check_layer(
         The largest errors.
 
     Raises:
-        AssertionError: says which check failed, in which direction, and by how much; also if the
-            layer itself fails.
+        AssertionError: a check failed, or the layer raised an error. The message names the check,
+            the direction and the size of the error.
         ShapeError: the example or the context is not a batch as described.
 
     Examples:
@@ -94,7 +95,7 @@ def check_layer(
     """
     x = _batch(example)
     places = Circles.of(circles, x.shape[1])
-    # A batch that was given may have a domain, as circles are one: nothing is known outside.
+    # Data that were given may have a domain, such as circles, and others may lie outside of it.
     drawn = not isinstance(example, Tensor) and not places
     if not isinstance(example, Tensor) and places:
         x = places.drawn(x)
@@ -108,7 +109,7 @@ def check_layer(
         except AssertionError:
             raise
         except Exception as error:
-            # What the layer returned is so unusual that the kit stumbles over it.
+            # The result of the layer is so unusual that a check itself fails.
             raise AssertionError(
                 f"{type(layer).__name__}: cannot be checked, {type(error).__name__}: {error}"
             ) from error
@@ -136,7 +137,7 @@ def _check_closely(
 
 
 def _ways(subject: Subject, x: Tensor, context: Tensor | None) -> list[Way]:
-    """Both directions, once they have kept the contract."""
+    """Both directions, after a check of their contract."""
     z = _latent(subject, x, context)
     to_latent, to_data = subject.directions
     ways = ((to_latent, to_data, x), (to_data, to_latent, z))
@@ -157,7 +158,7 @@ def _ways(subject: Subject, x: Tensor, context: Tensor | None) -> list[Way]:
 def _check_way(
     subject: Subject, way: Way, atol: float, volume_preserving: bool
 ) -> tuple[float, float]:
-    """All that is held to ``atol``; returns the errors of log-det and round trip."""
+    """The checks with the tolerance ``atol``; returns the errors of log-det and round trip."""
     variations.check_no_grad(subject, way, atol)
     derivatives.check_mixing(subject, way, atol)
     contract.check_rows(subject, way, atol)
@@ -192,7 +193,7 @@ def _check_round_trip(subject: Subject, way: Way, atol: float) -> float:
 
 
 def _check_circles(subject: Subject, way: Way, atol: float) -> None:
-    """Results stay on circles, and both ends of an interval are one place."""
+    """Results stay on circles, and both ends of an interval are the same point."""
     circles = subject.circles
     beyond = largest(circles.beyond(way.outcome.out))
     subject.require(
@@ -216,7 +217,7 @@ def _check_circles(subject: Subject, way: Way, atol: float) -> None:
 
 
 def _check_widely(subject: Subject, x: Tensor, context: Tensor | None, drawn: bool) -> None:
-    """What needs many calls, on the smallest events that the layer takes."""
+    """The checks that need many calls, on the smallest events that the layer takes."""
     corner, its_context = variations.smallest(subject, x, context)
     latent = _latent(subject, corner, its_context)
     variations.check_shapes(subject, x, context)
@@ -230,7 +231,7 @@ def _check_widely(subject: Subject, x: Tensor, context: Tensor | None, drawn: bo
 
 
 def _latent(subject: Subject, x: Tensor, context: Tensor | None) -> Tensor:
-    # The layer may write to what it is given: that is for the check of the contract to say.
+    # A copy, since the check of the contract has to find layers that write to their input.
     return subject.call(subject.directions[0], x.clone(), context).out.detach().clone()
 
 

@@ -1,4 +1,4 @@
-"""What every call must keep to, whatever it computes; and what the checks leave as it was."""
+"""The contract of every call, whatever it computes, and restoring the layer after the checks."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ from attnflow_plugin.inputs import HOSTS
 from attnflow_plugin.testing.derivatives import check_context_gradient, gradients
 from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way, largest
 
-#: Calls in each direction, over all checks: enough for what happens only now and then.
+#: Calls in each direction, over all checks: enough to find faults of occasional calls.
 CALLS = 52
-#: Sizes of batches in which rows have to come out as before.
+#: Sizes of batches in which the results of rows must not change.
 BATCHES = (2, 5, 64)
-#: Rows that are tried one by one.
+#: Number of rows that are tried one by one.
 ROWS = 6
 Result = TypeVar("Result")
 AGAIN = "gives other results when it is called again"
 
 
 def check_contract(subject: Subject, direction: str, event: Tensor, context: Tensor | None) -> None:
-    """Inputs stay as they were, outputs are tensors of their own, and calls repeat."""
+    """Inputs do not change, outputs are new tensors, and calls give the same results again."""
     kept = event.clone()
     kept_context = None if context is None else context.clone()
     torch.manual_seed(1)
@@ -87,7 +87,7 @@ def _equal(one: Outcome, other: Outcome) -> bool:
 
 
 def twice(subject: Subject, check: Callable[[], Result]) -> Result:
-    """Run a check, and once more where it fails: what fails once only is a matter of state."""
+    """Run a check, and again if it fails; if it passes then, the layer has a hidden state."""
     try:
         return check()
     except AssertionError:
@@ -96,7 +96,7 @@ def twice(subject: Subject, check: Callable[[], Result]) -> Result:
 
 
 def check_repeats(subject: Subject, event: Tensor, latent: Tensor, context: Tensor | None) -> None:
-    """Call both directions in turn, on one row for speed."""
+    """Many calls of both directions in turn give the same; they have one row, for speed."""
     context = None if context is None else context[:1]
     pairs = list(zip(subject.directions, (event[:1], latent[:1]), strict=True))
     with torch.no_grad():
@@ -108,7 +108,7 @@ def check_repeats(subject: Subject, event: Tensor, latent: Tensor, context: Tens
 
 
 def check_empty(subject: Subject, way: Way) -> None:
-    """No row in, no row out. Where a layer refuses in clear words, that is no fault."""
+    """An empty batch gives empty results, or an error that is meant for users."""
     try:
         with subject.situation("on an empty batch"):
             subject.call(way.direction, *way.rows(torch.arange(0, device=way.event.device)))
@@ -118,7 +118,7 @@ def check_empty(subject: Subject, way: Way) -> None:
 
 
 def _raised_in_host(error: BaseException | None) -> bool:
-    """Whether it is the code of a host that fails, which the layer under test only calls."""
+    """Whether the error comes from a host, which the layer only calls."""
     packages = [
         frame.f_globals.get("__name__", "").partition(".")[0]
         for frame, _ in traceback.walk_tb(error.__traceback__ if error else None)
@@ -128,7 +128,7 @@ def _raised_in_host(error: BaseException | None) -> bool:
 
 
 def check_rows(subject: Subject, way: Way, atol: float) -> None:
-    """Every row alone gives what it gives in the batch."""
+    """Every row has the same result alone as in the batch."""
     message = "of a row differs when the row is alone: {} by {}"
     for row in range(min(len(way.event), ROWS)):
         index = torch.tensor([row], device=way.event.device)
@@ -137,7 +137,7 @@ def check_rows(subject: Subject, way: Way, atol: float) -> None:
 
 
 def check_batches(subject: Subject, way: Way, atol: float) -> None:
-    """The same rows in batches of other sizes, and their gradients in one of them."""
+    """Rows have the same results in batches of other sizes, and the same gradients in one."""
     rows = torch.arange(max(BATCHES), device=way.event.device) % len(way.event)
     for size in BATCHES:
         index = rows[:size]
@@ -146,7 +146,7 @@ def check_batches(subject: Subject, way: Way, atol: float) -> None:
         subject.require_same(way.direction, way.rows(index), expected, message, atol)
     index = rows[: 4 * len(way.event)]
     four = gradients(subject, way.direction, *way.rows(index))[1]
-    # By the data every row has its own, by the parameters they add up.
+    # Gradients by the data belong to rows; those by the parameters add up over the batch.
     copies = len(index) / len(way.event)
     found = [four[0][: len(way.event)], *(slope / copies for slope in four[1:])]
     for ours, theirs in zip(found, way.slopes, strict=True):
@@ -158,7 +158,7 @@ def check_batches(subject: Subject, way: Way, atol: float) -> None:
 
 
 def check_context(subject: Subject, way: Way, context: Tensor, atol: float) -> None:
-    """Every row depends on its own row of the context, and on no other."""
+    """Every row of the result depends on its own row of the context, and on no other."""
     before, moved_any = way.outcome.rows(), False
     for row in range(min(len(way.event), ROWS)):
         after = _with_other_context(subject, way.direction, way.event, context, row)
@@ -185,7 +185,7 @@ def _with_other_context(
     if context.is_floating_point() or context.is_complex():
         moved[row] += 1.0
         return subject.call(direction, event, moved)
-    # Labels: only those that were given are known to exist.
+    # Of labels, only those that were given are known to exist.
     others = [other for other in context if not torch.equal(other, context[row])]
     if not others:
         return None
@@ -197,7 +197,7 @@ def _with_other_context(
 def everything_kept(layer: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, modes and the global random state at the end.
 
-    A copy is what is worked on, but some layers copy as themselves, or share tensors with it.
+    Checks work on a copy, but some layers are their own copy, or share tensors with it.
     """
     modes = [(module, module.training) for module in layer.modules()]
     buffers = [

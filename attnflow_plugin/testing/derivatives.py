@@ -1,4 +1,4 @@
-"""Derivatives by automatic differentiation, and by finite differences as the judge of those."""
+"""Derivatives by automatic differentiation, compared with finite differences."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from attnflow_plugin.testing.subject import Outcome, Subject, Way, largest
 
-#: Where a kink or an iterative inverse spoils one step, another is tried.
+#: Step sizes. If a kink or an iterative inverse spoils one step, the next one is tried.
 STEPS = (1e-6, 1e-5, 1e-4, 1e-7)
-#: Of a derivative against finite differences, relative to the largest.
+#: Tolerance of a derivative against finite differences, relative to the largest.
 DERIVATIVE_TOLERANCE = 1e-4
 
 
 def check_mixing(subject: Subject, way: Way, atol: float) -> None:
-    """The gradient of a row of the outcome stays in its own row of the data."""
+    """The gradient of a row of the result is zero in all other rows of the data."""
     x = way.event.detach().clone().requires_grad_()
     outcome = subject.call(way.direction, x, way.context)
     weights = _normal(x[0].shape, x, seed=8)
@@ -32,7 +32,7 @@ def check_mixing(subject: Subject, way: Way, atol: float) -> None:
 
 
 def _leak(subject: Subject, direction: str, numbers: Tensor, x: Tensor) -> float:
-    """The largest derivative of the number of one row by the values of another."""
+    """The largest derivative of one row's number by the values of another row."""
     largest_yet = 0.0
     for row, number in enumerate(numbers):
         (slopes,) = _gradients_of(subject, direction, number, [x])
@@ -54,7 +54,8 @@ def require_log_det(
     expected = torch.linalg.slogdet(own[:, :-1])[1]
     subject.require(
         volume_preserving or largest(expected) > 1e-3,
-        f"{direction} has log-det 0 even with randomised parameters, so that nothing is proved",
+        f"{direction} has log-det 0 even with randomised parameters, which proves nothing; pass "
+        f"volume_preserving=True if it should be 0",
     )
     error = largest(outcome.log_det - expected)
     subject.require(
@@ -68,8 +69,8 @@ class Slopes(NamedTuple):
     """Derivatives of every row by its own data, automatic and along one line by differences.
 
     Attributes:
-        own: the Jacobian of every row, ``(B, dims + 1, dims)``, the log-det last.
-        line: a direction in the space of the data, in which any wrong entry shows.
+        own: the Jacobian of every row, ``(B, dims + 1, dims)``, with the log-det last.
+        line: a random direction in the space of the data, in which any wrong entry shows.
         along: the central difference along it.
     """
 
@@ -85,10 +86,10 @@ class Slopes(NamedTuple):
 def own_jacobian(
     subject: Subject, direction: str, event: Tensor, context: Tensor | None
 ) -> tuple[Outcome, Slopes]:
-    """All derivatives from one call, if rows do not depend on each other.
+    """All derivatives from one call, which is right if rows do not depend on each other.
 
-    The batch holds the rows once for every value of a row, so that one pass backward is enough,
-    and both ends of the line.
+    The batch has a copy of the rows for every value of a row, so that one backward pass is enough,
+    and the two ends of the line.
     """
     rows, values = len(event), event[0].numel() + 1
     line = _normal(event.shape, event, seed=2)
@@ -129,7 +130,7 @@ def _require_derivative(
     of: str,
     first: Tensor | None = None,
 ) -> None:
-    """Result and log-det apart, so that the right one is blamed."""
+    """Compare result and log-det separately, so that the message names the right one."""
     wrong = {"the result": slice(0, -1), "the log-det": slice(-1, None)}
     errors = dict.fromkeys(wrong, 0.0)
     for step in STEPS:
@@ -152,7 +153,7 @@ def _require_derivative(
 def check_parameter_gradients(
     subject: Subject, direction: str, event: Tensor, context: Tensor | None
 ) -> None:
-    """All parameters at once; one after the other only to find the one to blame."""
+    """Compare the gradient by all parameters; if it is wrong, look for the one that causes it."""
     named = [(name, p) for name, p in subject.layer.named_parameters() if p.requires_grad]
     if not named:
         return
@@ -196,7 +197,7 @@ def _weighted(log_det: Tensor) -> Tensor:
 def check_context_gradient(
     subject: Subject, direction: str, event: Tensor, context: Tensor, atol: float
 ) -> None:
-    """The gradient by the context, which has to stay in its row."""
+    """The gradient by the context is right, and zero in all other rows."""
     x = context.detach().clone().requires_grad_()
     weights = _normal((1, event[0].numel() + 1), event, seed=5)
     rows = subject.call(direction, event, x).rows() * weights
@@ -223,7 +224,7 @@ def check_context_gradient(
 def gradients(
     subject: Subject, direction: str, event: Tensor, context: Tensor | None
 ) -> tuple[Outcome, list[Tensor]]:
-    """The outcome, and the gradients of one random sum of it by the data and the parameters."""
+    """The outcome, and the gradients of a random sum of it by the data and the parameters."""
     x = event.detach().clone().requires_grad_()
     outcome = subject.call(direction, x, context)
     weights = _normal((1, x[0].numel() + 1), torch.zeros(1, dtype=torch.float64), seed=7)

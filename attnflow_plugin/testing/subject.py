@@ -1,4 +1,4 @@
-"""The layer under test, the one place where it is called, and what of its data lives on circles."""
+"""The layer under test: its calls, what they return, and which of its channels lie on circles."""
 
 import copy
 from collections import Counter
@@ -13,13 +13,13 @@ from attnflow_plugin.errors import ShapeError
 
 
 class LayerReport(NamedTuple):
-    """The largest absolute errors that `check_layer` met, over both directions.
+    """The largest absolute errors that `check_layer` found, over both directions.
 
     Attributes:
-        log_det: of the log-det against that of the Jacobian, in float64, in nats.
-        round_trip: of data after one direction and back, in float64.
-        log_det_float32: of the log-det in float32 against float64, in nats.
-        round_trip_float32: of data after to_latent and to_data in float32.
+        log_det: error of the log-det against that of the Jacobian, in float64, in nats.
+        round_trip: error of data after one direction and back, in float64.
+        log_det_float32: error of the log-det in float32 against float64, in nats.
+        round_trip_float32: error of data after to_latent and to_data in float32.
     """
 
     log_det: float
@@ -29,7 +29,7 @@ class LayerReport(NamedTuple):
 
 
 class CallError(AssertionError):
-    """The layer raised an error of its own; where it may refuse, that is no fault."""
+    """The layer raised an error; some checks allow this."""
 
 
 class Outcome(NamedTuple):
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     log_det: Tensor
 
     def rows(self) -> Tensor:
-        """All values of a row beside each other, the log-det last: shape ``(B, dims + 1)``."""
+        """All values of each row, with the log-det last: shape ``(B, dims + 1)``."""
         return torch.cat([self.out.flatten(1), self.log_det[:, None].to(self.out.dtype)], 1)
 
     def take(self, index: Tensor) -> "Outcome":
@@ -48,10 +48,10 @@ class Outcome(NamedTuple):
 
 
 class Way(NamedTuple):
-    """One direction with its data, and what it gives.
+    """One direction with its data and its outcome.
 
     Attributes:
-        slopes: the gradients of one random sum of the outcome, by the data and the parameters.
+        slopes: the gradients of a random sum of the outcome by the data and the parameters.
     """
 
     direction: str
@@ -67,7 +67,7 @@ class Way(NamedTuple):
 
 
 class Circles(NamedTuple):
-    """The channels on circles, with the interval that makes a circle of each.
+    """The channels on circles, with their intervals.
 
     Attributes:
         channels: their indices, shape ``(n,)``.
@@ -81,10 +81,10 @@ class Circles(NamedTuple):
     def of(
         cls, given: Mapping[int, tuple[float, float]] | tuple[float, float] | None, channels: int
     ) -> "Circles":
-        """From what a user gives: nothing, one interval for all channels, or those of some.
+        """Read the option: nothing, one interval for all channels, or those of some channels.
 
         Raises:
-            ShapeError: a channel that does not exist.
+            ShapeError: a channel does not exist.
         """
         if given is None:
             given = {}
@@ -103,13 +103,13 @@ class Circles(NamedTuple):
         return len(self.channels) > 0
 
     def drawn(self, noise: Tensor) -> Tensor:
-        """Events from normal noise: on circles they are uniform."""
+        """Turn normal noise into events, which are uniform on circles."""
         low, high = self._like(noise)
         uniform = torch.special.ndtr(noise.index_select(1, self.channels.to(noise.device)))
         return self._replaced(noise, low + (high - low) * uniform)
 
     def difference(self, found: Tensor, expected: Tensor) -> Tensor:
-        """Of events, on circles the short way round."""
+        """The difference of events, on circles the short way round."""
         difference = found - expected
         if not self:
             return difference
@@ -144,7 +144,7 @@ class Subject:
     """A copy of the layer in float64 and evaluation mode, with noise on its parameters.
 
     Attributes:
-        where: the circumstances of the calls under way, added to every message.
+        where: the circumstances of the current calls, added to every message.
         circles: the channels on circles.
     """
 
@@ -162,7 +162,7 @@ class Subject:
         self.calls: Counter[str] = Counter()
         self.layer = self._copy_of(layer).double().eval()
         self.directions = self._directions()
-        # Layers that learn their start from the first batch do so here.
+        # Layers that initialise themselves from the first batch do so here.
         self.call(self.directions[0], x.clone(), context)
         self.start = [parameter.detach().clone() for parameter in self.layer.parameters()]
         generator = torch.Generator().manual_seed(0)
@@ -202,7 +202,7 @@ class Subject:
         self.forget()
 
     def forget(self) -> None:
-        """Layers that keep results in evaluation mode drop them on the way to training mode."""
+        """Make the layer drop results that it keeps in evaluation mode, by changing the mode."""
         self.layer.train().eval()
 
     def converted(self, dtype: torch.dtype) -> "Subject":
@@ -215,7 +215,7 @@ class Subject:
 
     @contextmanager
     def situation(self, where: str) -> Iterator[None]:
-        """Every message says under which circumstances a check failed."""
+        """A context in which every message names these circumstances."""
         kept, self.where = self.where, where
         try:
             yield
@@ -228,11 +228,11 @@ class Subject:
             raise AssertionError(self.worded(message))
 
     def worded(self, message: str) -> str:
-        """The message with the class in front and the circumstances behind."""
+        """The message with the class before it and the circumstances after it."""
         return f"{self.name}: {message}" + (f" ({self.where})" if self.where else "")
 
     def call(self, direction: str, event: Tensor, context: Tensor | None) -> Outcome:
-        """Run one direction, and hold what it returns to the form that all calls must have."""
+        """Run one direction, and check the form of its outcome."""
         self.calls[direction] += 1
         try:
             run = getattr(self.layer, direction)
@@ -270,7 +270,7 @@ class Subject:
         message: str,
         atol: float,
     ) -> None:
-        """Call, and compare with an outcome that is known; ``{}`` in the message is the error."""
+        """Call, and compare with a known outcome; ``message`` has ``{}`` for what differs and how."""
         error, what = self._difference(self.call(direction, *data), expected, atol)
         if error is None:
             return
@@ -283,12 +283,12 @@ class Subject:
     def _difference(found: Outcome, expected: Outcome, atol: float) -> tuple[float | None, str]:
         for what, ours, theirs in zip(("the result", "the log-det"), found, expected, strict=True):
             error = largest(ours - theirs)
-            # Written so that NaN fails.
+            # In this form NaN fails.
             if not error <= atol * max(1.0, largest(theirs)):
                 return error, what
         return None, ""
 
 
 def largest(values: Tensor) -> float:
-    """The largest magnitude, 0 where there is none."""
+    """The largest magnitude; 0 if there are no values."""
     return float(values.detach().abs().amax()) if values.numel() else 0.0

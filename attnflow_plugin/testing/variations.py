@@ -1,4 +1,4 @@
-"""The same in other modes, layouts and precisions, and roughly for other parameters and shapes."""
+"""Checks in other modes, layouts and precisions, and for other parameters, shapes and data."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,24 +14,24 @@ from attnflow_plugin.testing.derivatives import (
 )
 from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way, largest
 
-#: Far enough below the largest number of float16 for what happens inside a layer.
+#: Far enough below the largest number of float16 for intermediate results of a layer.
 LARGEST_IN_HALF = 1e3
-#: Of gradients in float32, relative to the largest.
+#: Tolerance of gradients in float32, relative to the largest.
 GRADIENT_TOLERANCE = 1e-2
-#: Signs and sizes that all parameters take, in units of ``randomize``.
+#: Signs and sizes that parameters are moved by, in units of ``randomize``.
 SIZES = (2.0, -2.0, 8.0, -8.0)
-#: Where the Jacobian is worse conditioned than this, errors of right layers are large too.
+#: If the Jacobian is worse conditioned, errors of correct layers are large too.
 CONDITION = 1e6
-#: Beyond, rounding alone spoils differences and round trips.
+#: For larger numbers, rounding alone spoils differences and round trips.
 LARGEST = 1e5
-#: Relative, in nats and in units of the data.
+#: Relative tolerance, in nats and in units of the data.
 TOLERANCE = 1e-5
-#: Standard deviations of the data.
+#: Standard deviations of data to try.
 MAGNITUDES = (0.01, 5.0, 30.0)
 
 
 def check_no_grad(subject: Subject, way: Way, atol: float) -> None:
-    """The same results where no graph is kept."""
+    """Results are the same without a graph."""
     message = "gives other results than with gradients: {} differs by {}"
     with subject.situation("under no_grad"), torch.no_grad():
         data = (way.event, way.context)
@@ -39,7 +39,7 @@ def check_no_grad(subject: Subject, way: Way, atol: float) -> None:
 
 
 def check_training(subject: Subject, way: Way, atol: float) -> None:
-    """Results and gradients in training mode."""
+    """Results and gradients are the same in training mode."""
     subject.layer.train()
     try:
         with subject.situation("in train() mode"):
@@ -61,7 +61,7 @@ def _check_training(subject: Subject, way: Way, atol: float) -> None:
         wrong = any(largest(a - b) > 1e-6 * max(1.0, largest(b)) for a, b in pairs)
         subject.require(not wrong, f"{way.direction} has other gradients than in eval() mode")
         return
-    # Dropout and the like are allowed, as long as the log-det is that of what was computed.
+    # Dropout and the like are allowed, as long as the log-det belongs to the result.
     torch.manual_seed(0)
     outcome, derivatives = own_jacobian(subject, *data)
     require_log_det(subject, way.direction, outcome, derivatives.own, max(atol, 1e-8))
@@ -74,7 +74,7 @@ def _check_training(subject: Subject, way: Way, atol: float) -> None:
 
 
 def check_layouts(subject: Subject, way: Way, atol: float) -> None:
-    """Non-contiguous data of two kinds."""
+    """Results are the same for non-contiguous data of two kinds."""
     event = way.event
     layouts = {"strided": torch.stack([event, event], -1)[..., 0]}
     if event.ndim > 2:
@@ -89,9 +89,9 @@ def check_layouts(subject: Subject, way: Way, atol: float) -> None:
 
 
 def check_float32(subject: Subject, ways: Sequence[Way], atol: float) -> tuple[float, float]:
-    """Results, log-dets, round trips and gradients of both directions, against float64."""
+    """Results, log-dets, round trips and gradients in float32 agree with float64."""
     single = subject.converted(torch.float32)
-    # The latents of data may lie where the way back is badly conditioned.
+    # At the latents of the data, the way back may be badly conditioned.
     first = _check_float32(subject, single, ways[0], atol)
     second = _check_float32(subject, single, ways[1], 100 * atol)
     return max(first[0], second[0]), first[1]
@@ -122,7 +122,7 @@ def _check_float32(subject: Subject, single: Subject, way: Way, atol: float) -> 
 
 
 def check_half(subject: Subject, events: dict[str, Tensor], context: Tensor | None) -> None:
-    """Roughly the same in half precision; a layer may refuse it."""
+    """Results are roughly the same in half precision, unless the layer refuses it."""
     single = subject.converted(torch.float32)
     exact = {name: subject.call(name, event, context) for name, event in events.items()}
     for dtype in (torch.bfloat16, torch.float16):
@@ -163,11 +163,11 @@ def _tried(
 def _require_near(
     subject: Subject, direction: str, found: Outcome, exact: Outcome, rounded: Outcome
 ) -> None:
-    """Rough, and for all rows: in half precision a few rows of a right layer may be far off."""
+    """Fail only if all rows are off: in half precision a few rows of a correct layer may be."""
     for what, ours, theirs, other in zip(("result", "log-det"), found, exact, rounded, strict=True):
         error = (ours.double() - theirs).abs().reshape(len(theirs), -1).amax(1)
         allowed = 0.1 + 0.25 * largest(theirs) + 10 * largest(other - theirs)
-        # Written so that NaN fails.
+        # In this form NaN fails.
         subject.require(
             bool((error <= allowed).any()),
             f"{direction} returns a {what} that is off by at least {largest(error.amin()):.1e} in "
@@ -180,7 +180,7 @@ def _as(context: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def check_parameters(subject: Subject, event: Tensor, context: Tensor | None) -> None:
-    """Parameters as they were given, with the opposite noise, and small and large of one sign."""
+    """Checks with parameters as given, with the opposite noise, and moved by several sizes."""
     offsets = {"without noise": [0 * noise for noise in subject.noise]}
     offsets["with the opposite noise"] = [-noise for noise in subject.noise]
     for size in SIZES:
@@ -197,14 +197,14 @@ def check_parameters(subject: Subject, event: Tensor, context: Tensor | None) ->
 
 
 def check_magnitudes(subject: Subject, event: Tensor, context: Tensor | None) -> None:
-    """Data near zero and far out."""
+    """Checks with data near zero and far from it."""
     for magnitude in MAGNITUDES:
         with subject.situation(f"on data of standard deviation {magnitude:g}"):
             _check_roughly(subject, magnitude * event, context)
 
 
 def check_shapes(subject: Subject, event: Tensor, context: Tensor | None) -> None:
-    """Other numbers of positions, small ones for speed; the channels belong to the layer."""
+    """Checks with other numbers of positions, which are small for speed."""
     axes = event.ndim - 2
     shapes = {(3,) * axes, (1, 5, 2)[-axes:], (6, 2, 1)[:axes]}
     for spatial in sorted(shapes) if axes else []:
@@ -218,7 +218,7 @@ def _check_roughly(subject: Subject, event: Tensor, context: Tensor | None) -> N
 
 
 def _check_both(subject: Subject, event: Tensor, context: Tensor | None) -> None:
-    """Both directions; rows that are badly conditioned are left out, and a layer may refuse."""
+    """Check both directions on well-conditioned rows; a layer may refuse with an error."""
     to_latent, to_data = subject.directions
     try:
         outcome, slopes = own_jacobian(subject, to_latent, event, context)
@@ -253,7 +253,7 @@ def _well_conditioned(rows: Tensor, own: Tensor) -> Tensor:
 def smallest(
     subject: Subject, event: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """A corner of the event, as small as the layer takes: checks there are cheap."""
+    """The smallest corner of the event that the layer takes, on which checks are cheap."""
     for spatial in _smaller(tuple(event.shape[2:])):
         corner = _resized(event, context, spatial)
         try:
@@ -273,7 +273,7 @@ def _smaller(spatial: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 def _resized(
     event: Tensor, context: Tensor | None, spatial: tuple[int, ...]
 ) -> tuple[Tensor, Tensor | None]:
-    """Cut or repeat the positions, and those of a context that has the same ones."""
+    """Cut or repeat the positions of an event, and of a context with the same positions."""
     if context is not None and context.shape[2:] == event.shape[2:]:
         context = _cut(context, spatial)
     return _cut(event, spatial), context

@@ -62,7 +62,7 @@ def test_a_failed_prepare_leaves_the_model_as_it_was(host):
     with pytest.raises(ValueError, match="SourceTower: expected sources of shape"):
         host_module(host).prepare(model, target, source[:, :, :3])
     source[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="is not finite after initialisation"):
+    with pytest.raises(ValueError, match="expected finite parameters after initialisation"):
         host_module(host).prepare(model, target, source)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

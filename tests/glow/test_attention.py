@@ -132,7 +132,7 @@ def test_a_callable_has_to_make_a_layer_of_the_host(host):
     module = host_module(host)
     other = host_module(HOSTS[1 - HOSTS.index(host)])
     for make, message in {
-        (lambda channels: None): r"NoneType; the callable has to return what it makes",
+        (lambda channels: None): r"NoneType; the callable has to return the layer",
         attnflow_plugin.ITrans: rf"found ITrans; take ITrans from attnflow_plugin\.{host}",
         other.IMap: rf"found IMap; take IMap from attnflow_plugin\.{host}",
         (lambda channels: nn.Conv2d(channels, channels, 1)): "found Conv2d; the callable takes",
@@ -264,7 +264,7 @@ def test_whole_numbers_of_numpy(host):
         ({"attention": "imap", "position": []}, OptionError, "at least one position, found none"),
         ({"context_shape": 2}, ShapeError, r"expected context_shape \(\), .* found 2"),
         ({"coupling_net": "attn"}, OptionError, "coupling_net to be one of"),
-        ({"coupling_net": nn.Conv2d(1, 1, 1)}, OptionError, "made already, Conv2d"),
+        ({"coupling_net": nn.Conv2d(1, 1, 1)}, OptionError, "already made, Conv2d"),
         (
             {"coupling_net": "attention", "coupling_net_options": {"block": 2}},
             OptionError,

@@ -113,7 +113,7 @@ def test_flows_of_nflows_that_hand_names_on():
     layer, base = named("nflows", "low"), StandardNormal([4])
     x = torch.randn(ROWS, 4)
     found = module.log_prob(TakesNames(layer, base), x, {"low": low})
-    with pytest.raises(ShapeError, match=r"found a mapping of \['low'\]; nflows makes one tensor"):
+    with pytest.raises(ShapeError, match=r"found a mapping of \['low'\]; a Flow of nflows"):
         module.log_prob(Flow(layer, base), x, {"low": low})
     layer.context_name = None
     torch.testing.assert_close(module.log_prob(TakesNames(layer, base), x, low), found)

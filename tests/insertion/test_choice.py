@@ -89,7 +89,7 @@ CASES = {
     "channels": (("imap", {"channels": 4}), r"has the options \['channels'\]"),
     "of a callable": (
         (ITrans, {"heads": 2}),
-        r"no layer of \['ITrans'\] has the options \['heads'\]; a callable gets the channels only",
+        r"no layer of \['ITrans'\] has the options \['heads'\]; a callable gets only the channels",
     ),
     "misspelt attention": (("ITrans", {}), r"found 'ITrans'; did you mean 'itrans'\?"),
     "in a sequence": ((["imap", "itran"], {}), r"found 'itran'; did you mean 'itrans'\?"),
@@ -103,9 +103,9 @@ CASES = {
     "nothing": (([], {}), "expected at least one attention, found none"),
     "layer": (
         (IMap(4), {}),
-        r"found a layer that is made already, IMap; .* such as lambda channels: IMap\(channels\)",
+        r"found one that is already made, IMap; .* such as lambda channels: IMap\(channels\)",
     ),
-    "other module": ((nn.Linear(2, 2), {}), "made already, Linear"),
+    "other module": ((nn.Linear(2, 2), {}), "one that is already made, Linear"),
 }
 
 

@@ -54,7 +54,7 @@ MISTAKES = {
         NonFiniteError,
         "finite data in held_out",
     ),
-    "no place": ({"position": "before_actnorm"}, InsertionError, "does not exist in this model"),
+    "no place": ({"position": "before_actnorm"}, InsertionError, "layers for position"),
     "unknown position": ({"position": "somewhere"}, OptionError, "expected position"),
     "fits nowhere": (
         {"candidates": {"a": "imap", "b": ("itrans", {"patches": 3})}},

@@ -71,7 +71,7 @@ def test_pretraining_learns_to_enlarge(scale):
 
 def test_pretraining_needs_a_head_and_images_that_belong_together():
     low = torch.rand(2, 3, 4, 4)
-    with pytest.raises(OptionError, match="super_resolve needs image_head=True"):
+    with pytest.raises(OptionError, match=r"super_resolve: expected .* image_head=True"):
         small().super_resolve(low)
     with pytest.raises(ShapeError, match=r"of shape \(2, 3, 16, 16\), found \(1, 3, 16, 16\)"):
         pretraining_loss(small(image_head=True), low, torch.rand(1, 3, 16, 16))
