@@ -111,8 +111,8 @@ def inception_score(
     \exp \mathbb{E}_x\, \mathrm{KL}(p(y \mid x) \,\|\, p(y))
     $$
 
-    with $p(y \mid x)$ the probabilities of classes that the Inception network predicts for an image,
-    averaged over random parts of the set.
+    with $p(y \mid x)$ the probabilities of classes that the Inception network gives an image. The
+    result is averaged over random parts of the set.
 
     Args:
         generated: batches of images in [0, 1], shape ``(B, C, H, W)``; a list or a generator.
