@@ -270,7 +270,7 @@ class Subject:
         message: str,
         atol: float,
     ) -> None:
-        """Call, and compare with a known outcome; the message has ``{}`` for what differs by what."""
+        """Call, and compare with a known outcome; the message has ``{}`` for part and error."""
         error, what = self._difference(self.call(direction, *data), expected, atol)
         if error is None:
             return
