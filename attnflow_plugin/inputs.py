@@ -88,8 +88,7 @@ def require_batch(owner: str, x: object) -> None:
     Raises:
         ShapeError: it is something else.
     """
-    _require_tensor(owner, x)
-    assert isinstance(x, Tensor)
+    x = _tensor(owner, x)
     if not x.is_floating_point():
         raise ShapeError(
             f"{owner}: expected a batch in floating point, found {x.dtype}; spread grey levels "
@@ -97,12 +96,13 @@ def require_batch(owner: str, x: object) -> None:
         )
 
 
-def _require_tensor(owner: str, x: object) -> None:
-    if not isinstance(x, Tensor):
-        hint = ", such as the images of what a loader gives" if isinstance(x, Sequence) else ""
-        raise ShapeError(
-            f"{owner}: expected a batch of data as a tensor{hint}, found {type(x).__name__}"
-        )
+def _tensor(owner: str, x: object) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    hint = "; of what a loader gives, pass only the data" if isinstance(x, Sequence) else ""
+    raise ShapeError(
+        f"{owner}: expected a batch of data as a tensor, found {type(x).__name__}{hint}"
+    )
 
 
 def require_events(owner: str, x: object, size: EventSize | None) -> None:
@@ -115,10 +115,9 @@ def require_events(owner: str, x: object, size: EventSize | None) -> None:
     Raises:
         ShapeError: it is not a tensor in floating point, or has events of another size.
     """
-    _require_tensor(owner, x)
+    x = _tensor(owner, x)
     if size is not None:
         require_batch(owner, x)
-        assert isinstance(x, Tensor)
         size.check(owner, x)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -165,17 +165,27 @@ def _check_finite(model: nn.Module) -> None:
 
 @contextmanager
 def restored_on_failure(model: nn.Module) -> Iterator[None]:
-    """Restore a model after an error, including what a ``state_dict`` does not have.
-
-    It restores values in place, storages, classes, and the attributes of modules, such as replaced
-    buffers, flags and counters.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
-    attributes = [(module, module.__class__, _attributes(module)) for module in model.modules()]
+    """Restore a model after an error; see `restorer`."""
+    restore = restorer(model)
     try:
         yield
     except BaseException:
+        restore()
+        raise
+
+
+def restorer(model: nn.Module) -> Callable[[], None]:
+    """A function that restores a model, including what a ``state_dict`` does not have.
+
+    It restores values in place, storages, gradients, classes, and the attributes of modules, such
+    as replaced buffers, modes, flags and counters.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    attributes = [(module, module.__class__, _attributes(module)) for module in model.modules()]
+
+    def restore() -> None:
         for module, previous, found in attributes:
             module.__class__ = previous
             module.__dict__.clear()
@@ -183,7 +193,10 @@ def restored_on_failure(model: nn.Module) -> Iterator[None]:
         for tensor, storage, value in values:
             storage.copy_(value)
             tensor.data = storage
-        raise
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+    return restore
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:

@@ -43,7 +43,9 @@ class CompilationReport:
     def undo(self) -> None:
         """Let the model run eagerly again."""
         for layer in self._layers:
-            _restore(layer)
+            if isinstance(layer, Compiled):
+                layer.__dict__.pop("_graphs", None)
+                layer.__class__ = layer._compiled_from  # type: ignore[assignment]
 
 
 def compile_model(  # noqa: D417
@@ -94,7 +96,11 @@ def compile_model(  # noqa: D417
         refusals = {name: layer.refusal() for name, layer in layers.items()}
         eager = {name: reason for name, reason in refusals.items() if reason}
         if len(eager) == len(layers):
-            raise OptionError(_nothing_to_compile(model, eager))
+            found = "none" if not eager else "{}: {}".format(*next(iter(eager.items())))
+            raise OptionError(
+                f"compile_model: expected layers in {type(model).__name__} that are not compiled "
+                f"yet and are worth compiling, found {found}"
+            )
     compiled = [name for name in layers if name not in eager]
     return CompilationReport(compiled, eager, list(layers.values()))
 
@@ -107,14 +113,6 @@ def _compiled_layers(host: Host, model: nn.Module, backend: str) -> dict[str, "C
             layer.__class__ = _compiled_class(host, type(layer), backend)  # type: ignore[arg-type]
             layers[name] = cast(Compiled, layer)
     return layers
-
-
-def _nothing_to_compile(model: nn.Module, eager: Mapping[str, str]) -> str:
-    found = "none" if not eager else "{}: {}".format(*next(iter(eager.items())))
-    return (
-        f"compile_model: expected layers in {type(model).__name__} that are not compiled yet and "
-        f"are worth compiling, found {found}"
-    )
 
 
 def _largest_layers(
@@ -167,19 +165,8 @@ class Compiled(nn.Module):
 
 @cache
 def _compiled_class(host: Host, plain: type[nn.Module], backend: str) -> type[Compiled]:
-    names: dict[str, object] = {
-        "_host": host,
-        PLAIN: plain,
-        "_backend": backend,
-        "__module__": plain.__module__,
-    }
-    names["__doc__"] = plain.__doc__
+    names: dict[str, object] = {"_host": host, PLAIN: plain, "_backend": backend}
+    names |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
     return types.new_class(
         plain.__name__, (Compiled, plain), exec_body=lambda own: own.update(names)
     )
-
-
-def _restore(layer: nn.Module) -> None:
-    if isinstance(layer, Compiled):
-        layer.__dict__.pop("_graphs", None)
-        layer.__class__ = layer._compiled_from  # type: ignore[assignment]

@@ -250,12 +250,8 @@ class ConditionalMultiscaleFlow(nf.MultiscaleFlow):
 def _repeated(context: Context, rows: int) -> Context:
     """One context for all rows, or one for each, embedded before it is repeated."""
     if isinstance(context, Mapping):
-        return {name: _expanded(entry, rows) for name, entry in context.items()}
+        return {name: entry.expand(rows, *entry.shape[1:]) for name, entry in context.items()}
     assert context is not None
-    return _expanded(context, rows)
-
-
-def _expanded(context: Tensor, rows: int) -> Tensor:
     return context.expand(rows, *context.shape[1:])
 
 

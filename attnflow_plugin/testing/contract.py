@@ -13,6 +13,7 @@ from attnflow_plugin.errors import AttnFlowError
 from attnflow_plugin.inputs import HOSTS
 from attnflow_plugin.testing.derivatives import check_context_gradient, gradients
 from attnflow_plugin.testing.subject import CallError, Outcome, Subject, Way, largest
+from attnflow_plugin.training import restorer
 
 #: Calls in each direction, over all checks: enough to find faults of occasional calls.
 CALLS = 52
@@ -195,29 +196,13 @@ def _with_other_context(
 
 @contextmanager
 def everything_kept(layer: nn.Module) -> Iterator[None]:
-    """Restore parameters, buffers, modes and the global random state at the end.
+    """Restore the layer and the global random states at the end.
 
     Checks work on a copy, but some layers are their own copy, or share tensors with it.
     """
-    modes = [(module, module.training) for module in layer.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in layer.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    parameters = [(p, p.data, p.detach().clone(), p.grad) for p in layer.parameters()]
+    restore = restorer(layer)
     try:
         with random_states_kept():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, values in buffers:
-                module._buffers[name] = buffer
-                buffer.copy_(values)
-            for parameter, data, values, grad in parameters:
-                parameter.data = data
-                parameter.copy_(values)
-                parameter.grad = grad
+        restore()
