@@ -197,5 +197,5 @@ def test_wrong_arguments(host):
     with pytest.raises(OptionError, match="backend"):
         module.compile_model(model, x, backend="inductr")
     module.compile_model(model, x, backend="eager")
-    with pytest.raises(OptionError, match=r"expected layers in .* that are eager"):
+    with pytest.raises(OptionError, match=r"expected layers in .* that are not compiled yet"):
         module.compile_model(model, x, backend="eager")
