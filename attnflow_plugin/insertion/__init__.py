@@ -2,14 +2,14 @@
 
 The steps, in their order:
 
-* ``request`` reads the example, and says what is wrong with what is no model;
+* ``request`` reads the example, and explains why something is not a model that can run;
 * ``copying`` copies the model;
-* ``probe`` runs a copy and records what its layers are called with; ``sight`` tells what they do;
+* ``probe`` runs a copy and records the calls of its layers; ``sight`` finds out what they mix;
 * ``places`` finds the places that a position names;
-* ``choice`` reads what to insert and builds it for these places. Where events live on circles or in
-  boxes (``domains``, and ``regions`` at a place), attention stays inside or is refused;
+* ``choice`` reads what to insert and builds it for these places. Where events lie on circles or in
+  boxes (``domains``, and ``regions`` at a place), it builds `BoundedAttention`, or refuses;
 * ``trial`` runs another copy with the new layers inside, in both directions;
-* ``transaction`` changes the model, at once or not at all, and ``report`` tells what was done.
+* ``transaction`` changes the model, at once or not at all, and ``report`` describes the changes.
 """
 
 from collections.abc import Callable, Sequence
