@@ -25,10 +25,11 @@ Attention = str | LayerFactory
 _COLOURS: tuple[dict[str, Any], ...] = ({"flip": False}, {"flip": True})
 
 
+@dataclass(frozen=True)
 class Choice:
     """The layers that a user asks for, with their options.
 
-    Args:
+    Attributes:
         owner: the function, for errors.
         host: the host.
         attention: an attention, or several from data to latent.
@@ -39,18 +40,19 @@ class Choice:
         OptionError: there is no attention, or an unknown one, or an option that none of them has.
     """
 
-    def __init__(
-        self,
-        owner: str,
-        host: Host,
-        attention: Attention | Sequence[Attention],
-        both_masks: bool,
-        options: Mapping[str, object],
-    ) -> None:
-        self._host, self._options = host, options
-        self._kinds = kinds_in(attention)
-        self._colours = _COLOURS if both_masks else ({},)
-        check_attentions(owner, host, self._kinds, both_masks, options)
+    owner: str
+    host: Host
+    attention: Attention | Sequence[Attention]
+    both_masks: bool
+    options: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        kinds = kinds_in(self.attention)
+        check_attentions(self.owner, self.host, kinds, self.both_masks, self.options)
+
+    def __str__(self) -> str:
+        names = [name_of(kind) for kind in as_list(self.attention)]
+        return f"{names}, {sorted(self.options.items())}, both_masks={self.both_masks}"
 
     def layers_at(self, data: Sequence[int], event: Sequence[int]) -> list[LayerFactory]:
         """One factory for each layer, from data to latent.
@@ -59,7 +61,8 @@ class Choice:
             data: shape ``(C, *S)`` of the model's data.
             event: shape ``(C, *S)`` of the events at the place.
         """
-        return [make for kind in self._kinds for make in self._factories(kind, data, event)]
+        kinds = kinds_in(self.attention)
+        return [make for kind in kinds for make in self._factories(kind, data, event)]
 
     def _factories(
         self, kind: Attention, data: Sequence[int], event: Sequence[int]
@@ -68,12 +71,12 @@ class Choice:
             yield kind
             return
         name, own = recommended(data, event) if kind == AUTO else (kind, {})
-        layer = self._host.attentions[name]
-        options = {**own, **self._options}
+        layer = self.host.attentions[name]
+        options = {**own, **self.options}
         accepted: dict[str, Any] = {
             option: options[option] for option in layer.options() if option in options
         }
-        for colour in self._colours:
+        for colour in _COLOURS if self.both_masks else ({},):
             yield partial(layer, **accepted, **colour)
 
 
@@ -101,9 +104,8 @@ def check_attentions(
     names = names_of(host, kinds)
     unused = set(options).difference(*(host.attentions[name].options() for name in names))
     if unused:
-        shown = list(map(name_of, kinds))
         raise OptionError(
-            f"{owner}: no layer of {shown} has the options {sorted(unused)}"
+            f"{owner}: no layer of {list(map(name_of, kinds))} has the options {sorted(unused)}"
             f"{_remedy(host, names, unused)}"
         )
 

@@ -199,7 +199,7 @@ def _fingerprint(
         "model": digest(_identity(model)),
         "batches": digest(chain.from_iterable(trainer.batches)),
         "held_out": digest(chain.from_iterable(trainer.held_out)),
-        "candidates": str({k: entry.description for k, entry in inserter.candidates.items()}),
+        "candidates": str({label: str(each) for label, each in inserter.candidates.items()}),
         "layers": digest(chain.from_iterable(map(_identity, layers))),
         "places": str(list(map(str, fitting))),
         "settings": (

@@ -31,23 +31,10 @@ DEFAULT_CANDIDATES: Mapping[str, str] = dict(zip(ATTENTIONS, ATTENTIONS, strict=
 Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Layers that go to a place together.
-
-    Attributes:
-        choice: the layers.
-        description: distinguishes candidates with the same label in two searches.
-    """
-
-    choice: Choice
-    description: str
-
-
 def read_candidates(
     owner: str, host: Host, candidates: Candidates | None, both_masks: bool
-) -> dict[str, Candidate]:
-    """The candidates by their labels.
+) -> dict[str, Choice]:
+    """The layers of each candidate, by label.
 
     Raises:
         OptionError: there is no candidate, an unknown one, a wrong option, or a label twice.
@@ -56,11 +43,7 @@ def read_candidates(
     if not entries:
         raise OptionError(f"{owner}: expected at least one candidate, found none")
     return {
-        label: Candidate(
-            Choice(owner, host, attention, both_masks, options),
-            f"{[name_of(kind) for kind in as_list(attention)]}, {sorted(options.items())}, "
-            f"both_masks={both_masks}",
-        )
+        label: Choice(owner, host, attention, both_masks, options)
         for label, (attention, options) in entries.items()
     }
 
@@ -170,7 +153,7 @@ class Inserter:
 
     Attributes:
         host: the host.
-        candidates: the candidates by their labels.
+        candidates: the layers of each candidate, by label.
         positions: the positions of the places.
         example: a small batch.
         seed: seed of the new layers' weights.
@@ -178,7 +161,7 @@ class Inserter:
     """
 
     host: Host
-    candidates: Mapping[str, Candidate]
+    candidates: Mapping[str, Choice]
     positions: Sequence[Position]
     example: Batch
     seed: int
@@ -256,7 +239,7 @@ class Inserter:
 
     def _factories(self, placement: Placement, place: Place) -> list[LayerFactory]:
         """Factories whose random weights do not depend on what else is inserted."""
-        choice = self.candidates[placement.candidate].choice
+        choice = self.candidates[placement.candidate]
         factories = choice.layers_at(self.example.x.shape[1:], place.event.shape[1:])
         return [
             partial(_seeded, make, zlib.crc32(f"{self.seed} {placement} {number}".encode()))
