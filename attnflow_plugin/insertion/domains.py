@@ -51,7 +51,7 @@ class Domain:
     coordinates: tuple[int, ...] | None = None
     spans: tuple[Span, ...] = ()
 
-    def speaks_of(self, coordinate: int) -> bool:
+    def covers(self, coordinate: int) -> bool:
         """Whether this is the domain of a coordinate."""
         return self.coordinates is None or coordinate in self._places
 

@@ -33,7 +33,7 @@ from attnflow_plugin.layers.bounded_attention import BoundedAttention
 _TARGETS = ("p", "target")
 
 
-class _Said(NamedTuple):
+class _Source(NamedTuple):
     """A domain, where it is known from, and whether no layer runs between that and the place."""
 
     name: str
@@ -49,14 +49,14 @@ class Region:
         spans: circles and boxes whose ends are both known.
         unknown: channels that are not on the line, and whose ends are unknown, or differ between
             positions or between layers.
-        said: the first domain found that is not the line, and where it is known from.
-        falls: whether a base distribution shows that all other channels are on the line.
+        source: the first domain found that is not the line, and where it is known from.
+        rest_on_line: whether a base distribution shows that all other channels are on the line.
     """
 
     spans: Mapping[int, Span] = field(default_factory=dict)
     unknown: frozenset[int] = frozenset()
-    said: str = ""
-    falls: bool = False
+    source: str = ""
+    rest_on_line: bool = False
 
     @property
     def is_line(self) -> bool:
@@ -85,7 +85,7 @@ class Region:
         given = spans_of(layer)
         turned = layer.circles.keys() - self.spans.keys() - self.unknown
         return (
-            not (turned and self.falls)
+            not (turned and self.rest_on_line)
             and self.unknown <= given.keys()
             and all(k in given and _same(span, given[k]) for k, span in self.spans.items())
         )
@@ -109,20 +109,20 @@ class Regions:
         self._known_domains: dict[nn.Module, tuple[Domain | None, Domain | None]] = {}
         # Bases draw latents, which must not change the weights of layers that are made later.
         with torch.random.fork_rng(devices=[]):
-            asked = [(base.name, domain_of_base(base)) for base in _bases(probe)]
-        self._of_bases = next(((name, found) for name, found in asked if found is not None), None)
-        self._asked = bool(asked)
+            tried = [(base.name, domain_of_base(base)) for base in _bases(probe)]
+        self._of_bases = next(((name, found) for name, found in tried if found is not None), None)
+        self._has_base = bool(tried)
 
     def at(self, place: Place) -> Region:
         """The region of a place."""
         before, after = self._around(place)
-        sides = [list(self._said(before)), list(self._said(after, base=True))]
+        sides = [list(self._sources(before)), list(self._sources(after, base=True))]
         shape = place.event.shape[1:]
         positions = math.prod(shape[1:])
         spans: dict[int, Span] = {}
         unknown: set[int] = set()
-        used: dict[_Said, None] = {}
-        alike = all(said.domain.coordinates is None for side in sides for said in side)
+        used: dict[_Source, None] = {}
+        alike = all(source.domain.coordinates is None for side in sides for source in side)
         for channel in range(shape[0]):
             coordinates = range(channel * positions, (channel + 1) * positions)
             coordinates = coordinates[:1] if alike else coordinates
@@ -134,8 +134,8 @@ class Regions:
                 spans[channel] = span
             else:
                 unknown.add(channel)
-        said = next((f"{each.domain}, by {each.name}" for each in used), "")
-        return Region(spans, frozenset(unknown), said, self._asked)
+        source = next((f"{each.domain}, by {each.name}" for each in used), "")
+        return Region(spans, frozenset(unknown), source, self._has_base)
 
     def _around(self, place: Place) -> tuple[list[Stamp], list[Stamp]]:
         """The layers before and after a place, the nearest first."""
@@ -146,19 +146,19 @@ class Regions:
         index += place.side == "after"
         return timeline[:index][::-1], timeline[index:]
 
-    def _said(self, stamps: Iterable[Stamp], *, base: bool = False) -> Iterator[_Said]:
+    def _sources(self, stamps: Iterable[Stamp], *, base: bool = False) -> Iterator[_Source]:
         """The domains known on one side of a place, the nearest first."""
         entered: set[nn.Module] = set()
         near = True
         for stamp in stamps:
             domain = self._domain(stamp)
             if domain is not None:
-                yield _Said(self._probe.name(stamp.layer), domain, near)
+                yield _Source(self._probe.name(stamp.layer), domain, near)
             # A layer that was entered and left lies between. A container around the place was not.
             near = near and stamp.layer not in entered
             entered.add(stamp.layer)
         if base and self._of_bases is not None:
-            yield _Said(*self._of_bases, near)
+            yield _Source(*self._of_bases, near)
 
     def _domain(self, stamp: Stamp) -> Domain | None:
         """The domain of events on one side of a layer."""
@@ -232,21 +232,19 @@ def _at_samples(module: nn.Module, call: BaseCall) -> BaseCall:
 
 
 def _span(
-    sides: Sequence[Sequence[_Said]], coordinate: int, used: dict[_Said, None]
+    sides: Sequence[Sequence[_Source]], coordinate: int, used: dict[_Source, None]
 ) -> Span | str | None:
     """The interval of a coordinate; "unknown" if it is not known, ``None`` on the line."""
-    firsts = (
-        next((said for said in side if said.domain.speaks_of(coordinate)), None) for side in sides
-    )
-    told = [said for said in firsts if said is not None]
-    bounded = [said for said in told if said.domain is not LINE]
+    firsts = (next((s for s in side if s.domain.covers(coordinate)), None) for side in sides)
+    given = [source for source in firsts if source is not None]
+    bounded = [source for source in given if source.domain is not LINE]
     if not bounded:
         return None
     used.update(dict.fromkeys(bounded))
-    known = [(said.near, said.domain.span(coordinate)) for said in bounded]
+    known = [(source.near, source.domain.span(coordinate)) for source in bounded]
     spans = [span for _, span in known if span is not None]
     near = [span for near, span in known if span is not None and near]
-    if len(bounded) < len(told) or not near or not all(_same(near[0], span) for span in spans):
+    if len(bounded) < len(given) or not near or not all(_same(near[0], span) for span in spans):
         return "unknown"
     return near[0]
 
@@ -284,7 +282,7 @@ def _not_a_line(place: Place, layer: nn.Module, region: Region) -> str:
         )
     return (
         f"insert_attention: expected events that range over the whole line {place}, found that "
-        f"{region.said}. {type(layer).__name__} would move them out of that domain, and the "
+        f"{region.source}. {type(layer).__name__} would move them out of that domain, and the "
         f"density would no longer integrate to one. Either {remedy}; or choose positions where "
         f"events range over the line (for data in a box: behind a logit); or pass "
         f"check_domain=False if your layers keep events inside the domain"
@@ -292,7 +290,7 @@ def _not_a_line(place: Place, layer: nn.Module, region: Region) -> str:
 
 
 def _keeps_to_others(place: Place, layer: BoundedAttention, region: Region) -> str:
-    found = region.said or "they range over the whole line"
+    found = region.source or "they range over the whole line"
     return (
         f"insert_attention: expected {type(layer).__name__} with the circles and boxes on which "
         f"events lie {place}, found circles={layer.circles} and boxes={layer.boxes} where {found}"
