@@ -147,8 +147,8 @@ class LPIPS:
             )
         except OSError as error:
             raise MissingHostError(
-                f"LPIPS: needs the weights of {network} of torchvision, which are not on the disk "
-                f"and could not be downloaded ({error})"
+                f"LPIPS: expected the weights of {network} of torchvision on the disk, found none, "
+                f"and they cannot be downloaded ({error})"
             ) from error
 
     @torch.no_grad()

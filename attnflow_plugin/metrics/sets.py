@@ -211,8 +211,8 @@ def _build(owner: str, name: str, feature: Feature, **options: int) -> "Metric":
         raise OptionError(f"{owner}: {error}") from error
     except OSError as error:
         raise MissingHostError(
-            f"{owner}: needs the weights of the Inception network, which are not on the disk and "
-            f"could not be downloaded ({error})"
+            f"{owner}: expected the weights of the Inception network on the disk, found none, and "
+            f"they cannot be downloaded ({error})"
         ) from error
 
 

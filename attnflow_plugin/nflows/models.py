@@ -153,7 +153,9 @@ def check_context(
         base = getattr(model, "_distribution", None)
         if embedding is not None or type(base) is ConditionalDiagonalNormal:
             what = "a context" if embedding is None else "labels as context"
-            raise MissingContextError(f"{owner}: {type(model).__name__} expects {what}, found none")
+            raise MissingContextError(
+                f"{owner}: expected {what} for this {type(model).__name__}, found none"
+            )
         return
     require_context(owner, context, rows)
     if embedding is not None:

@@ -141,7 +141,9 @@ def check_context(
         require_context(owner, context, rows)
     elif _takes_labels(model):
         if context is None:
-            raise MissingContextError(f"{owner}: {name} expects labels as context, found none")
+            raise MissingContextError(
+                f"{owner}: expected labels as context for this {name}, found none"
+            )
         require_context(owner, context, rows)
         classes = _classes_of(model)
         if classes is not None:
@@ -152,7 +154,10 @@ def check_context(
                     f"{owner}: expected a label for each of {rows} rows, found {found}"
                 )
     elif context is not None:
-        raise OptionError(f"{owner}: {name} takes no context, found one")
+        raise OptionError(
+            f"{owner}: expected no context for this {name}, found one; only conditional models and "
+            f"models of classes take one"
+        )
 
 
 def log_prob(model: nn.Module, x: Tensor, context: Context) -> Tensor:

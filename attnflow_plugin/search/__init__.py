@@ -163,7 +163,10 @@ def _data(
     batches: Batches, held_out: Batches, steps: int
 ) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
     if held_out is batches:
-        raise OptionError(f"{_OWNER}: expected held_out to be other data than batches")
+        raise OptionError(
+            f"{_OWNER}: expected held_out to be other data than batches, found the same object; "
+            f"split the data first"
+        )
     training = read_batches(_OWNER, "batches", batches, steps)
     scoring = read_batches(_OWNER, "held_out", held_out)
     if sum(len(batch.x) for batch in scoring) < 2:

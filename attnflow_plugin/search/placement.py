@@ -186,7 +186,10 @@ class Inserter:
         for label in self.candidates:
             if label not in {placement.candidate for placement in fitting}:
                 reason = next(why for other, why in others.items() if other.candidate == label)
-                raise InsertionError(f"search_attention: {label!r} fits nowhere; {reason}")
+                raise InsertionError(
+                    f"search_attention: expected a place for {label!r}, found that it fits "
+                    f"nowhere; {reason}"
+                )
         return fitting, others
 
     def insert(

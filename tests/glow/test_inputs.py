@@ -88,7 +88,7 @@ def test_the_number_of_labels(host, context_shape):
         with pytest.raises(ShapeError, match=message):
             module.sample(model, ROWS, context=LABELS[:5])
     else:
-        with pytest.raises(MissingContextError, match="sample: Flow expects labels as context"):
+        with pytest.raises(MissingContextError, match="expected labels as context for this Flow"):
             module.sample(model, ROWS)
 
 
@@ -146,7 +146,7 @@ def test_a_context_is_a_tensor(host, context):
 
 def test_a_model_of_normflows_without_context():
     module, model = host_module("normflows"), build("normflows")
-    with pytest.raises(OptionError, match="sample: MultiscaleFlow takes no context, found one"):
+    with pytest.raises(OptionError, match="expected no context for this MultiscaleFlow, found"):
         module.sample(model, 2, context=torch.zeros(2))
 
 

@@ -179,9 +179,9 @@ def test_every_base_of_the_host_has_its_temperature():
 
 def test_normflows_says_when_a_context_has_no_use_or_labels_are_missing():
     module = host_module("normflows")
-    with pytest.raises(OptionError, match="MultiscaleFlow takes no context, found one"):
+    with pytest.raises(OptionError, match="expected no context for this MultiscaleFlow, found one"):
         module.log_prob(build("normflows", "plain"), torch.rand(2, 1, 4, 4), torch.rand(7, 3))
-    with pytest.raises(MissingContextError, match="MultiscaleFlow expects labels"):
+    with pytest.raises(MissingContextError, match="labels as context for this MultiscaleFlow"):
         module.log_prob(build("normflows", "classes"), torch.rand(2, 1, 4, 4))
 
 

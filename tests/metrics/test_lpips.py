@@ -66,7 +66,7 @@ def test_without_the_weights(torchvision):
         raise OSError("no route to host")
 
     torchvision.models.alexnet = offline
-    with pytest.raises(MissingHostError, match=r"needs the weights of alex .*no route to host"):
+    with pytest.raises(MissingHostError, match=r"expected the weights of alex .*no route to host"):
         LPIPS()
 
 

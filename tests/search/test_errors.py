@@ -59,7 +59,7 @@ MISTAKES = {
     "fits nowhere": (
         {"candidates": {"a": "imap", "b": ("itrans", {"patches": 3})}},
         InsertionError,
-        "'b' fits nowhere",
+        "a place for 'b', found that it fits nowhere",
     ),
     "no layer": ({"candidates": nn.Linear}, InsertionError, "fits nowhere"),
 }
