@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,27 @@ def test_an_example_of_the_readme_is_short_and_needs_its_host_only(block):
         line.split()[1].split(".")[0] for line in lines if line.startswith(("import", "from"))
     }
     assert packages <= {"attnflow_plugin", "torch", "normflows", "nflows"}
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = [link for link in LINK.findall(README.read_text()) if not link.startswith("http")]
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link.split("#")[0]).exists()] == []
+
+
+def test_links_of_the_readme_are_addresses_on_a_package_index():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    text = README.read_text()
+    count = len(LINK.findall(text))
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    for substitution in hook["substitutions"]:
+        text = re.sub(substitution["pattern"], substitution["replacement"], text)
+    links = LINK.findall(text)
+    assert len(links) == count
+    assert all(link.startswith("https://") for link in links)
+    (picture,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    base = project["project"]["urls"]["Homepage"].replace("github.com", "raw.githubusercontent.com")
+    assert picture == f"{base}/main/docs/figures/expectations.png"
