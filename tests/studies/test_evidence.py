@@ -100,6 +100,14 @@ def test_costs_in_the_evidence_are_those_of_the_benchmarks(benchmarks):
         assert [cell.strip("| ") for cell in cells] == medians, name
 
 
+def test_costs_of_whole_models_are_those_of_the_benchmarks_where_layers_are_chosen(benchmarks):
+    measured = {row["model"]: row for row in benchmarks["bench_glow"]["Whole models in normflows"]}
+    text = " ".join((DOCS / "choosing.md").read_text().split())
+    for model in ("IMap", "AttentionCoupling, windows of 4"):
+        median = measured[model]["training step"][0]
+        assert f"took [{median:.2f} times as long](benchmarks.md#whole-models)" in text
+
+
 def test_the_depth_of_the_evidence_is_that_of_the_benchmarks(benchmarks):
     stacks = {(r["stack"], r["layers"]): r for r in benchmarks["bench_depth"]["Depth"]}
     text = " ".join(between(EVIDENCE, "## Depth", "### Trained stacks").split())

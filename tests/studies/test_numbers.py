@@ -238,6 +238,15 @@ def test_the_bounded_coupling_of_the_evidence_is_that_of_the_ablation(ablation):
     assert f"| bounded on both sides | IMap, `exp` | {cells} |" in EVIDENCE
 
 
+def test_all_options_together_are_compared_with_the_affine_part_alone(ablation):
+    found = of_length(ablation, "photographs", "short")
+    together, affine = (found[f"itrans-{arm}-auto-patches"] for arm in ("together", "affine"))
+    gain = paired_difference(together.scores, affine.scores).text("+.3f", ".3f").lstrip("-")
+    said = f"gained {gain} more than `affine` alone on photographs, and a step took"
+    said += f" {together.time / affine.time - 1:.0%} more time".replace("%", " %")
+    assert said in " ".join(CHOOSING.split())
+
+
 def test_times_in_the_readme_are_those_of_the_ablation(ablation):
     times = {data: read_times(ablation, data) for data in ("digits", "photographs")}
     readme = rows_below((DOCS.parent / "README.md").read_text(), "## Layers")
