@@ -48,11 +48,11 @@ list-quick:  # For environments that are made in another way, as those of .githu
 	@echo $(QUICK)
 
 quick: $(READY)  ## The tests to run after every change (under a minute on two cores).
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
 
 test: $(READY) lint  ## Lint, types, all tests, the notebooks (7 minutes on two cores).
-	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake examples/*.ipynb tests \
-		--ignore=tests/recipes $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		--nbmake examples/*.ipynb tests --ignore=tests/recipes $(ARGS)
 
 recipes: $(RECIPES_READY)  ## Run the programs of docs/recipes with the tools they are for (2 minutes).
 	$(BIN)/python -m pytest -n 2 tests/recipes $(ARGS)

@@ -1,6 +1,7 @@
 """Settings of the whole suite."""
 
 import gc
+import os
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 # The models are tiny, and two workers share two cores: a second thread only waits for the first.
 # Sums also come out the same in all processes of a test.
 torch.set_num_threads(1)
+# Nor are there cores for processes that compile beside these, each of which imports torch.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -158,7 +158,7 @@ def test_a_checkpoint_needs_no_data(host, name, tmp_path):
 )
 def test_the_joint_loss_compiles_to_one_graph(host, name):
     torch.compiler.reset()
-    model = build(host, name, steps=1)
+    model = build(host, name, steps=1, both_masks=False)
     loss = host_module(host).JointNegativeLogLikelihood(model)
     batches = pairs(name, 4)
     compiled = torch.compile(loss, fullgraph=True, backend="eager")

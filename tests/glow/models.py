@@ -59,11 +59,11 @@ def context_for(variant: Variant, rows: int) -> Tensor | None:
 
 
 @built_once
-def build(host: str, name: str) -> nn.Module:
+def build(host: str, name: str, steps: int = 2) -> nn.Module:
     """A prepared Glow with noise on its parameters."""
     variant = VARIANTS[name]
     model = host_module(host).build_glow(
-        variant.shape, levels=variant.levels, steps=2, hidden_channels=8, **variant.options
+        variant.shape, levels=variant.levels, steps=steps, hidden_channels=8, **variant.options
     )
     host_module(host).prepare(model, torch.randn(32, *variant.shape), context_for(variant, 32))
     return randomise(model, 0.1)

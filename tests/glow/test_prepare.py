@@ -178,7 +178,7 @@ def test_works_on_a_model_of_the_users_own():
 def test_the_density_compiles_to_one_graph(host, name, mode):
     torch.compiler.reset()  # Other sizes before would make these symbols, which takes long.
     variant, module = VARIANTS[name], host_module(host)
-    model = build(host, name).train(mode)
+    model = build(host, name, steps=1).train(mode)
     loss = module.NegativeLogLikelihood(model)
     x, context = torch.randn(4, *variant.shape), context_for(variant, 4)
     compiled = torch.compile(loss, fullgraph=True, backend="eager")

@@ -8,10 +8,11 @@ import copy
 import io
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import normflows as nf
 import pytest
@@ -33,35 +34,32 @@ from tests.insertion.subject import (
 from tests.insertion.test_outputs import assert_same, outputs
 from tests.insertion.test_untouched import Snapshot, mixed
 from tests.insertion.trace import density_trace, neighbour_is_adjacent, sampling_trace
+from tests.support import HOSTS
 
 each_model = pytest.mark.parametrize("name", MODELS)
 # Their samples come with log-densities.
 HOST_MODELS = (nf.NormalizingFlow, nf.ClassCondFlow, nf.MultiscaleFlow, NflowsFlow)
+# Their copies have a layer with them in common.
+SHARING = {f"{host}-shared-actnorm" for host in HOSTS}
 
 
 class Inserted(NamedTuple):
-    """A model with attention, what was reported, and its modules before by name."""
+    """A model with attention, what was reported, and its modules before by name.
+
+    These are held weakly, because insertion searches everything there is for another model that
+    holds them as well, if anything but the model does.
+    """
 
     subject: Subject
     report: InsertionReport
-    modules: dict[str, nn.Module]
-
-
-@each_model
-def test_model_that_has_seen_no_data(name):
-    before, after = make(name), make(name)
-    for subject in (before, after):
-        subject.model.train()
-    after.insert_everywhere()
-    assert {module.training for module in after.model.modules()} == {True}
-    assert_same(outputs(after), outputs(before))
+    modules: Mapping[str, nn.Module]
 
 
 @each_model
 def test_model_in_use(name):
     """Trained, so that caches are full; given layers, and trained on with them."""
     subject = make(name, "trained")
-    modules = dict(subject.model.named_modules())
+    modules = WeakValueDictionary(subject.model.named_modules())
     before, gradients = outputs(subject), gradients_of_the_user(subject)
     report = subject.insert_everywhere()
     assert {module.training for module in subject.model.modules()} == {False}
@@ -70,7 +68,12 @@ def test_model_in_use(name):
     made = Inserted(subject, report, modules)
     assert_every_place_is_found_once(made)
     assert_report_describes_the_model(made)
-    assert_state_goes_into_a_model_that_has_seen_no_data(made, name)
+    fresh = with_attention_before_any_data(name)
+    alone = subject.copyable and name not in SHARING
+    assert_state_goes_into(
+        fresh.with_model(copy.deepcopy) if alone else with_attention_before_any_data(name), subject
+    )
+    assert_same(outputs(fresh), outputs(mixed(make(name))))
     randomize(report.parameters(), 0.2)
     assert_every_layer_stands_beside_its_neighbour(made)
     assert_every_layer_samples(made)
@@ -113,18 +116,25 @@ def assert_report_describes_the_model(made: Inserted) -> None:
         assert entry.layer.channels == entry.event_shape[0]
 
 
-def assert_state_goes_into_a_model_that_has_seen_no_data(made: Inserted, name: str) -> None:
-    """Into one with the same insertion, which leaves modes, freezing and values as they were."""
+def with_attention_before_any_data(name: str) -> Subject:
+    """A model that has seen no data; modes, freezing and values are left as they were."""
     fresh = mixed(make(name))
-    snapshot = Snapshot.of(fresh.model)
+    snapshot, modules = Snapshot.of(fresh.model), WeakValueDictionary(fresh.model.named_modules())
     report = fresh.insert_everywhere()
     snapshot.assert_unchanged(fresh.model, report.layers)
+    for entry in report.inserted:
+        modes = {module.training for module in entry.layer.modules()}
+        assert modes == {modules[entry.neighbour].training}
+    return fresh
+
+
+def assert_state_goes_into(fresh: Subject, used: Subject) -> None:
     file = io.BytesIO()
-    torch.save(made.subject.model.state_dict(), file)
+    torch.save(used.model.state_dict(), file)
     file.seek(0)
     fresh.model.load_state_dict(torch.load(file))
     fresh.model.eval()
-    assert torch.equal(fresh.log_prob(), made.subject.log_prob())
+    assert torch.equal(fresh.log_prob(), used.log_prob())
 
 
 def assert_every_layer_stands_beside_its_neighbour(made: Inserted) -> None:

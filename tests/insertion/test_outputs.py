@@ -62,4 +62,5 @@ def test_all_variants_leave_log_prob_and_samples_the_same(name):
     for options in variants(make(name)):
         subject = make(name)
         subject.insert(**options)
+        assert {module.training for module in subject.model.modules()} == {True}
         assert_same(outputs(subject), before)

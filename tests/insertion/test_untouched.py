@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from weakref import ref
 
 import normflows as nf
 import numpy as np
@@ -23,14 +24,15 @@ from tests.insertion.subject import Subject
 class Snapshot:
     """Everything about a model that an insertion must leave alone."""
 
-    modules: dict[nn.Module, bool]
+    modules: dict[ref[nn.Module], bool]
     tensors: dict[torch.Tensor, tuple[torch.Tensor, bool, int]]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Snapshot":
         tensors = [*model.parameters(), *model.buffers()]
         return cls(
-            {module: module.training for module in model.modules()},
+            # Insertion searches everything for who else holds a layer, if anything does.
+            {ref(module): module.training for module in model.modules()},
             {t: (t.detach().clone(), t.requires_grad, t._version) for t in tensors},
         )
 
