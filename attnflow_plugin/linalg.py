@@ -1,14 +1,14 @@
-r"""The matrices that attention makes: apply, solve and $\log|\det|$.
+r"""Matrices of attention: products, solutions and $\log|\det|$.
 
-Tokens are numbered $n = 1..N$; a group holds the features that share one matrix W. Where every
-attended feature is attended in all tokens, $\sum_p \log |\det W[F_p, F_p]|$ is the number of
-attended features times $\log |\det W|$.
+Tokens are numbered $n = 1..N$. A group is the features that share one matrix W. If every attended
+feature is attended in all tokens, $\sum_p \log |\det W[F_p, F_p]|$ is the number of attended
+features times $\log |\det W|$.
 
-Elsewhere W only couples tokens of a group that are *alike*, that is, in which the same features are
-attended. The classes of such tokens are disjoint, so W is block diagonal up to a permutation and
-everything follows from one LU factorisation: partial pivoting stays inside a block, because the
-other blocks are exactly zero in that column, and hence the pivot $U_{nn}$ belongs to the block of
-token n. With $k_n$ the number of attended features of token n,
+Otherwise W only couples tokens of a group that are *alike*: the same features are attended in them.
+The classes of such tokens are disjoint, so that W is block diagonal up to a permutation, and one LU
+factorisation is enough. Partial pivoting stays inside a block, because the other blocks are exactly
+zero in that column. Hence the pivot $U_{nn}$ belongs to the block of token n. With $k_n$ the number
+of attended features of token n,
 
 $$
 \sum_p \log |\det W[F_p, F_p]| = \sum_n k_n \log |U_{nn}|
@@ -25,12 +25,12 @@ from torch import Tensor
 from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
 from attnflow_plugin.errors import SingularAttentionError
 
-#: Matrices up to this size are left to LAPACK, which is as fast there.
+#: Up to this size, LAPACK is as fast as block elimination.
 _BLOCK = 16
 
 
 class Factor(Protocol):
-    """An invertible map of a half that is fixed once the other half is known."""
+    """An invertible map of the attended half; it depends on the passing half only."""
 
     def apply(self, features: Tensor) -> Tensor:
         """Map the half."""
@@ -53,7 +53,7 @@ class AttentionMatrix:
         coupled: which pairs of tokens are alike, shape ``(G, N, N)``, boolean; ``None`` if
             every attended feature is attended in all tokens.
         counts: attended features per token, shape ``(G, N)``, dtype of ``matrix``.
-        dominant: every W is diagonally dominant by rows, which makes solving cheaper.
+        dominant: whether every W is diagonally dominant by rows, which makes solving cheaper.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class AttentionMatrix:
 
     def log_abs_det(self) -> Tensor:
         """Log-det of `apply` over all attended features, shape ``(B,)``. Cost O(G N^3)."""
-        # A trace is checked without gradients, and must not depend on them.
+        # Traces are checked without gradients, so they must not depend on them.
         if self._pivots is None and (self.matrix.requires_grad or torch.jit.is_tracing()):
             if in_plain_eager():
                 return _LogAbsDet.apply(self.matrix, self.counts, self.dominant)
@@ -86,13 +86,13 @@ class AttentionMatrix:
         return _weighted_log(pivots, self.counts)
 
     def require_nonsingular(self, owner: str) -> None:
-        """Raise where a solve would return garbage; only matrices without a bound need this.
+        """Raise if a matrix is singular; only matrices without a bound can be.
 
-        A matrix of non-finite data is left to its log-det, which is NaN. On an accelerator, which
-        had to be waited for, a singular matrix becomes NaN instead, and so do its row and log-det.
+        For non-finite data nothing is raised, since their log-det is NaN. On an accelerator, a test
+        would make the CPU wait; there a singular matrix becomes NaN, and so do its row and log-det.
 
         Raises:
-            SingularAttentionError: a pivot vanishes beside the largest one.
+            SingularAttentionError: a pivot is negligible compared with the largest one.
         """
         has_values = in_plain_eager() and not self.matrix.is_meta
         if not has_values or self.matrix.numel() == 0:
@@ -115,8 +115,8 @@ class AttentionMatrix:
 class _LogAbsDet(torch.autograd.Function):
     r"""The weighted log-det with its gradient $\mathrm{diag}(k)\, W^{-T}$.
 
-    The inverse comes out of the same elimination, where the gradients of LAPACK's factorisations
-    solve anew.
+    The inverse comes out of the same elimination; the gradients of LAPACK's factorisations would
+    solve again.
     """
 
     @staticmethod
@@ -130,7 +130,7 @@ class _LogAbsDet(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         matrix, counts, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # For second derivatives the inverse has to be a function of the matrix.
+            # For second derivatives, the graph needs the inverse as a function of the matrix.
             inverse, _ = _inverse_and_pivots(matrix, ctx.dominant)
         weights = gradient.reshape(-1, 1, 1) * counts
         return weights.unsqueeze(-1) * inverse.mT, None, None
@@ -151,8 +151,8 @@ def _weighted_log(pivots: Tensor, counts: Tensor) -> Tensor:
 class LowRankMatrix:
     r"""A batch of matrices $W = c\,(I + U V^T)$ with factors of R columns.
 
-    By the determinant lemma and the identity of Woodbury everything follows from one LU
-    factorisation of the capacitance matrix $C = I_R + V^T U$:
+    By the determinant lemma and the Woodbury identity, one LU factorisation of the capacitance
+    matrix $C = I_R + V^T U$ is enough:
 
     $$
     \begin{aligned}
@@ -162,9 +162,9 @@ class LowRankMatrix:
     \end{aligned}
     $$
 
-    Where the tokens fall into classes that must not be coupled, every column of U and of V is zero
-    outside of one class, and C has a block $C_s$ for each class. With $k_n$ the attended features
-    of token n and $\kappa_s$ those of each token of class s,
+    If there are classes of tokens that must not be coupled, every column of U and of V is zero
+    outside one class, and C has a block $C_s$ for each class. With $k_n$ the attended features of
+    token n and $\kappa_s$ those of each token of class s,
 
     $$
     \begin{aligned}
@@ -176,16 +176,16 @@ class LowRankMatrix:
     where $F_p$ are the tokens in which feature p is attended.
 
     **Conditioning**: if the rows of $|U|$ sum to at most $a < 1$ and the columns of
-    $|V|$ to at most one, $\|V^T U\|_\infty \le a$, and the condition number of C in that norm is at
-    most $(1 + a) / (1 - a)$, as that of W, for any number of tokens.
+    $|V|$ to at most one, then $\|V^T U\|_\infty \le a$, and the condition number of C in that norm
+    is at most $(1 + a) / (1 - a)$, like that of W, for any number of tokens.
 
     Args:
         log_scale: $\log c$, shape ``(G, 1, 1)``.
         left: U, shape ``(B, G, N, R)``.
         right: V, shape ``(B, G, N, R)``.
         counts: attended features per token, shape ``(G, N)``, dtype of the factors.
-        class_counts: attended features of each token of a class, shape ``(G, S)``; the columns of a
-            class lie together, R / S of them.
+        class_counts: attended features of each token of a class, shape ``(G, S)``; the R / S
+            columns of a class are adjacent.
     """
 
     def __init__(
@@ -224,10 +224,10 @@ def identity_like(matrix: Tensor) -> Tensor:
 
 
 def eliminate(matrix: Tensor, right: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
-    r"""Solve $W X = Y$ with batches of small matrices, and keep the pivots.
+    r"""Solve $W X = Y$ for batches of small matrices, and return the pivots too.
 
-    LAPACK factorises a batch of small matrices quickly, but its triangular solves run at a fraction
-    of the speed of a matrix product. Block elimination turns nearly everything into products: with
+    LAPACK factorises a batch of small matrices quickly, but its triangular solves are much slower
+    than matrix products. Block elimination consists mostly of products: with
 
     $$
     \begin{aligned}
@@ -243,12 +243,11 @@ def eliminate(matrix: Tensor, right: Tensor, dominant: bool) -> tuple[Tensor, Te
     Args:
         matrix: W, shape ``(*, N, N)``.
         right: Y, shape ``(*, N, F)``.
-        dominant: W is diagonally dominant by rows. Any other is factorised as a whole.
+        dominant: whether W is diagonally dominant by rows; if not, it is factorised as a whole.
 
     Returns:
-        X, and the pivots of W, shape ``(*, N)``. Their product is, up to the sign, the determinant,
-        and those of a block of a matrix that is block diagonal up to a permutation are that
-        block's.
+        X, and the pivots of W, shape ``(*, N)``. Up to the sign, their product is the determinant.
+        If W is block diagonal up to a permutation, this also holds for each block.
     """
     size, columns = plain_shape(right)[-2:]
     if size <= _BLOCK or not (dominant and matrix.is_cpu):

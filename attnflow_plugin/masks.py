@@ -1,8 +1,8 @@
-r"""The binary patterns that split an event into a passing and an attended part.
+r"""The binary patterns that split an event into a passing and an attended half.
 
 A mask $M$ is ``True`` where the event passes, $x_1 = M x$, and ``False`` where it is attended,
-$x_2 = (1 - M) x$ (Figure 2 of the paper). The layers keep no mask: it follows the spatial size of
-the input, so that one layer serves every resolution.
+$x_2 = (1 - M) x$ (Figure 2 of the paper). Layers do not store a mask. It is made for the spatial
+size of the input, so that one layer works at every resolution.
 """
 
 import math
@@ -22,7 +22,7 @@ MaskKind = Literal["spatial-channel", "spatial", "channel", "random"]
 
 
 class Pattern(NamedTuple):
-    """How one kind of mask is made, and after how many steps along an axis it repeats."""
+    """A kind of mask: how it is built, and its period along the axes."""
 
     build: Callable[[tuple[int, ...], torch.device | str | None], Tensor]  # for a shape (C, *S)
     channel_period: int | None  # along the channels; None if it does not repeat
@@ -30,14 +30,14 @@ class Pattern(NamedTuple):
 
     @property
     def repeats(self) -> bool:
-        """Whether few patterns of channels repeat over all positions."""
+        """Whether a few patterns of channels repeat over all positions."""
         return self.spatial_period is not None
 
     def is_same_in_patches(self, shape: Sequence[int], patches: Sequence[int]) -> bool:
-        """Whether every patch surely has the same pattern, told by the sizes alone.
+        """Whether the sizes guarantee that every patch has the same pattern.
 
         Args:
-            shape: of the event, ``(C, *S)``.
+            shape: shape of the event, ``(C, *S)``.
             patches: number of patches along every axis of S, or along C if there is no other.
         """
         if math.prod(patches) == 1:
@@ -65,21 +65,21 @@ def make_mask(
     | ``channel``         | the first half of the channels (the larger one if odd)     |
     | ``random``          | a fixed random half of the entries, the same in every call |
 
-    Without spatial axes $i + j$ is an empty sum, so ``spatial`` is one colour throughout.
+    Without spatial axes $i + j$ is an empty sum, so that ``spatial`` is the same everywhere.
 
     Args:
         kind: the pattern.
         channels: number of channels, C.
         spatial: sizes of the 0 to 3 spatial axes.
-        flip: swap the two colours.
-        device: where to put the mask.
+        flip: swap the two halves.
+        device: device of the mask.
 
     Returns:
         Boolean tensor, shape ``(C, *spatial)``.
 
     Raises:
-        OptionError: unknown ``kind``, or a size below one.
-        ShapeError: more than three spatial axes.
+        OptionError: ``kind`` is unknown, or a size is below one.
+        ShapeError: there are more than three spatial axes.
 
     Reference:
         Sukthanker et al., *Generative Flows with Invertible Attentions*, CVPR 2022, Figure 2.
@@ -97,19 +97,19 @@ def make_mask(
 
 
 def require_positions(owner: str, shape: Sequence[int]) -> None:
-    """Check that an event ``(C, *S)`` is not empty, so that there is something to split.
+    """Check that an event ``(C, *S)`` is not empty.
 
     Args:
         owner: class name for errors.
-        shape: of the event.
+        shape: shape of the event.
 
     Raises:
-        ShapeError: some size is zero.
+        ShapeError: a size is zero.
     """
     if 0 in shape:
         raise ShapeError(
-            f"{owner}: expected events with at least one position, found {tuple(shape)}. Check "
-            f"what crops the data in front of this layer"
+            f"{owner}: expected events with at least one position, found {tuple(shape)}; check "
+            f"whether the data are cropped before this layer"
         )
 
 
@@ -132,8 +132,8 @@ def _channel(shape: tuple[int, ...], device: torch.device | str | None) -> Tenso
 
 
 def _random(shape: tuple[int, ...], device: torch.device | str | None) -> Tensor:
-    # A hash of the index instead of a random generator: no global state is read or moved, every
-    # device gives the same pattern, and torch.compile can trace it.
+    # A hash of the index instead of a random generator: it uses no global state, gives the same
+    # pattern on every device, and can be traced by torch.compile.
     count = reduce(lambda a, b: a * b, shape)
     index = torch.arange(count, device=device)
     hashed = (index + 1) * 2654435761 % 4294967296

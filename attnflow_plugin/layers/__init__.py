@@ -1,4 +1,4 @@
-"""The invertible layers, host-free and written in density direction."""
+"""The invertible layers, for any host, written in density direction."""
 
 from attnflow_plugin.layers import attentions
 from attnflow_plugin.layers.affine import AffineCoupling, AffineInjector, TopPrior

@@ -1,4 +1,4 @@
-r"""Affine layers: entries are shifted and scaled by a net of what is known in both directions."""
+r"""Affine layers: entries are shifted and scaled by a net whose input both directions have."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_
 
 
 class ChannelHalves:
-    """A split of C channels in a half that passes and one that is transformed.
+    """A split of C channels into a passing half and a transformed one.
 
-    The first half has the odd channel, if there is one; it passes unless ``flip``.
+    The first half passes unless ``flip``. If C is odd, it has one channel more.
 
     Attributes:
         passing: channels that pass.
@@ -30,7 +30,7 @@ class ChannelHalves:
         self.passing, self.attended = self._sizes[::-1] if self.flip else self._sizes
 
     def split(self, event: Tensor) -> tuple[Tensor, Tensor]:
-        """The passing half and the other one."""
+        """The passing half and the transformed one."""
         first, second = event.split(self._sizes, 1)
         return (second, first) if self.flip else (first, second)
 
@@ -63,19 +63,19 @@ class AffineCoupling(InvertibleLayer):
 
     Args:
         channels: C.
-        make_net: called as ``make_net(inputs, outputs)``, where the inputs are those of
-            $x_1$ and of the context and the outputs twice those of $x_2$. A net that starts at zero
+        make_net: called as ``make_net(inputs, outputs)``, with as many inputs as $x_1$ and the
+            context have channels, and twice as many outputs as $x_2$ has. A net that starts at zero
             makes the layer start as the identity.
         context_channels: K, zero for no context.
         flip: swap the halves.
         scale_map: ``"bounded"`` as above, or one of the hosts': ``"sigmoid"``,
             $s = \log \sigma(r + 2)$ (Glow), ``"sigmoid_inv"``, its negative, ``"exp"``, $s = r$
-            (RealNVP); or SRFlow's ``"sigmoid_floor"``, $s = \log(\sigma(r + 2) + 10^{-4})$. Those
-            can divide by nearly zero in one direction or both.
+            (RealNVP); or SRFlow's ``"sigmoid_floor"``, $s = \log(\sigma(r + 2) + 10^{-4})$. All
+            but the first can divide by nearly zero in one direction or both.
 
     Raises:
-        OptionError: unknown option, fewer than two channels.
-        MissingContextError: conditional, and called without context.
+        OptionError: an option is not allowed, or there are fewer than two channels.
+        MissingContextError: a conditional layer is called without context.
         ShapeError: the net's output has the wrong shape.
 
     Reference:
@@ -153,12 +153,11 @@ class AffineInjector(InvertibleLayer):
         make_net: called as ``make_net(K, 2 * C)``. A net that starts at zero makes the layer start
             as the identity.
         context_channels: K.
-        scale_map: ``"bounded"`` as above, or one of the others of
-            `AffineCoupling`.
+        scale_map: ``"bounded"`` as above, or one of the others of `AffineCoupling`.
 
     Raises:
-        OptionError: unknown option.
-        MissingContextError: called without context.
+        OptionError: an option is not allowed.
+        MissingContextError: the layer is called without context.
         ShapeError: the net's output has the wrong shape.
 
     Reference:
@@ -219,9 +218,9 @@ class TopPrior(InvertibleLayer):
     \end{aligned}
     $$
 
-    and its negative for $\partial x / \partial z$. Before a standard normal this is a normal with
-    mean t and standard deviation $e^{-s}$. A net that pads with something else than zero gives the
-    positions near the border parameters of their own.
+    and its negative for $\partial x / \partial z$. Before a standard normal, this is a normal with
+    mean t and standard deviation $e^{-s}$. If the padding of the net is not zero, positions near
+    the border get parameters of their own.
 
     **Cost**: one call of the net, for a single sample, in either direction.
 
@@ -230,12 +229,12 @@ class TopPrior(InvertibleLayer):
 
     Args:
         channels: C.
-        make_net: called as ``make_net(C, 2 * C)``; takes ``(1, C, *S)`` to ``(1, 2 * C, *S)``. A
-            net that starts at zero makes the layer start as the identity.
+        make_net: called as ``make_net(C, 2 * C)``; maps ``(1, C, *S)`` to ``(1, 2 * C, *S)``. A net
+            that starts at zero makes the layer start as the identity.
         scale_map: from r to s, ``"bounded"`` as above or another one of `AffineCoupling`.
 
     Raises:
-        OptionError: unknown option.
+        OptionError: an option is not allowed.
         ShapeError: the net's output has the wrong shape.
 
     Reference:

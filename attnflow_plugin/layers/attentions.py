@@ -1,6 +1,6 @@
-"""The kinds of attention: what is listed here has a name in everything that takes attention.
+"""The kinds of attention, whose names work wherever an attention can be chosen.
 
-BoundedAttention has none: it takes the place of the others where events are on circles or in boxes.
+BoundedAttention has no name: it replaces the others where events lie on circles or in boxes.
 """
 
 import math
@@ -19,9 +19,9 @@ __all__ = ["AttentionCoupling", "BoundedAttention", "IMap", "ITrans"]
 ATTENTIONS: Mapping[str, type[MaskedAttention]] = {
     kind.attention_name: kind for kind in (IMap, ITrans, AttentionCoupling)
 }
-#: Short names beside them.
+#: Short names for some of them.
 ALIASES: Mapping[str, str] = {"coupling": AttentionCoupling.attention_name}
-#: Takes what is recommended for the shape of the events.
+#: The name that stands for the recommendation for the shape of the events.
 AUTO = "auto"
 
 _IMAGE, _SEQUENCE = 2, 1
@@ -36,10 +36,10 @@ class Recommendation(NamedTuple):
 
 
 def recommended(data: Sequence[int], event: Sequence[int]) -> Recommendation:
-    """What "auto" stands for; docs/choosing.md has what was measured.
+    """The attention that "auto" stands for; docs/choosing.md has the measurements.
 
     Args:
-        data: shape ``(C, *S)`` of what the model is for.
+        data: shape ``(C, *S)`` of the model's data.
         event: shape ``(C, *S)`` of the events where the layer goes.
     """
     axes, tokens = len(event) - 1, math.prod(event[1:])

@@ -27,12 +27,12 @@ from attnflow_plugin.options import positive_int
 
 
 class BoundedAttention(MaskedAttention):
-    r"""Attention that stays inside: on circles, in boxes, and on the line.
+    r"""Attention that keeps events on circles, in boxes, and on the line.
 
-    Every channel lives on a circle (an angle, a phase), in a box, or on the line. One half of the
-    event, $x_1 = M x$, is seen: on a circle as cosine and sine, so that nothing jumps at the seam.
-    Multi-head attention over it gives two or three numbers for every entry of the other half,
-    $x_2 = (1 - M) x$, and these move the entry inside of its own domain.
+    Every channel lies on a circle (an angle, a phase), in a box, or on the line. The passing half
+    is $x_1 = M x$. Channels on circles enter as cosine and sine, so that nothing jumps at the seam.
+    Multi-head attention over it gives two or three numbers for every entry of the attended half,
+    $x_2 = (1 - M) x$, which move the entry inside its own domain.
 
     **Circle** between a and b, with the angle $\theta = 2 \pi (x - a) / (b - a)$, a rotation $\psi$
     and a point w of the disc $|w| < \tanh(s / 2)$: a Möbius map and the rotation,
@@ -52,8 +52,8 @@ class BoundedAttention(MaskedAttention):
 
     wrapped into [a, b]. The slope is the same on both sides of the seam.
 
-    **Box** between a and b, with the place $u = (x - a) / (b - a)$ and the slopes $d_0, d_1$ at its
-    ends: the rational quadratic map that has these, with $e_0 = d_0 - 1$ and $e_1 = d_1 - 1$,
+    **Box** between a and b, with the place $u = (x - a) / (b - a)$: the rational quadratic map with
+    slopes $d_0, d_1$ at the ends, with $e_0 = d_0 - 1$ and $e_1 = d_1 - 1$,
 
     $$
     \begin{aligned}
@@ -66,15 +66,15 @@ class BoundedAttention(MaskedAttention):
     \end{aligned}
     $$
 
-    and one over that slope. Both ends stay where they are, with finite slopes, so that entries at
-    the border are as good as others. Entries outside of the box stay where they are too.
+    and one over that slope. Both ends stay where they are, with finite slopes, so that entries may
+    lie at the border. Entries outside the box do not move either.
 
     **Line**: scale and shift, as in `AttentionCoupling`.
 
-    The log-det is the sum of the logs of these slopes over the attended entries. All numbers start
-    at zero, so that the layer starts as the identity.
+    The log-det is the sum of the logarithms of these slopes over the attended entries. All numbers
+    start at zero, so that the layer starts as the identity.
 
-    **Vectors** have their coordinates as positions. Without gradients large batches run in parts.
+    **Vectors** have their coordinates as positions. Without gradients, large batches run in parts.
 
     **Cost** per sample, the same in both directions, with n positions, width w and c channels on
     circles: O(n w (C + w)) for the linear maps and O(n n w) for attention. Parameters:
@@ -86,27 +86,28 @@ class BoundedAttention(MaskedAttention):
 
     Args:
         channels: C.
-        circles: the low and the high end of the interval that makes a circle, such as
+        circles: the low and the high end of the interval of a circle, such as
             ``(-math.pi, math.pi)``, for all channels; or a mapping of channels to such pairs.
         boxes: the same for boxes. Channels that are neither are on the line.
         heads: number of attention heads, H.
         width: features w of a position, divisible by ``heads``.
-        positions: tokens know where they are: ``False`` for sets, such as particles in a periodic
-            box, with ``mask="channel"``; ``"periodic"`` for a torus of positions.
+        positions: whether weights depend on relative positions: ``False`` for sets, such as
+            particles in a periodic box, with ``mask="channel"``; ``"periodic"`` for positions on a
+            torus.
         mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         scale_bound: s; all slopes on circles and lines, and those at the ends of boxes, are between
-            $e^{-s}$ and $e^s$. By default 2, or what ``insert_attention`` chooses for the number of
-            its layers.
-        shift_bound: of shifts on the line, ``math.inf`` for none. By default 4 s.
-        context_channels: channels K of a context that the net sees at every position, ``(B, K)`` or
-            ``(B, K, *S')``; with zero any context is ignored.
+            $e^{-s}$ and $e^s$. By default 2; ``insert_attention`` chooses it by its number of
+            layers.
+        shift_bound: bound of shifts on the line, ``math.inf`` for none. By default 4 s.
+        context_channels: channels K of a context that enters the net at every position, ``(B, K)``
+            or ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
-        OptionError: unknown option, ends that make no interval, a channel on a circle and in a box,
-            or a width that the heads do not divide.
-        MissingContextError: ``context_channels`` without a context.
-        ShapeError: no positions, and as in `InvertibleLayer`.
+        OptionError: an option is not allowed, ends are no interval, a channel is on a circle and in
+            a box, or the width is not divisible by the heads.
+        MissingContextError: there are ``context_channels``, but no context.
+        ShapeError: there are no positions; otherwise as in `InvertibleLayer`.
 
     Reference:
         Rezende et al., *Normalizing Flows on Tori and Spheres*, ICML 2020, for maps of the circle;
@@ -141,7 +142,7 @@ class BoundedAttention(MaskedAttention):
         both = sorted(self.circles.keys() & self.boxes.keys())
         if both:
             raise OptionError(
-                f"{name}: expected every channel on a circle or in a box or neither, found "
+                f"{name}: expected every channel on a circle, in a box, or in neither, found "
                 f"{both} in both circles and boxes"
             )
         self.heads, self.width = (
@@ -149,7 +150,7 @@ class BoundedAttention(MaskedAttention):
             positive_int(name, "width", width),
         )
         if self.width % self.heads:
-            raise OptionError(f"{name}: expected a width that {heads} heads divide, found {width}")
+            raise OptionError(f"{name}: expected a width divisible by {heads} heads, found {width}")
         self.positions = positions_in(name, positions, mask)
         self._kinds = kinds_of(self.channels, self.circles, self.boxes)
         self._coordinates = Coordinates.of(self.mask, self.channels, self.flip)
@@ -174,7 +175,7 @@ class BoundedAttention(MaskedAttention):
         self.scale_bound, self.shift_bound = coupling_bounds(layers, *self._given_bounds)
 
     def inside(self, noise: Tensor) -> Tensor:
-        """Normal noise as events: on circles and in boxes it is squashed into the interval."""
+        """Turn normal noise into events, squashed into the interval on circles and in boxes."""
         events = []
         for kind in self._kinds:
             part, ends = kind.of(noise), kind.ends(noise)
@@ -183,10 +184,10 @@ class BoundedAttention(MaskedAttention):
         return self._in_order(events, noise)
 
     def stirred(self, event: Tensor, factor: float) -> Tensor:
-        """Every entry moved inside of its domain: on the line by a factor.
+        """Move every entry inside its domain: on the line it is multiplied by a factor.
 
-        On circles it is turned, in boxes moved towards an end; the inverse factor undoes that.
-        ``insert_attention`` sees so whether the domain is what it takes it for.
+        On circles it is rotated, in boxes it moves towards an end. The inverse factor undoes this.
+        ``insert_attention`` uses it to check whether the domain is right.
         """
         amount = torch.full_like(event, abs(math.log(factor)))
         signs = {"circle": 0, "box": -1, "line": 0}
@@ -226,7 +227,7 @@ class BoundedAttention(MaskedAttention):
     def _mapped(
         self, event: Tensor, numbers: list[Tensor], bounds: Bounds, *, to_latent: bool
     ) -> tuple[Tensor, Tensor]:
-        """Every kind of channels by its map, in one of the directions."""
+        """The event and log-det after the maps of all kinds of channels."""
         moved, log_slopes = [], []
         for kind in self._kinds:
             kind_map = MAPS[kind.domain]
@@ -238,7 +239,7 @@ class BoundedAttention(MaskedAttention):
         return self._in_order(moved, event), sum(log_slopes[1:], log_slopes[0])
 
     def _numbers(self, event: Tensor, context: Tensor | None) -> list[Tensor]:
-        """Those of the net, two for all channels and a third for circular ones; zero where M."""
+        """The numbers of the net, two for each channel and a third on circles; zero where M."""
         halves, views = self._halves(event), self._views(event)
         raw = self.net(views, halves, self._coordinates, self._seen(event, context))
         circular = tuple(self.circles)
@@ -252,7 +253,7 @@ class BoundedAttention(MaskedAttention):
         return [number * part for number, part in zip(numbers, attended, strict=True)]
 
     def _views(self, event: Tensor) -> Tensor:
-        """What the net sees of every entry: cosine and sine, a place in [-1, 1], or the entry."""
+        """The input of the net for every entry: cosine and sine, a place in [-1, 1], or itself."""
         first, second = [], []
         for kind in self._kinds:
             part, ends = kind.of(event), kind.ends(event)
@@ -267,7 +268,7 @@ class BoundedAttention(MaskedAttention):
         return torch.cat([self._in_order(first, event), *second], 1)
 
     def _in_order(self, parts: list[Tensor], like: Tensor) -> Tensor:
-        """All kinds of channels together, laid out in memory as an event."""
+        """The channels of all kinds in order, in the memory layout of an event."""
         if len(parts) == 1:
             return parts[0]
         order = [channel for kind in self._kinds for channel in kind.channels]

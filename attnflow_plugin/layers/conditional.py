@@ -1,4 +1,4 @@
-r"""Layers of which the context alone computes the parameters, one set for each sample."""
+r"""Layers whose parameters are computed from the context alone, for each sample."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,15 @@ from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
 from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import DataInitialised, statistics
 
-#: Times 1/C it bounds what the net adds to an entry beside the diagonals.
+#: Times 1/C, it bounds what the net adds to an entry off the diagonals.
 OFF_DIAGONAL_BOUND = 2.0
 
 
 class ConditionalActNorm(InvertibleLayer, DataInitialised):
     r"""Conditional ActNorm: shift and scale of every channel, from a net of the context.
 
-    With $(r, t) = net(context)$, one number for each channel of a sample, and the fixed start
-    $(s_0, t_0)$, which ``prepare`` takes from a batch of data (zero before),
+    With $(r, t) = net(context)$, a pair for each channel of a sample, and the fixed start
+    $(s_0, t_0)$, which is zero until ``prepare`` sets it from a batch of data,
 
     $$
     \begin{aligned}
@@ -34,7 +34,7 @@ class ConditionalActNorm(InvertibleLayer, DataInitialised):
     $$
 
     and its negative for $\partial x / \partial z$, with n positions. In Full-Glow the net returns
-    the scale itself, which may cross zero, where the map has no inverse.
+    the scale itself, and the map has no inverse if that is zero.
 
     **Cost**: one call of the net in either direction.
 
@@ -43,12 +43,12 @@ class ConditionalActNorm(InvertibleLayer, DataInitialised):
 
     Args:
         channels: C.
-        make_net: called as ``make_net(K, 2 * C)``; takes ``(B, K, *S)`` to ``(B, 2 * C)``. A net
+        make_net: called as ``make_net(K, 2 * C)``; maps ``(B, K, *S)`` to ``(B, 2 * C)``. A net
             that starts at zero makes the layer start as an ActNorm.
         context_channels: K.
 
     Raises:
-        MissingContextError: called without context.
+        MissingContextError: the layer is called without context.
         ShapeError: the net's output has the wrong shape.
 
     Reference:
@@ -115,9 +115,9 @@ def _positions(event: Tensor) -> int:
 
 
 class ConditionalConv1x1(InvertibleLayer):
-    r"""Conditional invertible 1x1 convolution, with its LU decomposition from a net of the context.
+    r"""Conditional invertible 1x1 convolution; a net of the context gives its LU decomposition.
 
-    For each sample $(\ell, u, r) = net(context)$. With the decomposition $P L_0 (U_0 +
+    With $(\ell, u, r) = net(context)$ for each sample, the decomposition $P L_0 (U_0 +
     \mathrm{diag}(\sigma e^{s_0}))$ of a random orthogonal matrix as a fixed start, and
     $b = 2 / C$,
 
@@ -139,10 +139,10 @@ class ConditionalConv1x1(InvertibleLayer):
 
     **Bounds**: W is invertible for every context and far from singular, whatever the net returns.
     Entries of $L'$ and $U'$ lie in $(-2/C, 2/C)$, so that the norm of each stays below $\sqrt 2$,
-    and $e^d$ lies in (0.135, 7.39). The rest of a row of U fades with $d^2$: next to a small
-    diagonal it would make the inverse grow exponentially with C. Small outputs of the net act
-    almost as they are. The largest condition numbers found among extreme outputs are 1e3 for C =
-    12, 5e3 for C = 48 and 6e4 for C = 192.
+    and $e^d$ lies in (0.135, 7.39). The rest of a row of U is multiplied by $e^{-d^2}$: beside a
+    small diagonal it would make the inverse grow exponentially with C. Small outputs of the net
+    hardly change. The largest condition numbers found for extreme outputs are 1e3 for C = 12, 5e3
+    for C = 48 and 6e4 for C = 192.
 
     **Cost** per sample: one call of the net, which has $2 C^2 + C$ outputs, and O(C^3 + n C^2),
     with two triangular solves in place of a product in the inverse.
@@ -152,12 +152,12 @@ class ConditionalConv1x1(InvertibleLayer):
 
     Args:
         channels: C.
-        make_net: called as ``make_net(K, 2 * C**2 + C)``; takes ``(B, K, *S)`` to
+        make_net: called as ``make_net(K, 2 * C**2 + C)``; maps ``(B, K, *S)`` to
             ``(B, 2 * C**2 + C)``. A net that starts at zero makes the layer start as a rotation.
         context_channels: K.
 
     Raises:
-        MissingContextError: called without context.
+        MissingContextError: the layer is called without context.
         ShapeError: the net's output has the wrong shape.
 
     Reference:
@@ -182,7 +182,7 @@ class ConditionalConv1x1(InvertibleLayer):
         self.net = make_net(context_channels, 2 * channels**2 + channels)
         rotation, _ = torch.linalg.qr(torch.randn(channels, channels))
         permutation, lower, upper = torch.linalg.lu(rotation)
-        # A matrix: averages of models over time would change whole numbers.
+        # A matrix, since averages of models over time would change integers.
         self.register_buffer("permutation", permutation)
         self.register_buffer("lower", lower)
         self.register_buffer("upper", upper)
@@ -221,7 +221,7 @@ class ConditionalConv1x1(InvertibleLayer):
         moved = soft_bound(raw, LOG_SCALE_BOUND)
         log_scale = self.log_scale.to(dtype) + moved
         identity = torch.eye(self.channels, dtype=dtype, device=event.device)
-        # Of the signs only the sign, so that the log-det holds for an average of buffers too.
+        # Only their signs are used, so that the log-det is right for an average of buffers too.
         diagonal = torch.diag_embed(log_scale.exp().copysign(self.signs.to(dtype)))
         fading = (-(moved**2)).exp().unsqueeze(-1)
         return lower + identity, fading * upper + diagonal, log_scale
@@ -237,18 +237,18 @@ def _columns(event: Tensor) -> Tensor:
 
 
 def order_of(matrix: Tensor) -> Tensor:
-    """The permutation p with ``matrix[i, p[i]] = 1``, as whole numbers.
+    """The permutation p with ``matrix[i, p[i]] = 1``, as integers.
 
-    Weighted averages of models over time leave a matrix of zeros and ones as it is, or nearly,
-    where they would cut whole numbers such as 10.999 down. The result is a permutation whatever the
-    matrix has become, so that no log-det can be wrong.
+    A weighted average of models over time hardly changes a matrix of zeros and ones, but would
+    round down integers that become 10.999. The result is a permutation for any matrix, so that the
+    log-det is always right.
     """
     places = torch.arange(plain_shape(matrix)[0], dtype=torch.float32, device=matrix.device)
     return (matrix.float() @ places).argsort().argsort()
 
 
 def read_whole_numbers(state_dict: dict[str, Any], key: str, matrix: Tensor) -> None:
-    """Let a checkpoint with a permutation as whole numbers be loaded into a matrix."""
+    """Let a checkpoint with a permutation as integers be loaded into a matrix."""
     found = state_dict.get(key)
     if isinstance(found, Tensor) and found.shape == matrix.shape[:1]:
         state_dict[key] = F.one_hot(found.long(), len(found)).to(matrix.dtype)

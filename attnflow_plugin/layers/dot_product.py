@@ -13,12 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnflow_plugin.constants import cached_constant, in_plain_eager, in_transform, plain_shape
 from attnflow_plugin.layers.layout import Positions, Windows
 
-#: Knots on either side of zero, at offsets 1, 2, 4, ..., 128; what is farther away counts as that.
+#: Knots on either side of zero, at offsets 1, 2, 4, ..., 128; larger offsets count as 128.
 KNOTS = 8
 MAX_AXES = 3
-#: Above it a fused kernel pays on a CPU.
+#: With more tokens, a fused kernel is faster on a CPU.
 FEW_TOKENS = 128
-#: Up to it the matrices between tokens are tiny.
+#: Up to so many tokens, the matrices between them are tiny.
 FEW_SEEN = 8
 
 
@@ -27,20 +27,20 @@ def fused_attention(
 ) -> Tensor:
     r"""Attention $\mathrm{softmax}(Q K^T / \sqrt d + B) V$ of shape ``(B, H, T, d)``.
 
-    The fused kernels have no second derivative and no rules for transforms. Where one of these is
-    wanted, the same is computed by differentiable steps, which keep all weights in memory.
+    The fused kernels have no second derivative and do not work in transforms. If either is needed,
+    the result is computed in differentiable steps, which keep all weights in memory.
 
     Args:
         query: Q, ``(B, H, T, d)``.
         key: K, of the same shape.
         value: V, of the same shape.
         bias: B, added to the scores, shape ``(1 or B, H, T, T)``.
-        dropout: probability of dropping a weight; with it an accelerator's kernel is used as it is.
+        dropout: probability of dropping a weight; there are no second derivatives with it.
     """
     if in_transform():
         return _by_steps(query, key, value, bias, dropout)
     attended = F.scaled_dot_product_attention(query, key, value, bias, dropout)
-    # Steps would draw other weights to drop. The CPU has no fused kernel that drops any.
+    # Steps would drop other weights. The CPU has no fused kernel with dropout.
     if dropout or not attended.requires_grad or not in_plain_eager():
         return attended
     return _WithSecondDerivative.apply(attended, query, key, value, bias)
@@ -54,10 +54,10 @@ def _by_steps(
 
 
 class _WithSecondDerivative(torch.autograd.Function):
-    """What a fused kernel made, unchanged, with a gradient that has a gradient itself.
+    """The output of a fused kernel, with a gradient that can be differentiated again.
 
-    An ordinary backward pass goes on to the kernel. One that keeps a graph of itself stops here,
-    where the kernel gets no gradient, and goes to the inputs through other steps.
+    An ordinary backward pass uses the kernel's gradient. One that keeps a graph of itself gives the
+    kernel none, and reaches the inputs through differentiable steps.
     """
 
     @staticmethod
@@ -78,7 +78,7 @@ class _WithSecondDerivative(torch.autograd.Function):
 
 
 class RelativePositionBias(nn.Module):
-    r"""Bias of attention scores by the offset of key and query, the same at every resolution.
+    r"""Bias of attention scores by the offset of key and query, for any resolution.
 
     The bias of head h for an offset $\Delta$ is a sum over the axes,
 
@@ -90,10 +90,10 @@ class RelativePositionBias(nn.Module):
     $$
 
     with f piecewise linear between learned values at the offsets 0, 1, 2, 4, ... in both
-    directions. Near offsets have values of their own, far ones share them. After the softmax a sum
-    is a product: a head can look at one offset, at a box, at a row or at a column.
+    directions. Small offsets have values of their own, large ones share them. The softmax turns the
+    sum into a product, so that a head can attend to one offset, to a box, to a row or to a column.
 
-    On a torus offsets count modulo the size: every axis is a ring, and the bias keeps its shifts.
+    On a torus, offsets count modulo the size, and the bias is invariant under cyclic shifts.
 
     Args:
         heads: number of attention heads.
@@ -126,7 +126,7 @@ def _between_positions(bias: Tensor) -> Tensor:
 
 
 def _outer_sum(left: Tensor, right: Tensor) -> Tensor:
-    """Biases over two grids as one over their product, with the second index running fast."""
+    """One bias over the product of two grids, whose second index runs fast."""
     both = left[:, :, None, :, None] + right[:, None, :, None, :]
     return both.flatten(3).flatten(1, 2)
 
@@ -146,19 +146,20 @@ class TokenAttention(nn.Module):
     r"""Scaled dot-product attention with a bias for relative positions.
 
     $\mathrm{softmax}(Q K^T / \sqrt d + B) V$ with d the features of a token in one head, over all
-    tokens or inside of windows. A token is a patch: its features in Q, K and V are those of its
+    tokens or inside windows. A token is a patch: its features in Q, K and V are those of its
     positions, one after the other.
 
     Args:
         width: features of a position, divisible by ``heads``.
         heads: number of heads.
-        positions: have B, on a torus if ``"periodic"``; without, tokens are a set.
+        positions: whether there is a B, which is that of a torus with ``"periodic"``; without it,
+            tokens are a set.
     """
 
     def __init__(self, width: int, heads: int, positions: Positions) -> None:
         super().__init__()
         self.heads = heads
-        # Rows are ordered by head, then query, key and value: heads are cut off without a copy.
+        # Rows are ordered by head, then query, key and value, so that a head is a view.
         self.query_key_value = nn.Parameter(torch.empty(3 * width, width))
         nn.init.kaiming_uniform_(self.query_key_value, a=math.sqrt(5))
         self.offset = nn.Parameter(torch.zeros(3 * width))
@@ -166,9 +167,10 @@ class TokenAttention(nn.Module):
         self.bias = RelativePositionBias(heads, on_torus) if positions else None
 
     def forward(self, features: Tensor, windows: Windows, present: Tensor | None) -> Tensor:
-        """Features of all positions, ``(B, n, w)``, to what they attend to, of this shape.
+        """Maps features of all positions, ``(B, n, w)``, to attended features of this shape.
 
-        Those that are not ``present``, ``(B, *S)``, are not seen; they are single positions.
+        No position attends to those that are not ``present``, ``(B, *S)``, where tokens are single
+        positions.
         """
         query, key, value = self._projected(features, windows)
         attended = _attend(query, key, value, self._bias(windows, features.dtype, present))
@@ -176,14 +178,14 @@ class TokenAttention(nn.Module):
         return windows.join(places.unflatten(1, (features.shape[2], -1)).mT)
 
     def between(self, asking: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
-        """Features of some tokens and what these get from others, added, ``(B, A, w)``.
+        """Features of some tokens plus what they get from others, ``(B, A, w)``.
 
-        Each of them is one position.
+        Each token is one position.
 
         Args:
-            asking: features of the tokens that ask, ``(B, A, w)`` or ``(1, A, w)``.
-            seen: features of those that are seen, ``(B, P, w)``.
-            bias: what is added to the scores, ``(H, A, P)``.
+            asking: features of the tokens that attend, ``(B, A, w)`` or ``(1, A, w)``.
+            seen: features of the tokens that they attend to, ``(B, P, w)``.
+            bias: bias of the scores, ``(H, A, P)``.
         """
         (query, key, value), (query_offset, _, value_offset) = (
             part.unflatten(0, (self.heads, 3, -1)).unbind(1) for part in self._linear(seen)
@@ -194,15 +196,15 @@ class TokenAttention(nn.Module):
             attended = _attend_few(asked[0], key, value, seen, bias)
         else:
             attended = _attend_from(asked, torch.stack((key, value), 1), seen, bias)
-        # The offset of keys would change nothing: it adds the same to all scores of a query.
-        # The weights of a query sum to one, so that every token gets all of an offset.
+        # The offset of keys has no effect: it adds the same number to all scores of a query. The
+        # weights of a query sum to one, so that every token gets the whole offset of the values.
         return (asking + value_offset.flatten()) + attended
 
     def weights(self, features: Tensor, windows: Windows, present: Tensor | None) -> Tensor:
         """The weights between all tokens, ``(B, H, N, N)``; zero between windows."""
         query, key, _ = self._projected(features, windows)
         bias = self._bias(windows, features.dtype, present)
-        # Attending to the unit vectors gives the weights themselves.
+        # Attention to unit vectors gives the weights themselves.
         unit = torch.eye(windows.places.shape[0], dtype=query.dtype, device=query.device)
         units = unit[:, windows.tokens].movedim(1, 0).unsqueeze(1)
         value = units.expand(features.shape[0], -1, self.heads, -1, -1).flatten(0, 2)
@@ -214,14 +216,14 @@ class TokenAttention(nn.Module):
         """Queries, keys and values, each ``(B * G * H, features of a token, T)``."""
         weight, offset = self._linear(features)
         rows = windows.cut(features)
-        # Features before positions: what follows are views, where the positions of a token are
-        # features of it.
+        # Features come before positions, so that all that follows are views, in which the positions
+        # of a token are features of it.
         columns = torch.baddbmm(offset.unsqueeze(1), weight.expand(rows.shape[0], -1, -1), rows.mT)
         by_head = columns.unflatten(1, (self.heads, 3, -1)).flatten(0, 1).flatten(2)
         return by_head.unflatten(2, (-1, windows.tokens.shape[1])).unbind(1)
 
     def _linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and offset for these features, which may be the first ones only."""
+        """Weight and offset for these features, which may be only the first ones."""
         dtype, width = features.dtype, plain_shape(features)[2]
         weight, offset = self.query_key_value.to(dtype), self.offset.to(dtype)
         if width == plain_shape(weight)[1]:
@@ -233,7 +235,7 @@ class TokenAttention(nn.Module):
         return weight, offset
 
     def _bias(self, windows: Windows, dtype: torch.dtype, present: Tensor | None) -> Tensor | None:
-        """What is added to the scores; rows are queries.
+        """The bias of the scores; rows are queries.
 
         ``(H, T, T)``, ``(G, H, T, T)`` or, with padding, ``(B, G, H, T or 1, T)``.
         """
@@ -241,7 +243,7 @@ class TokenAttention(nn.Module):
         if present is None:
             return bias
         dealt = windows.cut(present.flatten(1).unsqueeze(2)).squeeze(2)
-        # Finite, so that a softmax over tokens none of which is present is no NaN.
+        # Finite, so that a softmax is not NaN if no token is present.
         hidden = (~dealt).to(dtype) * (torch.finfo(dtype).min / 2)
         hidden = hidden.unflatten(0, (-1, windows.tokens.shape[0]))[:, :, None, None]
         if bias is None:
@@ -252,7 +254,7 @@ class TokenAttention(nn.Module):
 def _attend_from(query: Tensor, key_value: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
     """Attention with queries ``(B or 1, H, d, A)`` to tokens ``(B, P, w)``, ``(B, A, w)``."""
     heads, _, size, _ = key_value.shape
-    # One product for all rows, and a copy, take less time than one for each row.
+    # One product for all rows and a copy are faster than a product for each row.
     both = (seen @ key_value.flatten(0, 2).mT).mT.contiguous()
     key, value = both.unflatten(1, (heads, 2, size)).flatten(0, 1).unbind(1)
     query = query.expand(seen.shape[0], -1, -1, -1).flatten(0, 1)
@@ -260,10 +262,10 @@ def _attend_from(query: Tensor, key_value: Tensor, seen: Tensor, bias: Tensor) -
 
 
 def _attend_few(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
-    """The same with queries ``(H, d, A)`` of all rows.
+    """The same with queries ``(H, d, A)`` that all rows share.
 
-    Between few tokens matrices are so small that it takes less time to multiply values by the
-    weights of all heads than by those of one, and to take the part that is wanted.
+    Matrices between few tokens are so small that it is faster to multiply values by the weights of
+    all heads and to select a part than to multiply head by head.
     """
     heads, size, _ = plain_shape(query)
     scaled = key.mT @ (query / math.sqrt(size))
@@ -276,8 +278,8 @@ def _attend_few(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: T
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     r"""Attention of sequences whose features come first, $(*, d, T)$.
 
-    The fused kernels of a CPU have no gradient for a bias. What ``scaled_dot_product_attention``
-    does instead takes longer than these lines, which run over queries in the inner loop.
+    The fused kernels of a CPU have no gradient for a bias. The fallback of
+    ``scaled_dot_product_attention`` is slower than these lines, whose inner loops run over queries.
     """
     *_, features, tokens = plain_shape(query)
     differentiable = bias is None or not torch.is_grad_enabled()
@@ -290,7 +292,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
 
 
 def _attend_fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    # Fused kernels want a mask of four axes, and features that are neighbours in memory.
+    # Fused kernels need a mask with four axes, and features that are contiguous in memory.
     mask = bias
     if bias is not None:
         mask = bias.flatten(1, 2) if bias.ndim == 5 else bias.flatten(0, -3).unsqueeze(0)

@@ -27,7 +27,7 @@ Activation = Literal["sigmoid", "softmax", "exp"]
 
 
 class _Layout(NamedTuple):
-    """What follows from mask, event shape and axis alone; a product with a mask selects a half."""
+    """Constants of a mask, an event shape and an axis; a product with a mask selects a half."""
 
     passing: Tensor  # shape: (C, *S): M, one where the event passes and zero elsewhere
     attended: Tensor  # shape: (C, *S): 1 - M
@@ -45,7 +45,7 @@ def _build_layout(
     dtype: torch.dtype,
     device: torch.device,
 ) -> _Layout:
-    # Multiplying by zeros and ones is several times faster than a torch.where of booleans.
+    # A product with zeros and ones is several times faster than torch.where with booleans.
     passing = make_mask(mask, shape[0], shape[1:], flip, device=device).to(dtype)
     attended = 1 - passing
     shared = attended.unsqueeze(-1).flatten(1).sum(0 if axis == "spatial" else 1)
@@ -76,26 +76,26 @@ class IMap(MaskedAttention):
     score per channel.
 
     **Cost**: O(C) per position in both directions. The mean over the outputs of a 1x1 convolution
-    is one linear functional of its inputs, so the layer keeps the C^2 + 2C + 1 parameters of the
-    paper and does 1/C of their arithmetic.
+    is one linear functional of its inputs. So the layer has the C^2 + 2C + 1 parameters of the
+    paper, but needs only 1/C of its arithmetic.
 
     **Scales** (``init="identity"``; all are 1 at the start, where the layer is the identity):
     ``sigmoid`` $1 + 0.98 \tanh(m/2)$ in (0.02, 1.98); ``exp`` $\exp(2 \tanh(m/2))$ in (0.135,
     7.39); ``softmax`` $n\,\mathrm{softmax}(2 \tanh(m/2))$ over the n scores, with log-scale in (-4,
-    4). $g(s)$ is the same map, or the sigmoid's for ``softmax``, since a learned constant has
-    nothing to be normalised with. ``init="paper"`` takes the supplement's formula to the letter:
+    4). $g(s)$ is the same map, but the sigmoid's for ``softmax``, since constants cannot be
+    normalised. ``init="paper"`` is the supplement's formula exactly:
     $g = \sigma(m + 8) + 10^{-5}$ (or the softmax of equation 6), $s \sim N(0, 1)$.
 
     **Depth**: these are the scales of the ``gain_bound`` b = 0.95. In general m becomes
     $m / a$, and the factors 0.98 and 2 become 0.98 a and 2 a, with $a = b / 0.95$ (for $a > 1$,
-    0.98 rises to no more than 1). In a stack of $L \ge 3$ layers with $b = 2 / L$ the scales of all
-    layers together stay between 1/68 and 68 with ``exp``, whatever is learnt; `share_bounds`
-    chooses that.
+    0.98 rises to no more than 1). In a stack of $L \ge 3$ layers with $b = 2 / L$, as
+    `share_bounds` chooses it, the product of the scales of all layers stays between 1/68 and 68
+    with ``exp``, for any parameters.
 
-    **Where it cannot help**: with ``mask="spatial"``, or a single channel, all channels of a
-    position are on one side of the mask, and the map of an attended position is computed from
-    zeros. For a vector the map is one number (and softmax of one number is constant).
-    ``axis="channel"`` has neither limit.
+    **Limits**: with ``mask="spatial"`` or a single channel, all channels of a position are on one
+    side of the mask, and the map of an attended position is computed from zeros. For a vector the
+    map is one number (and the softmax of one number is constant). ``axis="channel"`` has neither
+    limit.
 
     Shape:
         ``x``, ``z``: ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``;
@@ -106,19 +106,18 @@ class IMap(MaskedAttention):
         mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         axis: ``"spatial"`` for a score per position, ``"channel"`` for a score per channel.
-        activation: the positive scale; by default ``"exp"``, which learned more than the sigmoid on
-            digits and as much on photographs, and the paper's ``"sigmoid"`` with ``init="paper"``.
+        activation: the positive scale; by default ``"exp"``, which gained more than the sigmoid on
+            digits and as much on photographs, or with ``init="paper"`` the paper's ``"sigmoid"``.
         init: ``"identity"`` or ``"paper"``.
-        gain_bound: b, in (0, 1). By default 0.95, or what `share_bounds` makes of it;
-            ``insert_attention`` and the builders call that.
-        context_channels: channels K of a context that the map also sees, ``(B, K)`` or
+        gain_bound: b, in (0, 1). By default 0.95; ``insert_attention`` and the builders choose it
+            by the number of layers, with `share_bounds`.
+        context_channels: channels K of a context that the map also depends on, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
-        OptionError: unknown option; ``gain_bound`` with ``init="paper"``.
-        MissingContextError: ``context_channels`` without a context.
-        ShapeError: no positions, and as in
-            `InvertibleLayer`.
+        OptionError: an option is not allowed, or ``gain_bound`` is given with ``init="paper"``.
+        MissingContextError: there are ``context_channels``, but no context.
+        ShapeError: there are no positions; otherwise as in `InvertibleLayer`.
 
     Reference:
         Sukthanker, Huang, Kumar, Timofte, Van Gool, *Generative Flows with Invertible Attentions*,
@@ -196,7 +195,7 @@ class IMap(MaskedAttention):
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         layout = self._layout(z)
         passing_scale, passing_log_det = self._passing_scale(z, layout)
-        # M / g(s) turns z into x1, without a pass over memory of its own.
+        # M / g(s) turns z into x1 without another pass over memory.
         attended_scale, log_scale = self._attend(z, layout.passing / passing_scale, context)
         x = z / self._scale(layout, passing_scale, attended_scale)
         return x, -(log_scale @ layout.attended_counts + passing_log_det)
@@ -230,7 +229,7 @@ class IMap(MaskedAttention):
     ) -> tuple[Tensor, Tensor]:
         """Scale and log-scale, ``(B, positions)`` or ``(B, C)``.
 
-        They see the passing half of the data, ``to_passing * event``.
+        They are computed from the passing half of the data, ``to_passing * event``.
         """
         dtype = event.dtype
         scores = self._pooled(event, self.weight.to(dtype), to_passing)

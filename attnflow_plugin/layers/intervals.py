@@ -1,7 +1,7 @@
-r"""Circles, boxes and the line: which channels live there, and maps that keep them inside.
+r"""Circles, boxes and the line: their channels, and maps that keep entries inside.
 
-The maps act entry by entry. Numbers that are zero give the identity, to the last bit for entries
-that are in the domain, with a log-slope of exactly zero.
+The maps act on each entry by itself. If their parameters are zero, they are exactly the identity
+for entries in the domain, with a log-slope of exactly zero.
 """
 
 import math
@@ -20,7 +20,7 @@ Domain = Literal["circle", "box", "line"]
 
 #: The low and the high end.
 Interval = tuple[float, float]
-#: One interval for all channels, or those of some.
+#: One interval for all channels, or intervals of some channels.
 Intervals = Interval | Mapping[int, Interval] | None
 
 
@@ -44,10 +44,10 @@ class Ends(NamedTuple):
 
 
 class Kind:
-    """The channels that live on one kind of domain.
+    """The channels on one kind of domain.
 
     Attributes:
-        domain: theirs.
+        domain: the kind of domain.
         channels: their indices.
     """
 
@@ -57,7 +57,7 @@ class Kind:
         self._ends = tuple(intervals.values())
 
     def of(self, event: Tensor, dim: int = 1) -> Tensor:
-        """These channels of an event, or of what else has channels along an axis."""
+        """These channels of an event, or of another tensor with channels along an axis."""
         return taken(event, self.channels, dim)
 
     def ends(self, like: Tensor) -> Ends:
@@ -68,7 +68,7 @@ class Kind:
 def kinds_of(
     channels: int, circles: Mapping[int, Interval], boxes: Mapping[int, Interval]
 ) -> list[Kind]:
-    """Those that some channels have."""
+    """The kinds that some channels have."""
     bounded = circles.keys() | boxes.keys()
     lines = {index: (0.0, 1.0) for index in range(channels) if index not in bounded}
     found = (Kind("circle", circles), Kind("box", boxes), Kind("line", lines))
@@ -76,10 +76,10 @@ def kinds_of(
 
 
 def intervals_in(owner: str, name: str, value: object, channels: int) -> dict[int, Interval]:
-    """The intervals by channel, in their order.
+    """The intervals by channel, in order.
 
     Raises:
-        OptionError: no interval, or a channel that does not exist.
+        OptionError: an entry is not an interval, or a channel does not exist.
     """
     if value is None:
         return {}
@@ -109,7 +109,7 @@ def _interval(owner: str, name: str, value: object) -> Interval:
 def taken(event: Tensor, channels: Sequence[int], dim: int) -> Tensor:
     """Some channels in some order, by slices.
 
-    Torch 2.13 cannot compile these layers on a CPU where they are taken by an index.
+    Torch 2.13 cannot compile these layers on a CPU if an index is used instead.
     """
     if list(channels) == list(range(plain_shape(event)[dim])):
         return event
@@ -132,19 +132,19 @@ def _ends(
     return Ends(low, high)
 
 
-#: Maps entries by the numbers that the net gives for each of them.
+#: Maps entries with the numbers that the net gives for each of them.
 _Map = Callable[[Tensor, list[Tensor], Ends, Bounds], tuple[Tensor, Tensor]]
 
 
 class IntervalMap(NamedTuple):
-    """A map with its inverse; each also gives the log of its own slope."""
+    """A map and its inverse; each also returns the logarithm of its slope."""
 
     to_latent: _Map
     to_data: _Map
 
 
 def cosine_and_sine(x: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of entries on circles: functions of the circle, without a seam."""
+    """Cosine and sine of entries on circles, which are continuous across the seam."""
     angle = _angle(x, ends)
     return angle.cos(), angle.sin()
 
@@ -154,9 +154,9 @@ def _angle(x: Tensor, ends: Ends) -> Tensor:
 
 
 def _turned(x: Tensor, angle: Tensor, ends: Ends) -> Tensor:
-    """Entries of a circle moved by an angle, in the interval between the ends."""
+    """Entries on a circle moved by an angle, wrapped into the interval."""
     moved = x + angle * (ends.width / (2 * math.pi))
-    # What is inside already stays as it is, either of the ends included.
+    # Entries that are inside already do not change, at either end too.
     beyond = ((moved - ends.high) / ends.width).ceil().clamp(min=0)
     below = ((moved - ends.low) / ends.width).floor().clamp(max=0)
     wrapped = moved - (beyond + below) * ends.width
@@ -179,7 +179,7 @@ def _moebius(angle: Tensor, point: tuple[Tensor, Tensor]) -> tuple[Tensor, Tenso
 
 
 def _point(numbers: list[Tensor], bound: float) -> tuple[Tensor, Tensor]:
-    """The point w of a disc in which log-slopes stay within the bound."""
+    """The point w of the disc in which log-slopes stay within the bound."""
     _, across, up = numbers
     inverse_radius = 1 / math.tanh(bound / 2)
     shrunk = (1 + inverse_radius**2 * (across.square() + up.square())).rsqrt()
@@ -231,13 +231,13 @@ def _place(x: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
 
 
 def _in_box(x: Tensor, moved: Tensor, ends: Ends, inside: Tensor) -> Tensor:
-    """Entries moved by parts of the width; rounding takes none out of the box, where hosts fail."""
+    """Entries moved by parts of the width; rounding must not move any out of the box."""
     out = x + moved * ends.width
     return torch.where(inside, out.clamp(ends.low, ends.high), out)
 
 
 def _end_slopes(numbers: list[Tensor], bound: float) -> tuple[Tensor, Tensor]:
-    """The slopes at both ends, less one."""
+    """The slopes at both ends, minus one."""
     first, last = (soft_bound(number, bound).expm1() for number in numbers[:2])
     return first, last
 
@@ -269,7 +269,7 @@ def _affine(numbers: list[Tensor], bounds: Bounds) -> tuple[Tensor, Tensor]:
     return soft_bound(log_scale, bounds.scale), shift
 
 
-#: By what the channels live on.
+#: The maps by kind of domain.
 MAPS: Mapping[Domain, IntervalMap] = {
     "circle": IntervalMap(_circle_to_latent, _circle_to_data),
     "box": IntervalMap(_box_to_latent, _box_to_data),

@@ -15,12 +15,12 @@ from attnflow_plugin.linalg import LowRankMatrix
 from attnflow_plugin.masks import PATTERNS, MaskKind
 from attnflow_plugin.options import one_of, positive_int
 
-#: Cosines along each axis that a token knows of its place.
+#: Number of cosines of a token's place along each axis.
 FREQUENCIES = 4
 
 
 class SlotWeights(NamedTuple):
-    """A as both halves of the way from token to token, each of shape ``(B, N, S, H, r)``.
+    """The two factors of A, each of shape ``(B, N, S, H, r)``.
 
     With S classes of tokens, class s has slots of its own and is zero in all others.
     """
@@ -29,7 +29,7 @@ class SlotWeights(NamedTuple):
     gather: Tensor  # how each slot averages the tokens: columns sum to one over N
 
     def gathered(self, tokens: Tensor) -> Tensor:
-        """What every head gathers, ``(B, H, N, P)``."""
+        """The attended tokens of every head, ``(B, H, N, P)``."""
         averages = torch.einsum("bnshr,bnf->bshrf", self.gather, tokens)
         return torch.einsum("bnshr,bshrf->bhnf", self.spread, averages)
 
@@ -50,11 +50,11 @@ class SlotWeights(NamedTuple):
 def require_low_rank_options(
     owner: str, rank: int, mask: MaskKind, activation: str, init: str
 ) -> None:
-    """Check the rank, and the options that it does not go with.
+    """Check the rank, and the options that cannot be combined with it.
 
     Raises:
-        OptionError: not a positive rank; other weights than averages (their product would have no
-            bound, or no low rank); a mask by which every feature has a matrix of its own.
+        OptionError: the rank is not positive; weights are no averages, so that their product would
+            have no bound or no low rank; or every feature has a matrix of its own by the mask.
     """
     positive_int(owner, "rank", rank)
     one_of(owner, "activation with rank", activation, ["softmax"])
@@ -72,14 +72,13 @@ class LowRankAttention(nn.Module):
     A_{nm} = \sum_j \mathrm{softmax}_j(q_{nj})\; \mathrm{softmax}_m(k_{mj}),
     $$
 
-    so that D is known to be the identity, no sum is divided by, and the rows of A sum to one as
-    those of softmax attention do. The queries $q_n = W_q \bar x_n + b$ and the keys
-    $k_n = W_k \bar x_n$ are 1x1 convolutions of the passing half to r outputs, averaged over the
-    positions of the patch. The tokens of a vector are runs of coordinates, each coordinate with its
-    own column of the weights.
+    so that D is the identity, nothing has to be divided by a sum, and the rows of A sum to one as
+    in softmax attention. The queries $q_n = W_q \bar x_n + b$ and the keys $k_n = W_k \bar x_n$ are
+    1x1 convolutions of the passing half to r outputs, averaged over the positions of the patch. The
+    tokens of a vector are runs of coordinates; each coordinate has a column of the weights.
 
-    Tokens of different classes do not see each other: every class has its own slots, which average
-    the tokens of the class.
+    Tokens of different classes do not attend to each other: every class has its own slots, which
+    average the tokens of the class.
 
     **Cost** per sample with H heads, for tokens of P features: O(N P + H N C r).
 
@@ -87,9 +86,9 @@ class LowRankAttention(nn.Module):
         heads: number of attention heads, H.
         rank: slots of each head, r.
         channels: C, of the event.
-        context_channels: channels of a context that queries and keys also see.
-        positions: let queries and keys also see where the token is, by the first cosines along each
-            axis; they do not depend on the number of tokens.
+        context_channels: channels of a context that queries and keys also depend on.
+        positions: let queries and keys also depend on the place of the token, by the first cosines
+            along each axis, whose number does not depend on the number of tokens.
 
     Reference:
         Shen, Zhang, Zhao, Yi, Li, *Efficient Attention: Attention with Linear Complexities*, WACV
@@ -112,7 +111,7 @@ class LowRankAttention(nn.Module):
         self.key = nn.Parameter(torch.empty(heads, rank, inputs))
         for weight in (*self.query, *self.key):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-        # The keys need no offset: it would cancel in the average over the tokens.
+        # An offset of the keys would cancel in the average over the tokens.
         self.offset = nn.Parameter(torch.zeros(heads, rank))
 
     def extra_repr(self) -> str:
@@ -132,7 +131,7 @@ class LowRankAttention(nn.Module):
             columns: passing channels, and context, at each position in the order of tokens, ``(B,
                 n, C + K)``; a vector has one position.
             patches: tokens along each axis.
-            sharpness: what scores are multiplied by, ``(H, 1, 1)``.
+            sharpness: factor on the scores, ``(H, 1, 1)``.
             classes: the tokens of each class, ``(S, N)``, boolean; ``None`` if there is only one.
         """
         both = torch.cat([self.query, self.key], 1).to(columns.dtype) * sharpness
@@ -170,7 +169,7 @@ class LowRankAttention(nn.Module):
 
 
 def _cosines(patches: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Place of each token, ``(N, MAX_AXES * FREQUENCIES)``; zero for axes that are not there."""
+    """Place of each token, ``(N, MAX_AXES * FREQUENCIES)``; zero for missing axes."""
     frequencies = math.pi * torch.arange(1, FREQUENCIES + 1, dtype=dtype, device=device)
     along = [(torch.arange(n, dtype=dtype, device=device) + 0.5) / n for n in patches]
     places = torch.stack(torch.meshgrid(*along, indexing="ij"), -1).flatten(0, -2)

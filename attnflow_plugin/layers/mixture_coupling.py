@@ -14,21 +14,21 @@ from attnflow_plugin.layers.conditioner import context_at, entry_parameters
 from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int, positive_int
 
-#: Steps of the inversion; 16 suffice for mixtures as they are learnt, the rest is for wild ones.
+#: Steps of the inversion; 16 are enough for trained mixtures, the others are for extreme ones.
 STEPS = 28
-#: Steps from a logit within rounding to an x within rounding, where the CDF is flat.
+#: Further steps once the logit is exact up to rounding, until x is, where the CDF is flat.
 LAST_STEPS = 2
-#: Bound of the gradient of a quantile, which is infinite in the gap between narrow components.
+#: Bound of the log-gradient of a quantile, which is infinite between narrow components.
 LARGEST_LOG_GRADIENT = 30.0
 
 #: Bound of the log-scales of components: the narrowest is about a thousandth of a unit wide.
 COMPONENT_LOG_SCALE_BOUND = 7.0
-#: The means of the components start spread over plus and minus this; equal ones would stay equal.
+#: The means start spread between minus and plus this, since equal components would stay equal.
 SPREAD = 2.0
 
 
 class LogisticMixture(NamedTuple):
-    r"""A mixture for each entry of an event as a monotone map: the logit of its CDF, and back.
+    r"""A mixture for each entry of an event, as a monotone map: the logit of its CDF.
 
     With $z_k = (x - \mu_k) e^{-s_k}$,
 
@@ -44,9 +44,9 @@ class LogisticMixture(NamedTuple):
     u'(x) = \sum_k \bigl( r_k \, \sigma(-z_k) + \bar r_k \, \sigma(z_k) \bigr) e^{-s_k}.
     $$
 
-    Both logarithms are computed on their own, so that nothing saturates in the tails, and all terms
-    of the derivative are positive, so that nothing cancels: single precision is enough at any x.
-    Everything stays in log space, where the gap between narrow components does not underflow.
+    The two logarithms are computed separately, so that nothing saturates in the tails. All terms of
+    the derivative are positive, so that nothing cancels, and single precision is enough at any x.
+    All computations are in log space, where densities between narrow components do not underflow.
 
     Attributes:
         log_weights: logarithms of the weights, ``(B, K, *E)``, normalised over axis 1.
@@ -73,10 +73,10 @@ class LogisticMixture(NamedTuple):
     def quantile(self, logit: Tensor) -> tuple[Tensor, Tensor]:
         r"""The x of a logit, and the logarithm of the derivative of the logit there.
 
-        The root is found without a graph and gets its derivatives by the implicit function theorem,
-        $dx = (d\,logit - \partial u) / u'$, from steps of Newton's method that are zero while their
-        gradients are not. The first step gives first derivatives; from there, where the distance to
-        the logit has none left, the second one gives second derivatives.
+        The root is found without a graph. Its derivatives follow from the implicit function
+        theorem, $dx = (d\,logit - \partial u) / u'$, by two steps of Newton's method that are zero
+        but have gradients. The first step gives first derivatives, the second one adds second
+        derivatives.
         """
         fixed = LogisticMixture(*(parameter.detach() for parameter in self))
         x = fixed._root(logit.detach())
@@ -99,31 +99,31 @@ class LogisticMixture(NamedTuple):
     def _root(self, logit: Tensor) -> Tensor:
         """Chandrupatla's method: inverse quadratic interpolation where safe, else bisection.
 
-        A quantile of a mixture lies between those of its components. A few steps after an entry has
-        converged it stays as it is, so that no row depends on how long others take. On accelerators
-        and in compiled graphs the number of steps is fixed: asking whether all entries have
-        converged would make the host wait for the device.
+        A quantile of a mixture lies between those of its components. An entry does not change any
+        more a few steps after it has converged, so that no row depends on how long others take. On
+        accelerators and in compiled graphs the number of steps is fixed, since a test for
+        convergence would make the CPU wait for the device.
         """
         may_ask = logit.device.type == "cpu" and in_plain_eager()
         tolerance = 4 * torch.finfo(logit.dtype).eps * (1 + logit.abs())
         quantiles = self.means + self.log_scales.exp() * logit.unsqueeze(1)
         x1, x2 = quantiles.amin(1), quantiles.amax(1)
-        # The bracket is exact; the clamps keep it so where rounding would lose it.
+        # The bracket is exact in theory; the clamps make it so in spite of rounding.
         f1 = self._distance(x1, logit).clamp(max=0)
         f2 = self._distance(x2, logit).clamp(min=0)
         root, part = x1, torch.full_like(x1, 0.5)
-        since = torch.zeros_like(x1)  # Steps since an entry has converged, that one included.
+        since = torch.zeros_like(x1)  # Steps since an entry has converged, including that one.
         for _ in range(STEPS):
             x = torch.lerp(x1, x2, part)
             f = self._distance(x, logit)
-            # The new point replaces the end of its own sign; x3 is the end that is given up.
+            # The new point replaces the end with the same sign; x3 is the end that it replaces.
             same = torch.sign(f) == torch.sign(f1)
             x3, f3 = torch.where(same, x1, x2), torch.where(same, f1, f2)
             x2, f2 = torch.where(same, x2, x1), torch.where(same, f2, f1)
             x1, f1 = x, f
             error1, error2 = f1.abs(), f2.abs()
             root = torch.where(since > LAST_STEPS, root, torch.where(error1 < error2, x1, x2))
-            # NaN never converges; comparisons with it are false, so that nothing waits for it.
+            # Comparisons with NaN are false, so that NaN counts as converged.
             since = since + ((since > 0) | ~(torch.minimum(error1, error2) > tolerance))
             if may_ask and bool((since > LAST_STEPS).all()):
                 break
@@ -132,22 +132,22 @@ class LogisticMixture(NamedTuple):
 
 
 def _interpolated(x1: Tensor, x2: Tensor, x3: Tensor, f1: Tensor, f2: Tensor, f3: Tensor) -> Tensor:
-    """Where between x1 and x2 to look next, as a fraction."""
+    """The next point between x1 and x2, as a fraction."""
     xi, phi = (x1 - x2) / (x3 - x2), (f1 - f2) / (f3 - f2)
     part = f1 / (f2 - f1) * f3 / (f2 - f3)
     part = part + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2)
-    # Comparisons with NaN, from ends that coincide, are false and lead to bisection.
+    # Ends that coincide give NaN; comparisons with it are false and lead to bisection.
     safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi) & part.isfinite()
-    margin = 1e-6  # Away from the ends, or the bracket would stop shrinking.
+    margin = 1e-6  # At the ends, the bracket would no longer shrink.
     return torch.where(safe, part, 0.5).clamp(margin, 1 - margin)
 
 
 class MixtureLogisticCoupling(InvertibleLayer):
-    r"""Coupling by the logit of a mixture CDF: one half of the channels bends the other.
+    r"""Coupling by the logit of a mixture CDF, whose parameters are a net of the passing half.
 
     With $x_1$ the first $\lceil C/2 \rceil$ channels, $x_2$ the others (swapped by ``flip``), a
-    mixture of K logistic distributions with CDF F for each entry of $x_2$, and the parameters of
-    the mixtures, a and b from $net(x_1, context)$,
+    mixture of K logistic distributions with CDF F for each entry of $x_2$, and $net(x_1, context)$
+    giving a, b and the parameters of the mixtures,
 
     $$
     \begin{aligned}
@@ -163,10 +163,10 @@ class MixtureLogisticCoupling(InvertibleLayer):
     and its negative for $\partial x / \partial z$, with $a = g \tanh(\cdot)$ and a learned g for
     each channel. The scales of the components are bounded on both sides.
 
-    It is the mixture coupling of Flow++ and mARFlow; there the inverse saturates at values that
-    data take. Here log F and log(1 - F) are computed apart and the inverse is found in logit space,
-    which works in single precision for any input, in either direction. First and second derivatives
-    of the inverse are exact, by implicit differentiation.
+    It is the mixture coupling of Flow++ and mARFlow. Their inverse saturates at values that data
+    can have. Here log F and log(1 - F) are computed separately, and the inverse is found in logit
+    space, so that both directions work in single precision for any input. First and second
+    derivatives of the inverse are exact, by implicit differentiation.
 
     **Cost**: one call of the net in either direction, and O(K) per entry; the inverse evaluates the
     mixtures at most 34 times.
@@ -176,15 +176,15 @@ class MixtureLogisticCoupling(InvertibleLayer):
 
     Args:
         channels: C.
-        make_net: called as ``make_net(inputs, outputs)``, where the inputs are those of
-            $x_1$ and of the context and there are 2 + 3K outputs for each channel of $x_2$.
+        make_net: called as ``make_net(inputs, outputs)``, with as many inputs as $x_1$ and the
+            context have channels, and 2 + 3K outputs for each channel of $x_2$.
         components: K.
         context_channels: L, zero for no context.
         flip: swap the halves.
 
     Raises:
-        OptionError: unknown option, fewer than two channels.
-        MissingContextError: conditional, and called without context.
+        OptionError: an option is not allowed, or there are fewer than two channels.
+        MissingContextError: a conditional layer is called without context.
         ShapeError: the net's output has the wrong shape.
 
     Reference:

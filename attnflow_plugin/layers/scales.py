@@ -1,15 +1,15 @@
-r"""How far a layer may move from the identity, and the maps from what is learnt to scales.
+r"""Bounds on the distance of a layer from the identity, and maps from raw parameters to scales.
 
 One number b in (0, 1) bounds every part of IMap and ITrans: sums of absolute weights stay below b,
-and log-scales and the slope of shifts within $\pm 2 b / 0.95$, which is 2 for the default. Near the
-identity a layer is the same for every b, so a small bound does not make it learn slowly.
+and log-scales and the slope of shifts within $\pm 2 b / 0.95$, which is 2 by default. Near the
+identity a layer is the same for every b, so that a small bound does not slow training down.
 
-**Scales of attention**, each returned with its logarithm. The bounded maps serve
-``init="identity"``. Zero scores give a scale of exactly one and a log-scale of exactly zero, and
-both ends are bounded, so neither direction can divide by something near zero. Their strength a, one
-by default, is in proportion to the bound of the log-scale; near zero the maps are the same for
-every strength. The raw maps serve ``init="paper"`` and are the formulas of the supplement. Every
-map takes scores of shape ``(..., n)``; softmax normalises over the last axis.
+**Scales of attention**, each returned with its logarithm. The bounded maps are for
+``init="identity"``. Zero scores give a scale of exactly one and a log-scale of exactly zero. Both
+ends are bounded, so that neither direction divides by a number near zero. Their strength a, one by
+default, is proportional to the bound of the log-scale; near zero the maps are the same for every
+strength. The raw maps are for ``init="paper"`` and are the formulas of the supplement. Every map
+takes scores of shape ``(..., n)``; softmax normalises over the last axis.
 
 **Log-scales of affine layers**: maps from the output r of a net to the log-scale s.
 """
@@ -31,28 +31,28 @@ ScaleMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 #: Default of b. The condition number of an attention matrix stays below 1.95 / 0.05 = 39.
 GAIN_BOUND = 0.95
-#: Bound of log-scales for that b, and of other layers: scales lie in (0.135, 7.39).
+#: Bound of log-scales for that b, and in other layers: scales lie in (0.135, 7.39).
 LOG_SCALE_BOUND = 2.0
-#: What the bounds of the scales of all layers of a model sum to at most, where they are not given:
-#: all together then scale an entry by no more than 68.
+#: The largest sum of the bounds of all layers of a model, if they are not given. All layers
+#: together then scale an entry by no more than 68.
 STACK_BOUND = 2.0
-#: The same for weights, and for log-scales of couplings by attention. In trained stacks these did
-#: not make samples grow, as those scales do, and less cost quality.
+#: The same for weights, and for log-scales of attention couplings. In trained stacks these did not
+#: make samples grow as other scales do, and a smaller sum cost quality.
 STACK_WEIGHTS = 16.0
-#: Bound of the shifts of couplings by attention, in units of that of their log-scales.
+#: Bound of the shifts of attention couplings, in units of the bound of their log-scales.
 SHIFT_TO_SCALE = 4.0
 #: Amplitude of the bounded sigmoid: scales lie in (0.02, 1.98).
 SIGMOID_AMPLITUDE = 0.98
-#: What the supplement adds to every sigmoid, and SRFlow to its own.
+#: The number that the supplement adds to every sigmoid, and SRFlow to its own.
 PAPER_FLOOR, SRFLOW_FLOOR = 1e-5, 1e-4
 
 
 class Bounded(nn.Module):
-    """A part of an attention layer that moves no farther from the identity than its bounds let it.
+    """A part of an attention layer whose distance from the identity is bounded.
 
     Attributes:
-        gain_bound: b of weights.
-        scale_bound: of log-scales.
+        gain_bound: b, of weights.
+        scale_bound: bound of log-scales.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ def bounded_sum(values: Tensor, bound: float, dim: int, slope: float = GAIN_BOUN
 
 
 def strength(gain_bound: float) -> float:
-    """How far a layer may move in proportion to the default."""
+    """The bound in proportion to the default."""
     return gain_bound / GAIN_BOUND
 
 
@@ -84,12 +84,12 @@ def log_scale_bound(gain_bound: float) -> float:
 
 
 def shared_bound(layers: int, total: float = STACK_BOUND) -> float:
-    """The default of b for a model with so many layers of attention."""
+    """The default of b for a model with so many attention layers."""
     return min(GAIN_BOUND, total / layers)
 
 
 def coupling_bounds(layers: int, scale: float | None, shift: float | None) -> tuple[float, float]:
-    """Bounds of log-scales and shifts where couplings share them, unless they were given."""
+    """Bounds of log-scales and shifts in a model with so many couplings, unless they are given."""
     scale = scale or min(LOG_SCALE_BOUND, STACK_WEIGHTS / layers)
     return scale, shift or SHIFT_TO_SCALE * scale
 
@@ -98,7 +98,7 @@ def gain_bound_in(owner: str, value: float | None, init: Init) -> float:
     """The bound of a layer: ``value``, or the default for ``None``.
 
     Raises:
-        OptionError: it is outside of (0, 1), or not the default for the paper's layers.
+        OptionError: it is not in (0, 1), or is not the default with ``init="paper"``.
     """
     if value is None:
         return GAIN_BOUND
@@ -113,7 +113,7 @@ def gain_bound_in(owner: str, value: float | None, init: Init) -> float:
 
 
 def bound_in(owner: str, name: str, bound: float | None, finite: bool = False) -> float | None:
-    """A positive bound, or none where it is to be chosen."""
+    """A positive bound, or ``None`` if it is to be chosen."""
     if bound is None:
         return None
     positive = isinstance(bound, (int, float)) and bound > 0
@@ -123,9 +123,9 @@ def bound_in(owner: str, name: str, bound: float | None, finite: bool = False) -
 
 
 def bounded_sigmoid(scores: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    r"""Scale $1 + 0.98\, a \tanh(m / 2 a)$: a sigmoid kept away from its ends.
+    r"""Scale $1 + 0.98\, a \tanh(m / 2 a)$: a sigmoid that stays away from its ends.
 
-    Strengths above one, of gain bounds between 0.95 and 1, take what is left between 0.98 and 1.
+    For strengths above one, of gain bounds between 0.95 and 1, the factor 0.98 rises towards 1.
     """
     # a tanh(m / 2 a) = 2 a sigma(m / a) - a; rsub(t, b, alpha=-c) is c t + b in one pass.
     if strength <= 1:
@@ -187,7 +187,7 @@ def bounded_scale(activation: str, strength: float) -> ScaleMap:
 
 
 def raw_scale(activation: str) -> ScaleMap:
-    """The supplement's map of an activation; the exponential is not among them."""
+    """The supplement's map of an activation; there is none for the exponential."""
     return _RAW[activation]
 
 
@@ -226,5 +226,5 @@ LOG_SCALES: dict[ScaleMapName, Callable[[Tensor], Tensor]] = {
 
 
 def of_prior(couplings: ScaleMapName) -> ScaleMapName:
-    """The scale of priors beside couplings with this one; published models have the exponential."""
+    """The scale map of priors in models with couplings of this one; published ones have "exp"."""
     return "bounded" if couplings == "bounded" else "exp"

@@ -157,7 +157,7 @@ def test_copies_and_checkpoints():
         ({"boxes": {3: UNIT}}, r"boxes to have the channels 0 to 2 as keys, found 3"),
         ({"circles": {"0": UNIT}}, r"channels 0 to 2 as keys, found '0'"),
         ({"circles": CIRCLE, "boxes": {1: UNIT}}, r"found \[1\] in both circles and boxes"),
-        ({"width": 6}, r"width that 4 heads divide, found 6"),
+        ({"width": 6}, r"width divisible by 4 heads, found 6"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
