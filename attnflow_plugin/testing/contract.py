@@ -186,7 +186,7 @@ def _with_other_context(
     if context.is_floating_point() or context.is_complex():
         moved[row] += 1.0
         return subject.call(direction, event, moved)
-    # Of labels, only those that were given are known to exist.
+    # Only labels that were given are known to exist.
     others = [other for other in context if not torch.equal(other, context[row])]
     if not others:
         return None
