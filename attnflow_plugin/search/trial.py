@@ -85,7 +85,7 @@ class Trainer:
         return True
 
     def _backward(self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
-        """The loss of a batch; its gradients are added to the parameters."""
+        """The loss of a batch; its gradients stay in the parameters."""
         x, context = batch.to(device_of(model, batch))
         optimizer.zero_grad()
         with torch.enable_grad():
