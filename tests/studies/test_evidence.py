@@ -51,6 +51,47 @@ def test_the_table_of_the_demo_is_that_of_its_runs(demo):
         assert [*head, *bits, gain] == [cell.strip("| ") for cell in shown[name]]
 
 
+# Deep stacks.
+
+KINDS = {
+    "imap": "IMap",
+    "imap-sigmoid": 'IMap, `activation="sigmoid"`',
+    "itrans": "ITrans",
+    "affine": "ITrans, `affine=True`",
+    "affine-values": "ITrans, `affine`, `value_mixing`, 2 heads",
+    "coupling": "AttentionCoupling",
+}
+ERRORS = ("round trip of samples", "round trip of data", "log-det per dimension")
+
+
+def stacks():
+    """What was measured of each stack, at both learning rates."""
+    lines = (DOCS / "evidence" / "deep_stacks.jsonl").read_text().splitlines()
+    found: dict[tuple, list] = {}
+    for result in sorted(map(json.loads, lines), key=lambda result: result["model"]["rate"]):
+        model = result["model"]
+        found.setdefault((model["layers"], model["kind"], model["alone"]), []).append(result)
+    return found
+
+
+def number(value):
+    """As in the table: large ones in powers of ten."""
+    return (f"{value:.1f}" if value < 1000 else f"{value:.0e}").replace("e+0", "e+")
+
+
+@pytest.mark.parametrize(("stack", "results"), stacks().items(), ids=str)
+def test_trained_stacks_are_those_of_their_file(stack, results):
+    layers, kind, alone = stack
+    text = between(
+        EVIDENCE, "With the bounds of single layers (`--alone`)" if alone else "### Trained"
+    )
+    bits = [f"{result['bits']:.2f}" for result in results]
+    largest = number(max(result["largest sample"] for result in results))
+    errors = [f"{max(r[name] for r in results):.0e}".replace("e-0", "e-") for name in ERRORS]
+    row = " | ".join([str(layers), KINDS[kind], *bits, largest, *errors])
+    assert f"| {row} |" in text
+
+
 # Tables that were made by hand from runs that are gone: what follows from their own numbers.
 
 
