@@ -39,7 +39,7 @@ from attnflow_plugin.options import boolean, positive_int, sizes_per_axis
 
 
 class AttentionCoupling(MaskedAttention):
-    r"""Affine coupling by attention: one half scales and shifts the other, from everywhere.
+    r"""Affine coupling by attention: the passing half scales and shifts the attended half.
 
     With the mask $M$, $x_1 = M x$, $x_2 = (1 - M) x$, multi-head attention over the positions of
     $x_1$, $s = b \tanh(r / b)$ and $t = T \tanh(u / T)$,
@@ -55,14 +55,15 @@ class AttentionCoupling(MaskedAttention):
     \end{aligned}
     $$
 
-    and its negative for $\partial x / \partial z$. Q, K, V are linear in e; B is a learned bias for
-    every head and relative position, and P tells a position which of its channels pass. O starts at
+    and its negative for $\partial x / \partial z$. Q, K, V are linear in e. B is a learned bias for
+    every head and relative position, and P encodes which channels of a position pass. O starts at
     zero, so that the layer starts as the identity.
 
     With ``positions=False`` there is no B, positions are a set, and $f(x_\pi) = f(x)_\pi$ for every
-    permutation of them. With ``odd`` s is computed from $(r(x_1) + r(-x_1)) / 2$ and t from
-    $(u(x_1) - u(-x_1)) / 2$, so that $f(-x) = -f(x)$. Padding passes, is not seen, and adds nothing
-    to the log-det. The page on the layers tells of vectors, of windows, and of costs.
+    permutation of them. With ``odd``, s is computed from $(r(x_1) + r(-x_1)) / 2$ and t from
+    $(u(x_1) - u(-x_1)) / 2$, so that $f(-x) = -f(x)$. Padding does not change, no position attends
+    to it, and it adds nothing to the log-det. The page on layers describes vectors, windows and
+    costs.
 
     After Vaswani et al., *Attention Is All You Need*, NeurIPS 2017, and Dinh, Sohl-Dickstein,
     Bengio, *Density estimation using Real NVP*, ICLR 2017.
@@ -72,28 +73,30 @@ class AttentionCoupling(MaskedAttention):
         patches: patches per axis, one number or one per axis; ``None`` for single positions.
         heads: number of attention heads, H.
         width: features w of a position, divisible by ``heads``; by default about 2 C, between 16
-            and 64, of which vectors use the first 16: a coordinate is one number.
-        kernel: 1, or the odd edges, one per spatial axis, of the neighbourhood that E and P see.
-        window: tokens along each axis of the windows inside of which tokens see each other, one
-            number or one per axis; ``None`` for all. With ``flip`` the windows are shifted by half.
-        positions: tokens know where they are: ``False`` for sets, with ``mask="channel"``,
-            ``"periodic"`` for a torus, where offsets count modulo the size.
+            and 64, of which vectors use the first 16, since a coordinate is one number.
+        kernel: 1, or the odd edges, one per spatial axis, of the neighbourhood that enters E and P.
+        window: tokens along each axis of the windows inside which tokens attend to each other, one
+            number or one per axis; ``None`` for all. With ``flip`` windows are shifted by half.
+        positions: whether weights depend on relative positions: ``False`` for sets, with
+            ``mask="channel"``; ``"periodic"`` for a torus, where offsets count modulo the size.
         odd: keep the symmetry $f(-x) = -f(x)$, for the same context, at twice the cost.
         present: name, among the contexts, of a boolean mask ``(B, *S)``, false for padding; without
             ``context_channels`` the mask may be the context itself. ``None``: nothing is padded.
         mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
-        scale_bound: b; scales lie between $e^{-b}$ and $e^b$. By default 2, or what
-            ``insert_attention`` and the builders choose for the number of their layers.
+        scale_bound: b; scales lie between $e^{-b}$ and $e^b$. By default 2; ``insert_attention``
+            and the builders choose it by their number of layers.
         shift_bound: T, in units of the event, ``math.inf`` for none. By default 4 b.
-        context_channels: channels K of a context that joins the input of E, ``(B, K)`` or
+        context_channels: channels K of a context that is added to the input of E, ``(B, K)`` or
             ``(B, K, *S')``; with zero any context is ignored.
 
     Raises:
-        OptionError: unknown option, or options that do not go together.
-        MissingContextError: ``context_channels`` without a context, ``present`` without its mask.
-        ShapeError: a size that ``patches`` does not divide, another number of axes than in an
-            option, no positions, a vector as a set, and as in `InvertibleLayer`.
+        OptionError: an option is not allowed, or options do not go together.
+        MissingContextError: the context for ``context_channels``, or the mask for ``present``, is
+            missing.
+        ShapeError: a size is not divisible by ``patches``, the number of axes is not that of an
+            option, there are no positions, or a vector is given as a set; otherwise as in
+            `InvertibleLayer`.
 
     Examples:
         >>> layer = AttentionCoupling(3, heads=4)
@@ -168,14 +171,13 @@ class AttentionCoupling(MaskedAttention):
         )
 
     def _own(self, context: Context) -> Context:
-        # The embedding and the mask of what is present look for their own.
+        # The embedding and the mask of present positions take different entries of a mapping.
         return context
 
     def _weights(self, event: Tensor, context: Context) -> Tensor:
         """The attention weights between tokens, ``(B, heads, N, N)``; rows are queries.
 
-        Where only passing coordinates are seen, the columns of the others are zero, and so are
-        those of padding.
+        The columns of attended coordinates are zero for vectors, and so are those of padding.
         """
         layout = self._layout(event, context)
         windows, features = layout.windows, self._embed(event, self._seen(event, context), layout)
@@ -216,13 +218,13 @@ class AttentionCoupling(MaskedAttention):
         return by_rows(net, self.channels * max(self._vector_width, scores), event, seen)
 
     def _raw_of_positions(self, event: Tensor, seen: Tensor | None, layout: Layout) -> Tensor:
-        """The net where every position sees all others, or those in its window."""
+        """The net if every position attends to all others, or to those in its window."""
         features = self._embed(event, seen, layout)
         features = F.elu(features + self.attend(features, layout.windows, layout.present))
         return self._out(features, event).to(event.dtype)
 
     def _vector_net(self, event: Tensor) -> VectorNet:
-        """The net where tokens are coordinates."""
+        """The net if tokens are coordinates."""
         weights = (
             self._in_use(self.embedding, event),
             self._in_use(self.colour_embedding, event),
@@ -234,12 +236,12 @@ class AttentionCoupling(MaskedAttention):
         return VectorNet.of(self.attend, self._coordinates, *cast)
 
     def _seen(self, event: Tensor, context: Context) -> Tensor | None:
-        """What every position knows of the context, ``(B, n or 1, width)``."""
+        """Features of the context at every position, ``(B, n or 1, width)``."""
         own = super()._own(context)
         maps = context_at(type(self).__name__, own, self.context_channels, event)
         if maps is None:
             return None
-        # That of a vector is the same for all of its coordinates.
+        # For a vector it is the same for all coordinates.
         maps = maps.unsqueeze(-1) if event.ndim == 2 else maps
         return per_position(maps, self._in_use(self.context_embedding, event), self.kernel)
 

@@ -1,4 +1,4 @@
-"""The contract of invertible layers, and what the layers of attention have in common."""
+"""The contract of invertible layers, and the common base of attention layers."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ from attnflow_plugin.masks import PATTERNS, MaskKind
 from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int
 
 Context = Tensor | Mapping[str, Tensor] | None
-#: What a layer does in a step of a flow.
+#: The part that a layer plays in a step of a flow.
 Role = Literal["actnorm", "permutation", "coupling", "container", "other"]
 
 _Direction = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
@@ -28,35 +28,35 @@ _HALF_DTYPES = (torch.float16, torch.bfloat16)
 class InvertibleLayer(nn.Module, ABC):
     r"""An invertible map on events of shape ``(C, *S)`` with 0 to 3 spatial axes.
 
-    It is written in density direction and knows no host library:
+    It is written in density direction and depends on no host:
 
     * `to_latent` maps data to latent, $z = f(x)$, and returns
       $\log |\det \partial z / \partial x|$;
     * `to_data` maps latent to data, $x = f^{-1}(z)$, and returns
       $\log |\det \partial x / \partial z|$.
 
-    **Log-det**: natural logarithm, summed over all event dimensions, shape ``(B,)``, dtype and
-    device of the output (float32 if that is half precision), a tensor of its own.
+    **Log-det**: natural logarithm, summed over all event dimensions. It is a new tensor of shape
+    ``(B,)`` with the dtype and device of the output (float32 if that is half precision).
 
-    **Precision**: the arithmetic runs in float32 at least, under autocast too.
+    **Precision**: all arithmetic runs in float32 or float64, under autocast too.
 
-    **Errors**: wrong rank, channels, dtype or device raise `ShapeError`.
+    **Errors**: a wrong rank, number of channels, dtype or device raises `ShapeError`.
 
-    **Non-finite data** are no error: in both directions and on every device a row with a non-finite
-    entry gets the log-det NaN, and the other rows are not touched. To find out where the first such
-    value comes from, see `attnflow_plugin.debug.raise_on_non_finite`.
+    **Non-finite data** are no error: in both directions and on every device, a row with a
+    non-finite entry gets the log-det NaN, and other rows are not affected. To find the layer where
+    the first such value appears, see `attnflow_plugin.debug.raise_on_non_finite`.
 
-    **Contexts**: one tensor for all layers of a model, or a mapping of names to tensors, of which a
-    layer takes the one that is called `context_name`.
+    **Contexts**: one tensor for all layers of a model, or a mapping of names to tensors. A layer
+    then takes the tensor that is called `context_name`.
 
     A subclass implements ``_to_latent`` and ``_to_data`` on checked input in full precision.
 
     Attributes:
-        context_name: name of the layer's context, where a model has several.
-        autocast_inside: the layer runs a net that may use the lower precision of autocast, and
-            casts its output back by itself.
-        role: what the layer does in a step of a flow, by which ``insert_attention`` finds places;
-            ``None`` to let it tell by the name of the class and by what the layer does.
+        context_name: name of the layer's context, if a model has several.
+        autocast_inside: whether the layer runs a net that may use the lower precision of autocast;
+            it then casts the output of the net back itself.
+        role: the role in a step of a flow, with which ``insert_attention`` finds places; with
+            ``None`` it is guessed from the name of the class and from trial runs.
     """
 
     autocast_inside: ClassVar[bool] = False
@@ -72,7 +72,7 @@ class InvertibleLayer(nn.Module, ABC):
 
         Args:
             x: data, shape ``(B, C, *S)``.
-            context: accepted in every layer, so that conditional hosts can pass it to all of them.
+            context: accepted by every layer, so that conditional hosts can pass it to all of them.
 
         Returns:
             ``z`` of the shape and dtype of ``x``, and the log-det of shape ``(B,)``.
@@ -94,7 +94,7 @@ class InvertibleLayer(nn.Module, ABC):
     def _directed(
         self, direction: str, run: _Direction, given: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
-        """What both directions have in common."""
+        """The checks and casts around either direction."""
         event = self._checked(given)
         require_finite(self, direction, "finite input", event)
         with self._precision(given):
@@ -103,7 +103,7 @@ class InvertibleLayer(nn.Module, ABC):
         return out.to(given.dtype), _nan_where_not_finite(log_det, event)
 
     def _own(self, context: Context) -> Any:  # noqa: ANN401
-        """What the maps of the layer take of the contexts: a tensor, or none."""
+        """The layer's own context out of several: a tensor, or ``None``."""
         if not isinstance(context, Mapping):
             return context
         if self.context_name is None:
@@ -130,7 +130,7 @@ class InvertibleLayer(nn.Module, ABC):
         shape = plain_shape(event)
         if not 2 <= len(shape) <= 5 or shape[1] != self.channels:
             raise ShapeError(
-                f"{name}: expected shape (batch, {self.channels}) with 0 to 3 spatial axes behind, "
+                f"{name}: expected shape (batch, {self.channels}) with 0 to 3 more spatial axes, "
                 f"found {tuple(shape)}"
             )
         self._check_dtype_and_device(event)
@@ -143,27 +143,27 @@ class InvertibleLayer(nn.Module, ABC):
         half_input_to_float_layer = event.dtype in _HALF_DTYPES and parameter.dtype == torch.float32
         if event.dtype != parameter.dtype and not half_input_to_float_layer:
             raise ShapeError(
-                f"{type(self).__name__}: expected dtype {parameter.dtype} as that of the "
-                f"parameters, found {event.dtype}"
+                f"{type(self).__name__}: expected the dtype of the parameters, {parameter.dtype}, "
+                f"found {event.dtype}; convert the data or the layer"
             )
         if event.device != parameter.device:
             raise ShapeError(
-                f"{type(self).__name__}: expected device {parameter.device} as that of the "
-                f"parameters, found {event.device}"
+                f"{type(self).__name__}: expected the device of the parameters, "
+                f"{parameter.device}, found {event.device}; move the data or the layer"
             )
 
 
 class MaskedAttention(InvertibleLayer):
-    """Attention computed from the half of the event that a mask lets pass.
+    """Attention whose weights are computed from the passing half of the event.
 
     Args:
         channels: C.
         mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves.
-        context_channels: channels of a context that the attention sees, or zero.
+        context_channels: channels of a context that the weights also depend on, or zero.
 
     Attributes:
-        attention_name: what ``insert_attention`` and the builders call the layer.
+        attention_name: the name of the layer in ``insert_attention`` and the builders.
     """
 
     attention_name: ClassVar[str]
@@ -178,19 +178,19 @@ class MaskedAttention(InvertibleLayer):
 
     @classmethod
     def options(cls) -> list[str]:
-        """The names of the options: what the class takes besides the channels."""
+        """The names of the options: all arguments of the class except the channels."""
         return list(inspect.signature(cls).parameters)[1:]
 
     @abstractmethod
     def share_bounds(self, layers: int) -> None:
-        """Choose the bounds that so many layers of attention in one model can share.
+        """Choose the bounds for a model with so many attention layers.
 
-        ``insert_attention`` and the builders do so for all layers they add. Bounds that were given
-        to the constructor stay as they are.
+        ``insert_attention`` and the builders call this for all layers that they add. Bounds that
+        were given to the constructor do not change.
         """
 
     def attention(self, x: Tensor, context: Context = None) -> Tensor:
-        """What the attention makes of the passing half of ``x``; see `_weights`.
+        """The attention weights that are computed from the passing half of ``x``.
 
         Args:
             x: data, shape ``(B, C, *S)``.
@@ -202,11 +202,11 @@ class MaskedAttention(InvertibleLayer):
 
     @abstractmethod
     def _weights(self, event: Tensor, context: Tensor | None) -> Tensor:
-        """What `attention` returns, for a checked event."""
+        """The attention weights of a checked event."""
 
 
 def attention_layers(modules: Iterable[nn.Module]) -> list[MaskedAttention]:
-    """The layers of attention among the modules and inside of them."""
+    """The attention layers among the modules and inside them."""
     inside = (part for module in modules for part in module.modules())
     return [part for part in inside if isinstance(part, MaskedAttention)]
 
@@ -214,7 +214,7 @@ def attention_layers(modules: Iterable[nn.Module]) -> list[MaskedAttention]:
 def _nan_where_not_finite(log_det: Tensor, event: Tensor) -> Tensor:
     """The log-det, with NaN for the rows that have a non-finite entry."""
     event = event.detach()
-    # The cheapest test, where looking at the result is free and allowed.
+    # The cheapest test, if values may be looked at without waiting for a device.
     if event.is_cpu and in_plain_eager() and math.isfinite(event.sum()):
         return log_det
     # Without a branch: zero times NaN or infinity is NaN, and sums of zeros do not overflow.

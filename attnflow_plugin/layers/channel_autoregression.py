@@ -13,7 +13,7 @@ from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import soft_bound
 from attnflow_plugin.options import non_negative_int
 
-#: Bound of the log-scales: constant channels of images need scales far below one.
+#: Bound of the log-scales, since constant channels of images need scales far below one.
 PRIOR_LOG_SCALE_BOUND = 8.0
 
 
@@ -24,24 +24,24 @@ class ChannelPredictor(Protocol):
     """
 
     def __call__(self, channels: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All channels at once, from data: ``(B, N, H, W)`` to two of the same shape."""
+        """All channels at once, from data: maps ``(B, N, H, W)`` to two tensors of this shape."""
 
     def generator(
         self, event: Tensor, kept: Tensor | None
     ) -> Callable[[Tensor | None], tuple[Tensor, Tensor]]:
-        """Channel by channel: a function of the channel before, ``None`` for the first.
+        """Channel by channel: a function of the previous channel, ``None`` for the first.
 
         Args:
-            event: has the batch, size, dtype and device of what is generated.
+            event: has the batch, size, dtype and device of the channels to generate.
             kept: the kept map.
         """
 
 
 class ChannelAutoregression(InvertibleLayer):
-    r"""Every channel is shifted and scaled by what the channels before it predict.
+    r"""Every channel is shifted and scaled by a net of the channels before it.
 
-    With $x_1$ the channels that are kept for the next level, $x_2$ the others, the mean and
-    log-scale of each channel from a net, and a context c or none,
+    With $x_1$ the channels that are kept for the next level, $x_2$ the others, and a context c or
+    none,
 
     $$
     \begin{aligned}
@@ -53,19 +53,19 @@ class ChannelAutoregression(InvertibleLayer):
     \end{aligned}
     $$
 
-    and its negative for $\partial x / \partial z$. Before a standard normal this is the prior
-    $p(x_2 | x_1) = \prod_i \mathcal N(x_{2,i};\, \mu_i, e^{2 s_i})$, whose samples at a temperature
-    take their noise at that temperature. Log-scales are bounded by 8. Under autocast the net runs
-    in float32, since its two ways of running would round differently.
+    and its negative for $\partial x / \partial z$. Before a standard normal, this is the prior
+    $p(x_2 | x_1) = \prod_i \mathcal N(x_{2,i};\, \mu_i, e^{2 s_i})$; its temperature is that of the
+    noise. Log-scales are bounded by 8. Under autocast the net runs in float32, since it would round
+    differently in the two directions.
 
-    **Cost**: to latent one call of the net on all channels, to data one step of it per channel.
+    **Cost**: to latent, one call of the net on all channels; to data, one step of it per channel.
 
     Shape:
         ``x``, ``z``: ``(B, C, H, W)``; context ``(B, K)`` or ``(B, K, H', W')``.
 
     Args:
         channels: C.
-        make_net: called with the number of kept and context channels, returns a
+        make_net: called with the number of kept and context channels; returns a
             `ChannelPredictor`.
         kept_channels: channels of $x_1$; zero if nothing is kept.
         keeps_first: whether the kept channels come first, as in normflows, or last.
@@ -73,7 +73,7 @@ class ChannelAutoregression(InvertibleLayer):
 
     Raises:
         OptionError: no channel is left to transform.
-        MissingContextError: conditional, and called without context.
+        MissingContextError: a conditional layer is called without context.
         ShapeError: the event is not an image, or the net's output has the wrong shape.
 
     Reference:

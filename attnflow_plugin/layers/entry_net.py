@@ -1,4 +1,4 @@
-"""The net of the layer: attention to the passing half gives numbers for every attended entry."""
+"""The net of `BoundedAttention`: from the passing half to numbers for every attended entry."""
 
 import math
 from functools import partial
@@ -15,9 +15,9 @@ from attnflow_plugin.layers.layout import Halves, Positions, Windows, token_wind
 
 
 class EntryNet(nn.Module):
-    """Two numbers for every entry, and a third one for those on circles, from what passes.
+    """Two numbers for every entry, and a third for entries on circles, from the passing half.
 
-    Of an entry on a circle two views are given, of all others one.
+    An entry on a circle has two inputs, called views; any other entry has one.
 
     Args:
         owner: class name for errors.
@@ -25,7 +25,7 @@ class EntryNet(nn.Module):
         circular: the channels with two views.
         heads: number of attention heads.
         width: features of a position, divisible by ``heads``.
-        positions: whether tokens know where they are.
+        positions: whether weights depend on relative positions.
         context_channels: channels of a context, zero for none.
     """
 
@@ -62,9 +62,9 @@ class EntryNet(nn.Module):
 
         Args:
             views: shape ``(B, C + circular, *S)``.
-            halves: what passes.
-            coordinates: the same, of a vector.
-            context: at every position, ``(B, K, *S)``.
+            halves: the mask.
+            coordinates: the mask of a vector.
+            context: the context at every position, ``(B, K, *S)``.
         """
         if views.ndim > 2:
             features = self._embed(views, halves, context)
@@ -79,7 +79,7 @@ class EntryNet(nn.Module):
     def weights(
         self, views: Tensor, halves: Halves, coordinates: Coordinates, context: Tensor | None
     ) -> Tensor:
-        """What every position attends to, ``(B, heads, N, N)``."""
+        """The weights of all positions, ``(B, heads, N, N)``; rows are queries."""
         windows = self._windows(views)
         if views.ndim == 2 and coordinates.both:
             allowed = halves.passing.bool().expand(1, self._channels, -1)
@@ -89,10 +89,10 @@ class EntryNet(nn.Module):
     def _of_vectors(
         self, views: Tensor, context: Tensor | None, halves: Halves, coordinates: Coordinates
     ) -> Tensor:
-        """Only attended coordinates ask, and only passing ones are seen."""
+        """The numbers of a vector, whose attended coordinates attend to passing ones only."""
         parts = cached_constant(_parts, coordinates, self._circular, device=views.device)
         features = self._embed(views, halves, context)
-        # Without a context all rows ask alike.
+        # Without a context, queries are the same for all rows.
         asking = features if context is not None else features[:1]
         asking = asking.index_select(1, parts.attended)
         assert self.attend.bias is not None
@@ -129,7 +129,7 @@ class EntryNet(nn.Module):
 
 
 class _Parts(NamedTuple):
-    """Of vectors: which coordinates are of either kind, and whose numbers are wanted."""
+    """Indices of a vector: coordinates of either kind, and numbers of attended ones."""
 
     passing: Tensor
     attended: Tensor

@@ -16,22 +16,22 @@ from attnflow_plugin.options import positive_int, sizes_per_axis
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
-#: The default width is about twice the channels, within these bounds. On vectors the least is taken
-#: of it: a coordinate is one number.
+#: The default width is about twice the channels, within these bounds. Vectors use only the least
+#: width, since a coordinate is one number.
 LEAST_WIDTH, LARGEST_WIDTH = 16, 64
 
-#: Maps events and what is seen of their contexts, any number of rows.
+#: A net of events and features of their contexts, for any number of rows.
 RowNet = Callable[[Tensor, Tensor | None], Tensor]
 
-#: Numbers that a net without gradients may have in a tensor at a time: 8 MiB in float32.
+#: The most numbers in a tensor of a net that runs without gradients: 8 MiB in float32.
 MOST_NUMBERS = 2**21
 
 
 def per_position(maps: Tensor, weight: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """Maps ``(B, inputs, *S)`` to features ``(B, n, width)``; a coordinate is an own input.
+    """From maps ``(B, inputs, *S)`` to features ``(B, n, width)``; each coordinate is an input.
 
-    They are contiguous: in other layouts compiled graphs and eager kernels disagree on that of the
-    gradient of elu.
+    The features are contiguous, since compiled graphs and eager kernels disagree on the layout of
+    the gradient of elu otherwise.
 
     Args:
         maps: shape ``(B, inputs, *S)``.
@@ -48,7 +48,7 @@ def per_position(maps: Tensor, weight: Tensor, kernel: tuple[int, ...]) -> Tenso
 
 
 def kernel_in(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
-    """The edges of a neighbourhood; none for a single position, whatever the number of axes."""
+    """The edges of a neighbourhood; empty for a single position."""
     sizes = sizes_per_axis(owner, "kernel", kernel)
     if sizes == 1:
         return ()
@@ -63,26 +63,26 @@ def kernel_in(owner: str, kernel: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def widths(owner: str, channels: int, heads: int, width: int | None) -> tuple[int, int]:
-    """Features of a position, and how many of them are in use on vectors."""
+    """Features of a position, and how many of them vectors use."""
     if width is None:
         about = min(max(2 * channels, LEAST_WIDTH), LARGEST_WIDTH)
         whole, least = (-(-size // heads) * heads for size in (about, LEAST_WIDTH))
         return whole, least
     width = positive_int(owner, "width", width)
     if width % heads:
-        raise OptionError(f"{owner}: expected a width that {heads} heads divide, found {width}")
+        raise OptionError(f"{owner}: expected a width divisible by {heads} heads, found {width}")
     return width, width
 
 
 class Coordinates(NamedTuple):
-    """Which coordinates of a vector pass, and which are attended; known without any event."""
+    """The passing and the attended coordinates of a vector."""
 
     passing: tuple[int, ...]
     attended: tuple[int, ...]
 
     @classmethod
     def of(cls, mask: MaskKind, channels: int, flip: bool) -> "Coordinates":
-        """Those of a mask."""
+        """The coordinates of a mask."""
         passing = make_mask(mask, channels, (), flip, device="cpu").tolist()
         return cls(
             tuple(index for index, passes in enumerate(passing) if passes),
@@ -96,19 +96,19 @@ class Coordinates(NamedTuple):
 
 
 class VectorNet(NamedTuple):
-    """The net on vectors, with all that does not depend on their rows.
+    """The net on vectors, with everything that is the same for all rows.
 
-    Only attended coordinates ask, and only passing ones are seen: a quarter of the scores between
-    all of them. What an attended one asks depends on nothing but weights and the context.
+    Attended coordinates attend to passing ones only, so that a quarter of all scores is needed.
+    Their queries depend only on weights and the context.
     """
 
     attend: TokenAttention
     passing: Tensor  # shape: (P,): indices
     attended: Tensor  # shape: (A,): indices
-    slope: Tensor  # shape: (P, w): what a passing coordinate is multiplied by, times the scale
+    slope: Tensor  # shape: (P, w): features of a passing coordinate per unit, over the scale
     scale: float
-    known: Tensor  # shape: (P, w): what is known of it besides
-    asking: Tensor  # shape: (1, A, w): the same for an attended one
+    known: Tensor  # shape: (P, w): its features that do not depend on its value
+    asking: Tensor  # shape: (1, A, w): those of an attended coordinate
     bias: Tensor  # shape: (H, A, P)
     output: Tensor  # shape: (A, w, 2)
     output_offset: Tensor  # shape: (A, 1, 2)
@@ -128,7 +128,7 @@ class VectorNet(NamedTuple):
 
         Args:
             attend: attention between coordinates.
-            coordinates: those of either kind.
+            coordinates: the coordinates of either kind.
             embedding: E, ``(w, C)``.
             colour: P, ``(w, C)``.
             offset: c, ``(w,)``.
@@ -139,7 +139,7 @@ class VectorNet(NamedTuple):
         constants = cached_constant(_indices, coordinates, embedding.dtype, device=embedding.device)
         passing, attended, pairs, colours = constants
         known_of_each = torch.addcmul(offset, colours, colour.mT)
-        assert attend.bias is not None  # Coordinates are told apart.
+        assert attend.bias is not None  # Coordinates have positions.
         bias = attend.bias((channels,), embedding.dtype).flatten(1).index_select(1, pairs)
         return cls(
             attend,
@@ -159,7 +159,7 @@ class VectorNet(NamedTuple):
 
         Args:
             event: shape ``(B, C)``.
-            context: what a coordinate knows of the context, ``(B, 1, w)``.
+            context: features of the context, ``(B, 1, w)``.
         """
         numbers = event.index_select(1, self.passing).unsqueeze(2)
         seen = torch.addcmul(self.known, numbers, self.slope, value=self.scale)
@@ -168,7 +168,7 @@ class VectorNet(NamedTuple):
             seen, asking = seen + context, asking + context
         seen, asking = F.elu(seen), F.elu(asking)
         features = F.elu(self.attend.between(asking, seen, self.bias))
-        # A coordinate has weights of its own: they take the place of a batch.
+        # Each coordinate has weights of its own, so coordinates are the batch of the product.
         raw = torch.baddbmm(self.output_offset, features.transpose(0, 1), self.output)
         raw = raw.permute(1, 2, 0).to(event.dtype)
         nothing = raw.new_zeros(event.shape[0], 2, event.shape[1])
@@ -176,16 +176,16 @@ class VectorNet(NamedTuple):
 
 
 def vector_scale(channels: int) -> float:
-    """What E is multiplied by: its weights start as those of so many inputs that are added up."""
+    """The factor on E, whose weights start as for the sum of so many inputs."""
     return math.sqrt(channels)
 
 
 def by_rows(net: RowNet, numbers: int, event: Tensor, context: Tensor | None) -> Tensor:
-    """Run a net on some rows after the other, where nothing has to be kept for gradients.
+    """Run a net on the rows in parts, if nothing has to be kept for gradients.
 
     Args:
-        net: maps events and contexts of any number of rows.
-        numbers: what it keeps for a row.
+        net: a function of events and contexts of any number of rows.
+        numbers: how many numbers it has in memory for each row.
         event: shape ``(B, C)``.
         context: shape ``(B, ...)``.
     """
@@ -199,7 +199,7 @@ def by_rows(net: RowNet, numbers: int, event: Tensor, context: Tensor | None) ->
 def _indices(
     coordinates: Coordinates, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Passing and attended ones, their pairs among all, and what colours them, ``(C, 1)``."""
+    """Passing and attended coordinates, indices of their pairs, and signs of all, ``(C, 1)``."""
     passing, attended = (torch.tensor(part, device=device) for part in coordinates)
     channels = passing.shape[0] + attended.shape[0]
     pairs = (channels * attended.unsqueeze(1) + passing).flatten()

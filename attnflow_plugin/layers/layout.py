@@ -1,4 +1,4 @@
-"""What shape, mask and contexts of an event say of its entries, before anything is computed."""
+"""Halves, windows and padding of an event: what follows from its shape, mask and contexts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from attnflow_plugin.layers.patches import to_tokens
 from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
 from attnflow_plugin.options import boolean, one_of
 
-#: Whether tokens know where they are: in a row, a picture or a volume; not; or on a torus.
+#: Whether weights depend on the relative positions of tokens, and whether these are on a torus.
 Positions = bool | Literal["periodic"]
 
 
 class Windows(NamedTuple):
-    """n positions that make N tokens of p positions, dealt to G windows of T tokens.
+    """The n positions, as N tokens of p positions, dealt to G windows of T tokens.
 
-    The sizes need not divide: windows at the border are filled up with tokens that nothing attends
-    to. Shifted windows start in the middle of an unshifted one; the two halves that are left at the
-    ends of an axis share a window and do not see each other.
+    Sizes need not be divisible: windows at the border are padded with tokens that nothing attends
+    to. Shifted windows start in the middle of an unshifted one. The two halves that remain at the
+    ends of an axis share a window, but do not attend to each other.
 
-    Inside of a window, first come the first positions of all its tokens, then the second ones: so
-    the features of a token and the tokens are two axes of the same memory.
+    A window holds the first positions of all its tokens, then the second ones, and so on. The
+    features of a token and the tokens are then two axes of the same memory.
     """
 
     sizes: tuple[int, ...]  # tokens of a window along each axis
@@ -34,7 +34,7 @@ class Windows(NamedTuple):
     places: Tensor  # shape: (N,): the place of each token
     gather: Tensor | None  # shape: (G * p * T,): the position at each place; None if in order
     scatter: Tensor | None  # shape: (n,): the place of each position
-    allowed: Tensor | None  # shape: (G, T, T), boolean: which places see which; None for all
+    allowed: Tensor | None  # shape: (G, T, T), boolean: who may attend to whom; None for all
 
     def cut(self, features: Tensor) -> Tensor:
         """Deal ``(B, n, w)`` to windows, ``(B * G, p * T, w)``."""
@@ -51,14 +51,14 @@ class Windows(NamedTuple):
         return together.index_select(1, self.scatter)
 
     def mask(self, bias: Tensor) -> Tensor:
-        """A bias in a window, ``(H, T, T)``, as that in each of them, if they are not alike."""
+        """The bias of all windows from that of one, ``(H, T, T)``, without forbidden pairs."""
         if self.allowed is None:
             return bias
         return bias.masked_fill(~self.allowed.unsqueeze(1), -math.inf)
 
 
 class Halves(NamedTuple):
-    """What follows from mask and event shape alone."""
+    """Constants of a mask and an event shape."""
 
     passing: Tensor  # shape: (C, *S): M, one where the event passes and zero elsewhere
     attended: Tensor  # shape: (C, *S): 1 - M
@@ -66,7 +66,7 @@ class Halves(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is known of an event whatever its entries are."""
+    """Everything about an event that does not depend on its entries."""
 
     halves: Halves
     windows: Windows
@@ -81,7 +81,7 @@ class Layout(NamedTuple):
 
 
 def halves_of(mask: MaskKind, event: Tensor, flip: bool) -> Halves:
-    """The halves of an event, from the cache where they were built before; see `make_mask`."""
+    """The halves of an event, cached; see `make_mask`."""
     sizes = (mask, plain_shape(event)[1:], flip, event.dtype)
     return cached_constant(_build_halves, *sizes, device=event.device)
 
@@ -101,18 +101,18 @@ def token_windows(
     shifted: bool,
     device: torch.device,
 ) -> Windows:
-    """The windows of an event, from the cache where they were built before.
+    """The windows of an event, cached.
 
     Args:
         owner: class name for errors.
         grid: positions along each axis.
         patches: tokens along each axis; ``None`` for single positions.
         window: tokens along each axis of a window, one number or one per axis; ``None`` for all.
-        shifted: move the windows by half their size, along axes that have several.
-        device: where to put the indices.
+        shifted: move the windows by half their size, along axes with several windows.
+        device: device of the indices.
 
     Raises:
-        ShapeError: the number of axes differs.
+        ShapeError: the event has another number of axes.
     """
     counts = grid if patches is None else patches
     per_axis = (window,) * len(grid) if window is None or isinstance(window, int) else window
@@ -138,7 +138,7 @@ def _build(
         return Windows(sizes, tokens, places, None, None, allowed)
     positions = to_tokens(order.reshape(1, 1, *grid), counts)[0]
     gather = positions[tokens].mT.flatten()
-    # Of a place in the grid of windows and tokens: its window, its token, its first position.
+    # Each place has a window, a token in it, and a first position.
     width, size = positions.shape[1], tokens.shape[1]
     first = places.div(size, rounding_mode="floor") * width * size + places % size
     target = first[:, None] + size * order[:width]
@@ -149,7 +149,7 @@ def _build(
 def _deal(
     counts: tuple[int, ...], sizes: tuple[int, ...], shifted: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Token at each place, place of each token, and which places see each other."""
+    """Token at each place, place of each token, and the pairs that may attend to each other."""
     gather = region = padding = torch.zeros(1, 1, dtype=torch.long, device=device)
     for count, size in zip(counts, sizes, strict=True):
         shift = size // 2 if shifted and size < count else 0
@@ -157,13 +157,13 @@ def _deal(
         places = torch.arange(windows * size, device=device).reshape(windows, size)
         token = (places + shift) % (windows * size)
         pad = (token >= count).long()
-        # Tokens see each other where the windows, before they are rolled, are the same.
+        # Tokens may attend to each other if their windows are the same before they are rolled.
         own = (token - shift).div(size, rounding_mode="floor") + 1
         gather = _outer(gather, token.clamp(max=count - 1), count)
         region = _outer(region, own * (1 - pad) + (windows + 1) * pad, windows + 2)
         padding = _outer(padding, pad, 2)
     total = math.prod(counts)
-    # Padding goes to a place of its own behind the last token.
+    # Padding goes to an extra place behind the last token.
     target = torch.where(padding > 0, total, gather).flatten()
     scatter = torch.zeros(total + 1, dtype=torch.long, device=device)
     scatter = scatter.index_copy(0, target, torch.arange(target.shape[0], device=device))[:total]
@@ -173,7 +173,7 @@ def _deal(
 
 
 def _outer(total: Tensor, axis: Tensor, base: int) -> Tensor:
-    """One axis more: numbers of ``(windows, places)`` as digits, the last axis running fast."""
+    """Add an axis: numbers of ``(windows, places)`` as digits, of which the last runs fast."""
     both = total[:, None, :, None] * base + axis[None, :, None, :]
     return both.flatten(2).flatten(0, 1)
 
@@ -186,10 +186,10 @@ def positions_in(
     kernel: int | Sequence[int] = 1,
     window: int | Sequence[int] | None = None,
 ) -> Positions:
-    """The option, if no other one tells positions apart that it does not.
+    """The option, if no other option distinguishes positions that this one does not.
 
     Raises:
-        OptionError: one does, or it is unknown.
+        OptionError: another option does, or this one is unknown.
     """
     if isinstance(positions, str):
         one_of(owner, "positions", positions, (True, False, "periodic"))
@@ -199,7 +199,7 @@ def positions_in(
         alike = [kind for kind, pattern in PATTERNS.items() if pattern.spatial_period == 1]
         one_of(owner, "mask with positions=False", mask, alike)
         one_of(owner, "patches with positions=False", patches, [None])
-    # Both have borders.
+    # Neighbourhoods and windows have borders.
     one_of(owner, f"kernel with positions={positions!r}", kernel, [1])
     one_of(owner, f"window with positions={positions!r}", window, [None])
     return positions
@@ -211,8 +211,8 @@ def require_axes(
     """Check that an event ``(C, *S)`` has the axes that options need.
 
     Raises:
-        ShapeError: it has others than the kernel, or is a vector, whose coordinates have weights of
-            their own, where positions are wanted that are alike.
+        ShapeError: it has another number of axes than the kernel, or is a vector although the
+            options need positions with shared weights.
     """
     if kernel and len(kernel) != len(shape) - 1:
         raise ShapeError(
@@ -233,10 +233,10 @@ def name_of_mask(
     patches: int | Sequence[int] | None,
     kernel: int | Sequence[int],
 ) -> str | None:
-    """The name of the mask of what is present, for a layer that can have one.
+    """The name of the mask of present positions, if the layer can have one.
 
     Raises:
-        OptionError: no name, or options by which a position sees parts of others.
+        OptionError: it is not a name, or other options mix positions.
     """
     if present is None:
         return None
@@ -253,14 +253,14 @@ def name_of_mask(
 def present_in(
     owner: str, name: str | None, contexts: Context, event: Tensor, alone: bool
 ) -> Tensor | None:
-    """Which positions of an event are there, boolean, ``(B, *S)``; ``None`` for all.
+    """Which positions of an event are present, boolean, ``(B, *S)``; ``None`` for all.
 
     Args:
         owner: class name for errors.
-        name: of the mask in a mapping of contexts, or ``None`` where nothing is padded.
+        name: name of the mask in a mapping of contexts, or ``None`` without padding.
         contexts: the mapping.
         event: shape ``(B, C, *S)``.
-        alone: whether the mask may also be given by itself, in place of a mapping.
+        alone: whether the mask may also be given by itself instead of a mapping.
 
     Raises:
         MissingContextError: there is no such mask.
@@ -274,7 +274,7 @@ def present_in(
     if mask is None:
         found = sorted(contexts) if isinstance(contexts, Mapping) else type(contexts).__name__
         raise MissingContextError(
-            f"{owner}: expected a context named {name!r}, the mask of what is present, found "
+            f"{owner}: expected a context named {name!r}, the mask of present positions, found "
             f"{found}; give context={{{name!r}: mask}}"
         )
     rows, _, *spatial = plain_shape(event)

@@ -1,4 +1,4 @@
-r"""The weights of ITrans between tokens, and the matrix W that is made of them.
+r"""The attention weights of ITrans, and the matrix W that is computed from them.
 
 Scores and attention weights have shape ``(B, H, N, N)``. Matrices have shape ``(B, 1, N, N)`` when
 the heads are summed and ``(B, H, N, N)`` when they are concatenated; one head is the same in both.
@@ -25,20 +25,20 @@ HeadMode = Literal["sum", "concat"]
 
 
 class PassingHalf(NamedTuple):
-    """What a call knows of the half that passes."""
+    """The passing half in one call."""
 
     tokens: Tensor  # shape: (B, N, P): zero where a feature is attended
     columns: Tensor  # shape: (B, n, C + K): channels, and context, in the order of tokens
     patches: Sequence[int]  # tokens along each axis
     layout: TokenLayout
-    is_vector: bool  # it has one position, n = 1, and tokens are runs of its coordinates
+    is_vector: bool  # whether n = 1, so that tokens are runs of the coordinates
 
 
 class AttentionWeights(Protocol):
-    """The attention A of all heads between tokens, however it is kept."""
+    """The attention A of all heads between tokens, in any representation."""
 
     def gathered(self, tokens: Tensor) -> Tensor:
-        """What every head gathers of tokens ``(B, N, P)``, of shape ``(B, H, N, P)``."""
+        """A times tokens ``(B, N, P)`` for every head, shape ``(B, H, N, P)``."""
         ...
 
     def dense(self) -> Tensor:
@@ -49,10 +49,10 @@ class AttentionWeights(Protocol):
         r"""The matrix $W = c\,(I + \sum_h a_h A_h)$, or one for each head.
 
         Args:
-            gains: a, shape ``(H, 1, 1)``; rows of A times these have absolute values that sum to
+            gains: a, shape ``(H, 1, 1)``; the absolute values of a row of A, times these, sum to
                 less than one.
-            log_scale: $\log c$, ``(G, 1, 1)``; with G = H heads have matrices of their own.
-            layout: which tokens are coupled, and how many features they attend to.
+            log_scale: $\log c$, ``(G, 1, 1)``; with G = H, heads have matrices of their own.
+            layout: which tokens are coupled, and how many of their features are attended.
         """
         ...
 
@@ -63,8 +63,8 @@ class DenseWeights(NamedTuple):
     weights: Tensor  # shape: (B, H, N, N)
 
     def gathered(self, tokens: Tensor) -> Tensor:
-        """What every head gathers, ``(B, H, N, P)``."""
-        # Heads as rows of one product: to broadcast the tokens over them would copy these.
+        """A times tokens for every head, ``(B, H, N, P)``."""
+        # Heads are rows of one product, since broadcasting the tokens over heads would copy them.
         rows = self.weights.flatten(1, 2) @ tokens
         return rows.unflatten(1, self.weights.shape[1:3])
 
@@ -83,7 +83,7 @@ class DenseWeights(NamedTuple):
 
 
 def matrix_of_groups(matrix: Tensor, layout: TokenLayout, dominant: bool) -> AttentionMatrix:
-    """Matrices ``(B, 1 or H, N, N)`` for the features of every group; heads have several."""
+    """Matrices for every group from ``(B, 1 or H, N, N)``; a head may have several groups."""
     groups, own = plain_shape(layout.counts)[0], plain_shape(matrix)[1]
     if groups > own:
         matrix = matrix.repeat_interleave(groups // own, dim=1)
@@ -93,9 +93,9 @@ def matrix_of_groups(matrix: Tensor, layout: TokenLayout, dominant: bool) -> Att
 class BoundedMixing(Bounded):
     r"""The matrix $W = c\,(I + \sum_h a_h A_h)$ with $\sum_h |a_h| < b$.
 
-    Every gain $a_h$ has a sign of its own. Every row of $|A_h|$ sums to at most one, hence
+    Gains $a_h$ may be negative. Every row of $|A_h|$ sums to at most one, hence
     $\|W\|_\infty \le (1 + b) c$ and $\|W^{-1}\|_\infty \le 1 / ((1 - b) c)$ for every input, and
-    for each principal submatrix. Since c scales one half of the event only, it counts for the
+    for each principal submatrix. Since c scales only one half of the event, it affects the
     conditioning of a stack of layers, and is bounded as well: $|\log c| < 2 b / 0.95$, or less in a
     deep model. All scalars start at zero, which makes W the identity.
     """
@@ -116,22 +116,22 @@ class BoundedMixing(Bounded):
         """Attention weights A from raw dot products; each row sums to at most one.
 
         Args:
-            scores: dot products over ``features`` features.
-            features: see there.
-            bias: added to the scores once they are divided, ``(H, N, N)``.
+            scores: dot products.
+            features: number of features that they sum over.
+            bias: bias of the scaled scores, ``(H, N, N)``.
         """
         scores = scores * (self.sharpness(scores) / features**0.5)
         weights = _normalised(scores, bias, self.activation)
         return weights if self.activation == "softmax" else weights / scores.shape[-1]
 
     def matrix(self, owner: str, attention: AttentionWeights, layout: TokenLayout) -> Factor:
-        """The matrices W of all groups; ``owner`` needs no error, they have inverses."""
+        """The matrices W of all groups, which always have inverses."""
         del owner
         gains, log_scale = self.gains(layout.counts), self.log_scales(layout.counts)
         return attention.combined(gains, log_scale, layout)
 
     def sharpness(self, like: Tensor) -> Tensor:
-        """What scores are multiplied by, in the dtype of ``like``, ``(H, 1, 1)``."""
+        """The factor on scores in the dtype of ``like``, ``(H, 1, 1)``."""
         return (-soft_bound(_per_head(self.log_temperature, like), LOG_SCALE_BOUND)).exp()
 
     def gains(self, like: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class RawMixing(nn.Module):
         """The matrices W of all groups.
 
         Raises:
-            SingularAttentionError: one has become singular.
+            SingularAttentionError: a matrix is singular.
         """
         weights = attention.dense()
         if self.sum_heads:
@@ -197,7 +197,7 @@ def dot_products(query: Tensor, key: Tensor, half: PassingHalf) -> tuple[Tensor,
     Args:
         query: weights, ``(H, outputs, inputs)``.
         key: weights of the same shape.
-        half: what the tokens are seen by.
+        half: the passing half.
     """
     heads, _, inputs = query.shape
     columns, tokens = half.columns, half.tokens.shape[1]
@@ -225,9 +225,10 @@ def _row_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _RowProducts(torch.autograd.Function):
-    """With few and long rows, the gradient of ``right.mT`` is a product of tall matrices.
+    """Row products with a faster gradient for few and long rows.
 
-    BLAS is many times slower for those than for the wide ones here.
+    The automatic gradient of ``right.mT`` is a product of tall matrices, for which BLAS is many
+    times slower than for the wide ones here.
     """
 
     @staticmethod

@@ -16,7 +16,7 @@ from attnflow_plugin.errors import OptionError, ShapeError
         ({"window": -1}, "window to be a positive integer, found -1"),
         ({"window": True}, "window to be a positive integer, or one for each axis, found True"),
         ({"heads": 0}, "heads to be a positive integer, found 0"),
-        ({"heads": 3, "width": 16}, "a width that 3 heads divide, found 16"),
+        ({"heads": 3, "width": 16}, "a width divisible by 3 heads, found 16"),
         ({"width": 0}, "width to be a positive integer, found 0"),
         ({"kernel": 3}, "kernel to be 1 or an odd number for each .* found 3"),
         ({"kernel": (3, 2)}, r"kernel to be 1 or an odd number for each .* found \(3, 2\)"),
