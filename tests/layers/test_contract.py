@@ -192,9 +192,9 @@ def test_first_call_under_inference_mode_does_not_spoil_training():
         (torch.zeros(2, 4, 4, 4), r"shape \(batch, 3\) .* found \(2, 4, 4, 4\)"),
         (torch.zeros(3), r"shape .* found \(3,\)"),
         (torch.zeros(2, 3, 1, 1, 1, 1), r"shape .* with 0 to 3 more spatial axes, found"),
-        (torch.zeros(2, 3, 4, 4).double(), "dtype torch.float32 .* found torch.float64"),
-        (torch.zeros(2, 3, 4, 4).long(), "dtype torch.float32 .* found torch.int64"),
-        (torch.zeros(2, 3, 4, 4, device="meta"), "device cpu .* found meta"),
+        (torch.zeros(2, 3, 4, 4).double(), r"the dtype .* torch.float32, found torch.float64"),
+        (torch.zeros(2, 3, 4, 4).long(), r"the dtype .* torch.float32, found torch.int64"),
+        (torch.zeros(2, 3, 4, 4, device="meta"), r"the device .* cpu, found meta"),
         ([[1.0, 2.0, 3.0]], "a tensor, found list"),
     ],
 )
