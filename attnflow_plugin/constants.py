@@ -29,6 +29,13 @@ def in_plain_eager() -> bool:
     return not in_transform() and torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
+def differentiates_by_hand(*inputs: Tensor) -> bool:
+    """Whether a graph is kept of what is made of the inputs, and gradients by hand will do."""
+    return (
+        torch.is_grad_enabled() and any(part.requires_grad for part in inputs) and in_plain_eager()
+    )
+
+
 def in_transform() -> bool:
     """Whether an eager ``torch.func`` transform or forward-mode differentiation runs.
 
@@ -99,9 +106,16 @@ def _bytes(constant: object) -> int:
 def without_autocast(event: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on the device of ``event`` keep the dtypes of their inputs."""
     device = event.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not _has_autocast(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+def _has_autocast(device: str) -> bool:
+    # Graphs of torch 2.4 cannot ask whether a device has any; those that are compiled for do.
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device):
+        return False
+    return torch.is_autocast_enabled(device)
 
 
 @contextmanager

@@ -48,6 +48,11 @@ class Pattern(NamedTuple):
         return period is not None and all(edge % period == 0 for edge in edges)
 
 
+def pattern_of(kind: MaskKind) -> Pattern:
+    """The pattern of a kind; graphs of torch 2.4 cannot take a table from several modules."""
+    return PATTERNS[kind]
+
+
 def make_mask(
     kind: MaskKind,
     channels: int,

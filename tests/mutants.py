@@ -117,7 +117,7 @@ class PassingHalfMoved(ITrans):
     """Scale and shift are applied to the half that they are computed from."""
 
     def __init__(self, channels):
-        super().__init__(channels, affine=True)
+        super().__init__(channels, patches=None, affine=True)
         self.affine = _EverythingAttended(channels, 1, 0)
 
 

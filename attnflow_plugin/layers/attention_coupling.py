@@ -202,7 +202,7 @@ class AttentionCoupling(MaskedAttention):
         if self.odd:
             other_scale, other_shift = self._raw(-event, seen, layout).unbind(1)
             raw_scale, raw_shift = (raw_scale + other_scale) / 2, (raw_shift - other_shift) / 2
-        attended, shift = layout.attended, raw_shift
+        attended, shift = layout.attended(), raw_shift
         if self.shift_bound < math.inf:
             shift = soft_bound(raw_shift, self.shift_bound)
         return soft_bound(raw_scale, self.scale_bound) * attended, shift * attended
@@ -284,6 +284,6 @@ class AttentionCoupling(MaskedAttention):
         return Layout(
             halves_of(self.mask, event, self.flip),
             windows,
-            event.ndim == 2 and alone and self._coordinates.both,
+            event.ndim == 2 and alone and self._coordinates.both(),
             present_in(name, self.present, context, event, alone=not self.context_channels),
         )

@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -137,9 +138,11 @@ class InvertibleLayer(nn.Module, ABC):
         return event.float() if event.dtype in _HALF_DTYPES else event
 
     def _check_dtype_and_device(self, event: Tensor) -> None:
-        parameter = next(self.parameters(), None)
-        if parameter is None:
-            return
+        # Graphs of torch 2.4 to 2.9 have no ``next`` with a default.
+        for parameter in islice(self.parameters(), 1):
+            self._check_against(parameter, event)
+
+    def _check_against(self, parameter: Tensor, event: Tensor) -> None:
         half_input_to_float_layer = event.dtype in _HALF_DTYPES and parameter.dtype == torch.float32
         if event.dtype != parameter.dtype and not half_input_to_float_layer:
             raise ShapeError(

@@ -114,7 +114,7 @@ class ChannelAutoregression(InvertibleLayer):
         kept, x2 = self._split(x)
         mean, raw = self._predictor(x2, self._seen(kept, x2, context))
         expected, *found = (tuple(plain_shape(tensor)) for tensor in (x2, mean, raw))
-        if found != [expected, expected]:
+        if found[0] != expected or found[1] != expected:
             raise ShapeError(
                 f"{type(self).__name__}: expected the net to return means and log-scales of shape "
                 f"{expected}, found {found[0]} and {found[1]}"

@@ -1,6 +1,7 @@
 """What conditional and coupling layers share: contexts at any resolution, and calling nets."""
 
 from collections.abc import Mapping
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -146,8 +147,9 @@ def _called(
     owner: str, net: nn.Module, inputs: Tensor, dtype: torch.dtype, expected: tuple[int, ...]
 ) -> Tensor:
     """What a net makes of inputs in its own dtype, if it has the expected shape."""
-    own = next((parameter.dtype for parameter in net.parameters()), inputs.dtype)
-    raw = net(inputs.to(own)).to(dtype)
+    for parameter in islice(net.parameters(), 1):
+        inputs = inputs.to(parameter.dtype)
+    raw = net(inputs).to(dtype)
     found = tuple(plain_shape(raw))
     if found != expected:
         raise ShapeError(f"{owner}: expected the net to return shape {expected}, found {found}")

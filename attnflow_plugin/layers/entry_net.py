@@ -81,7 +81,7 @@ class EntryNet(nn.Module):
     ) -> Tensor:
         """The weights of all positions, ``(B, heads, N, N)``; rows are queries."""
         windows = self._windows(views)
-        if views.ndim == 2 and coordinates.both:
+        if views.ndim == 2 and coordinates.both():
             allowed = halves.passing.bool().expand(1, self._channels, -1)
             windows = windows._replace(allowed=allowed)
         return self.attend.weights(self._embed(views, halves, context), windows, None)

@@ -230,12 +230,24 @@ class AttentionAffine(Bounded):
         dtype = x1.dtype
         gathered = attention.gathered(x1).flatten(2).unflatten(2, (columns.shape[1], -1))
         inputs = torch.cat([columns, *gathered.unbind(1)], -1)
+        slopes = log_scale_bound(self.gain_bound)
+        weights = (
+            self.scale.to(dtype),
+            bounded_sum(self.shift.to(dtype), slopes, -1, LOG_SCALE_BOUND),
+        )
+        offsets = self.scale_offset.to(dtype), self.shift_offset.to(dtype)
+        alike, attended = half.layout.alike, half.layout.attended
+        if alike is not None:
+            # An attended channel lies beside the passing ones that are not alike.
+            beside = (1 - alike).repeat(1, plain_shape(gathered)[1] + 1)
+            weights = weights[0] * beside, weights[1] * beside
         # Two products and not the halves of one: where the gradients of the halves are put together
         # again, the default compiler of torch 2.13 gets them wrong on a CPU.
-        raw = F.linear(inputs, self.scale.to(dtype), self.scale_offset.to(dtype))
-        slopes = log_scale_bound(self.gain_bound)
-        shift = bounded_sum(self.shift.to(dtype), slopes, -1, LOG_SCALE_BOUND)
-        shifts = F.linear(inputs, shift, self.shift_offset.to(dtype))
-        log_scale = soft_bound(raw.reshape(x1.shape), self.scale_bound)
-        attended = half.layout.attended
-        return EntrywiseAffine(log_scale * attended, shifts.reshape(x1.shape) * attended)
+        raw, shift = (
+            F.linear(inputs, weight, offset).reshape(x1.shape)
+            for weight, offset in zip(weights, offsets, strict=True)
+        )
+        log_scale = soft_bound(raw, self.scale_bound)
+        if attended is None:
+            return EntrywiseAffine(log_scale, shift)
+        return EntrywiseAffine(log_scale * attended, shift * attended)

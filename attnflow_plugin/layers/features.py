@@ -89,7 +89,6 @@ class Coordinates(NamedTuple):
             tuple(index for index, passes in enumerate(passing) if not passes),
         )
 
-    @property
     def both(self) -> bool:
         """Whether there are some of each kind."""
         return bool(self.passing and self.attended)

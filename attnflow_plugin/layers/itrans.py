@@ -7,11 +7,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.constants import plain_shape
+from attnflow_plugin.constants import in_plain_eager, plain_shape
 from attnflow_plugin.layers.base import MaskedAttention
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.dot_product import RelativePositionBias
 from attnflow_plugin.layers.factors import AttentionAffine, FactorChain, TokenMatrix, ValueMixing
+from attnflow_plugin.layers.fused import MixingPlan, MixingWeights, mixed
 from attnflow_plugin.layers.low_rank import LowRankAttention, require_low_rank_options
 from attnflow_plugin.layers.mixing import (
     Activation,
@@ -39,7 +40,7 @@ from attnflow_plugin.layers.scales import (
     shared_bound,
 )
 from attnflow_plugin.linalg import Factor
-from attnflow_plugin.masks import PATTERNS, MaskKind, require_positions
+from attnflow_plugin.masks import MaskKind, pattern_of, require_positions
 from attnflow_plugin.options import one_of, positive_int, sizes_per_axis
 
 
@@ -166,31 +167,67 @@ class ITrans(MaskedAttention):
         return self._attention(x1).dense()
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self._is_standard and in_plain_eager():
+            patches, layout = self._cut(x)
+            if layout.alike is not None:
+                return self._at_once(x, patches, layout, layout.alike)
         x1, x2 = self._halves(x, context)
         chain = self._chain(x1)
-        # Rows of passing features are zero in x2 and stay so: the sum puts the halves together.
-        z = x1.layout.join(x1.tokens + chain.apply(x2), plain_shape(x)[1:])
+        z = x1.layout.join(x1.tokens, chain.apply(x2), plain_shape(x)[1:])
         return z, chain.log_abs_det()
 
     def _to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z1, z2 = self._halves(z, context)
         chain = self._chain(z1)
-        x = z1.layout.join(z1.tokens + chain.solve(z2), plain_shape(z)[1:])
+        x = z1.layout.join(z1.tokens, chain.solve(z2), plain_shape(z)[1:])
         return x, -chain.log_abs_det()
 
-    def _halves(self, event: Tensor, context: Tensor | None) -> tuple[PassingHalf, Tensor]:
-        """The passing half and the tokens of the other one, with zeros in place of the passing."""
+    @property
+    def _is_standard(self) -> bool:
+        """Whether W is made as in this class, by softmax and within bounds."""
+        own = type(self)._chain is ITrans._chain and type(self)._attention is ITrans._attention
+        return own and type(self.mixing) is BoundedMixing and self.activation == "softmax"
+
+    def _at_once(
+        self, x: Tensor, patches: Sequence[int], layout: TokenLayout, alike: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same as `_to_latent`, with few nodes in the graph."""
+        shape, dtype, mixing = plain_shape(x)[1:], x.dtype, self.mixing
+        assert isinstance(mixing, BoundedMixing)
+        weights = MixingWeights(
+            self.query.to(dtype),
+            self.key.to(dtype),
+            mixing.gain.to(dtype),
+            mixing.log_temperature.to(dtype),
+            mixing.log_scale.to(dtype),
+            None if self.position_bias is None else self.position_bias(patches, dtype),
+        )
+        plan = MixingPlan(layout, alike, shape, mixing.gain_bound, mixing.scale_bound)
+        x1, x2, log_det, attention = mixed(x, weights, plan)
+        if self.affine is not None:
+            half = PassingHalf(x1, self._columns(x1), patches, layout, is_vector=False)
+            factor = self.affine(half, DenseWeights(attention))
+            x2, log_det = factor.apply(x2), log_det + factor.log_abs_det()
+        return layout.join(x1, x2, shape), log_det
+
+    def _cut(self, event: Tensor) -> tuple[list[int], TokenLayout]:
+        """How an event is cut into patches."""
         name, shape = type(self).__name__, plain_shape(event)[1:]
         require_positions(name, shape)
         # With the paper's layers it is 2, which need not divide.
         has_auto = self.init != "paper"
         patches = patches_per_axis(name, self.patches, shape, has_auto=has_auto)
-        layout = self._layout(event, patches)
-        tokens = layout.cut(event)
-        x1 = tokens * layout.passing
-        x2 = tokens - x1
-        columns = x1.flatten(1).unflatten(1, (-1, self.channels))
-        seen = context_at(name, context, self.context_channels, event)
+        return patches, self._layout(event, patches)
+
+    def _columns(self, tokens: Tensor) -> Tensor:
+        return tokens.flatten(1).unflatten(1, (-1, self.channels))
+
+    def _halves(self, event: Tensor, context: Tensor | None) -> tuple[PassingHalf, Tensor]:
+        """The passing half, and the tokens of the other one."""
+        patches, layout = self._cut(event)
+        x1, x2 = layout.halves(event)
+        columns = self._columns(x1)
+        seen = context_at(type(self).__name__, context, self.context_channels, event)
         if seen is not None:
             if event.ndim > 2:
                 seen = to_tokens(seen, patches).flatten(1)
@@ -199,11 +236,14 @@ class ITrans(MaskedAttention):
 
     def _layout(self, event: Tensor, patches: Sequence[int]) -> TokenLayout:
         groups = self.heads if self.head_mode == "concat" else 1
-        if not PATTERNS[self.mask].repeats:
+        if pattern_of(self.mask).spatial_period is None:
             # No two features need share a pattern, so each one has a group of its own.
             size = plain_shape(event)[1:].numel()
             groups *= -(-(size // math.prod(patches)) // groups)
-        return token_layout(self.mask, event, self.flip, patches, groups, self.slots is None)
+        dense = self.slots is None
+        # Contexts are seen, and channels are mixed, position by position.
+        in_pairs = dense and not self.context_channels and self.value_mixing is None
+        return token_layout(self.mask, event, self.flip, patches, groups, dense, in_pairs)
 
     def _chain(self, x1: PassingHalf) -> FactorChain:
         """V, W, and then scale and shift, from the passing half."""

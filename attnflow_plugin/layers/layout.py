@@ -73,7 +73,6 @@ class Layout(NamedTuple):
     only_passing_seen: bool  # tokens are coordinates that pass or not, all in one window
     present: Tensor | None  # shape: (B, *S), boolean: false for padding; None for all
 
-    @property
     def attended(self) -> Tensor:
         """One for every entry that is transformed, ``(C, *S)`` or ``(B, C, *S)``."""
         attended = self.halves.attended

@@ -209,11 +209,15 @@ def dot_products(query: Tensor, key: Tensor, half: PassingHalf) -> tuple[Tensor,
         )
         return queries @ keys.mT, queries.shape[-1]
     keys = columns.flatten(1).unflatten(1, (tokens, -1))
-    features = keys.shape[2]
     # Q K^T = x1 (W_q^T W_k) x1^T for tokens as rows; the heads lie side by side in one product.
-    queries = columns @ (query.mT @ key).transpose(0, 1).flatten(1)
+    product, alike = query.mT @ key, half.layout.alike
+    if alike is not None:
+        product = product * alike
+    queries = columns @ product.transpose(0, 1).flatten(1)
     queries = queries.unflatten(2, (heads, inputs)).transpose(1, 2)
-    scores = _row_products(queries.reshape(-1, heads * tokens, features), keys)
+    scores = _row_products(queries.reshape(-1, heads * tokens, keys.shape[2]), keys)
+    # The zeros of the other half count as features, where they are left out as well.
+    features = keys.shape[2] * (1 if alike is None else 2)
     return scores.unflatten(1, (heads, tokens)), features
 
 

@@ -7,16 +7,21 @@ its patch. The features are dealt to G groups; each group has its own matrix.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from attnflow_plugin.constants import cached_constant, in_transform, plain_shape
+from attnflow_plugin.constants import (
+    cached_constant,
+    differentiates_by_hand,
+    in_transform,
+    plain_shape,
+)
 from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
+from attnflow_plugin.masks import MaskKind, make_mask, pattern_of
 
 #: Patches along each axis that is cut: one number or one per axis; None for single positions; or
 #: chosen by the size.
@@ -112,12 +117,19 @@ class TokenLayout(NamedTuple):
 
     Cutting into patches is a permutation of the entries. Reading them through an index takes one
     pass over memory, where a copy between the two orders of the axes has very short inner loops.
+
+    **Pairs**: by a checkerboard every channel passes at one of two neighbouring positions and is
+    attended at the other. Where patches consist of such pairs, each half is kept by itself, without
+    the zeros in place of the other one, and its features are ordered (pair c).
     """
 
-    gather: Tensor  # shape: (N * P,): where each feature of each token lies in the event
+    gather: tuple[Tensor, ...]  # where features of tokens lie in the event; of each half by itself
     scatter: Tensor  # the inverse permutation
     passing: Tensor  # shape: (N, P): one where a feature passes and zero elsewhere
-    attended: Tensor  # shape: (N, P): one minus that
+    attended: Tensor | None  # shape: (N, P): one minus that; None in halves by themselves
+    alike: (
+        Tensor | None
+    )  # shape: (C, C): one where channels of a pair pass together; None: no pairs
     coupled: Tensor | None  # shape: (G, N, N), boolean: tokens that are alike; None for all
     classes: Tensor | None  # shape: (S, N), boolean: the same for tokens by class; None for all
     counts: Tensor  # shape: (G, N): attended features of each token
@@ -125,17 +137,29 @@ class TokenLayout(NamedTuple):
     channels: int  # features of a token are ordered (e c); one "channel" in a vector
     channels_last: bool
 
-    def cut(self, event: Tensor) -> Tensor:
-        """Rearrange ``(B, C, *S)`` to tokens and their features, ``(B, N, P)``."""
-        memory = event.movedim(1, -1) if self.channels_last else event
-        return memory.flatten(1).index_select(1, self.gather).unflatten(1, self.passing.shape)
+    def halves(self, event: Tensor) -> tuple[Tensor, Tensor]:
+        """Rearrange ``(B, C, *S)`` to tokens and their features, passing and attended ones.
 
-    def join(self, tokens: Tensor, shape: torch.Size) -> Tensor:
-        """Undo `cut` for events of shape ``(C, *S)``, in the memory layout of the event."""
-        memory = tokens.flatten(1).index_select(1, self.scatter)
+        They have shape ``(B, N, P)``, with zeros in place of the others; or half as many features.
+        """
+        memory = (event.movedim(1, -1) if self.channels_last else event).flatten(1)
+        parts = permuted((memory,), self.gather, (self.scatter,))
+        tokens = [part.unflatten(1, (plain_shape(self.passing)[0], -1)) for part in parts]
+        if len(tokens) == 1:
+            passing = tokens[0] * self.passing
+            return passing, tokens[0] - passing
+        return tokens[0], tokens[1]
+
+    def join(self, passing: Tensor, attended: Tensor, shape: torch.Size) -> Tensor:
+        """Undo `halves` for events of shape ``(C, *S)``, in the memory layout of the event."""
+        # Zeros in place of a half: the sum puts both together.
+        parts = (passing + attended,) if self.alike is None else (passing, attended)
+        # Gradients in batches have no rule for flatten.
+        rows = tuple(part.reshape(part.shape[0], part.shape[1:].numel()) for part in parts)
+        (memory,) = permuted(rows, (self.scatter,), self.gather)
         if self.channels_last:
-            return memory.unflatten(1, (*shape[1:], shape[0])).movedim(-1, 1)
-        return memory.unflatten(1, shape)
+            return memory.reshape(-1, *shape[1:], shape[0]).movedim(-1, 1)
+        return memory.reshape(-1, *shape)
 
     def deal(self, tokens: Tensor) -> Tensor:
         """Deal features to groups, ``(B, G, N, F)``; the last group is filled up with zeros."""
@@ -147,6 +171,37 @@ class TokenLayout(NamedTuple):
             return grouped.squeeze(1)
         features = grouped.transpose(1, 2).flatten(2)[..., : self.passing.shape[1]]
         return features.unflatten(2, (self.channels, -1)).mT.flatten(2)
+
+
+def permuted(
+    rows: tuple[Tensor, ...], gather: tuple[Tensor, ...], scatter: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Rows side by side, their entries in another order, cut into as many parts as indices.
+
+    Args:
+        rows: each ``(B, n)``.
+        gather: where the entries of each part come from.
+        scatter: the inverse: how ``rows`` come from the parts.
+    """
+    if differentiates_by_hand(*rows):
+        return _Permuted.apply(len(rows), *rows, *gather, *scatter)
+    together = torch.cat(rows, 1) if len(rows) > 1 else rows[0]
+    return tuple(together.index_select(1, index) for index in gather)
+
+
+class _Permuted(torch.autograd.Function):
+    """The gradient of a permutation is its inverse; torch would add entry by entry to zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *given: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        rows, indices = given[:count], given[count:]
+        ctx.gather, ctx.scatter = indices[:-count], indices[-count:]
+        return permuted(rows, ctx.gather, ctx.scatter)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        found = permuted(gradients, ctx.scatter, ctx.gather)
+        return (None, *found, *[None] * (len(ctx.gather) + len(ctx.scatter)))
 
 
 def to_tokens(event: Tensor, patches: Sequence[int]) -> Tensor:
@@ -170,26 +225,39 @@ def token_layout(
     flip: bool,
     patches: Sequence[int],
     groups: int,
-    pairs: bool = True,
+    dense: bool = True,
+    in_pairs: bool = False,
 ) -> TokenLayout:
     """The layout of an event, from the cache where it was built before.
 
-    ``coupled`` takes N^2 entries; without ``pairs`` there are ``classes`` in its place. Those are
+    ``coupled`` takes N^2 entries; unless ``dense`` there are ``classes`` in its place. Those are
     the tokens with the pattern of the first one and with its opposite, a third pattern (of a vector
     with ``mask="channel"``) belongs to none. The random mask has no classes.
+
+    With ``in_pairs`` the halves are kept by themselves where mask and patches allow it.
     """
+    shape = plain_shape(event)[1:]
     return cached_constant(
         _build_layout,
         mask,
-        plain_shape(event)[1:],
+        shape,
         flip,
         tuple(patches),
         groups,
-        pairs,
+        dense,
+        in_pairs and groups == 1 and _has_pairs(mask, shape, patches),
         _is_channels_last(event),
         event.dtype,
         device=event.device,
     )
+
+
+def _has_pairs(mask: MaskKind, shape: torch.Size, patches: Sequence[int]) -> bool:
+    """Whether neighbours along the last axis lie in one patch and have opposite patterns."""
+    pattern = pattern_of(mask)
+    if len(shape) == 1 or pattern.spatial_period != 2 or shape[-1] // patches[-1] % 2:
+        return False
+    return pattern.is_same_in_patches(shape, patches)
 
 
 def _build_layout(
@@ -198,7 +266,8 @@ def _build_layout(
     flip: bool,
     patches: tuple[int, ...],
     groups: int,
-    pairs: bool,
+    dense: bool,
+    in_pairs: bool,
     channels_last: bool,
     dtype: torch.dtype,
     device: torch.device,
@@ -207,27 +276,55 @@ def _build_layout(
     places = torch.arange(shape.numel(), device=device)
     memory = places.reshape(*shape[1:], shape[0]).movedim(-1, 0) if channels_last else places
     gather = to_tokens(memory.reshape(1, *shape), patches)[0]
-    scatter = _from_tokens(places.reshape(gather.shape), shape, patches)
+    scatter = places.reshape(gather.shape)
+    passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)[0]
+    gathers: tuple[Tensor, ...] = (gather.flatten(),)
+    alike = None
+    if in_pairs:
+        gathers, scatter, alike = _pairs(gather, passing, channels)
+    scatter = _from_tokens(scatter, shape, patches)
     scatter = scatter.movedim(0, -1) if channels_last else scatter
-    passing = to_tokens(make_mask(mask, shape[0], shape[1:], flip, device=device)[None], patches)
     attended = (~passing).to(dtype)
     # Features that fill up the last group count as passing: they are zero on the way in and out.
-    dealt = _deal(attended, groups, channels)[0]
+    dealt = _deal(attended[None], groups, channels)[0]
     counts = dealt.sum(-1)
-    alike = PATTERNS[mask].is_same_in_patches(shape, patches)
-    classes = None if pairs or alike else _classes(passing[0])
+    is_alike = pattern_of(mask).is_same_in_patches(shape, patches)
+    classes = None if dense or is_alike else _classes(passing)
     return TokenLayout(
-        gather.flatten(),
+        gathers,
         scatter.flatten(),
-        passing[0].to(dtype),
-        attended[0],
-        _coupled(dealt) if pairs and not alike else None,
+        passing.to(dtype),
+        None if in_pairs else attended,
+        None if alike is None else alike.to(dtype),
+        _coupled(dealt) if dense and not is_alike else None,
         classes,
         counts,
         counts[:, :1] if classes is None else (counts[:, None] * classes).amax(-1),
         channels,
         channels_last,
     )
+
+
+def _pairs(
+    gather: Tensor, passing: Tensor, channels: int
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Indices of both halves, where their features go in the tokens, and which channels are alike.
+
+    Args:
+        gather: where each feature of each token lies, ``(N, P)``.
+        passing: which ones pass, of this shape.
+        channels: C.
+    """
+    here, there = gather.unflatten(1, (-1, 2, channels)).unbind(2)
+    first = passing.unflatten(1, (-1, 2, channels))[:, :, 0]
+    halves = torch.where(first, here, there).flatten(), torch.where(first, there, here).flatten()
+    places = torch.arange(first.numel(), device=gather.device).reshape(
+        *first.shape[:2], 1, channels
+    )
+    places = places.expand(-1, -1, 2, -1).flatten(1)
+    scatter = torch.where(passing, places, places + first.numel())
+    pattern = first[0, 0]
+    return halves, scatter, ~(pattern[:, None] ^ pattern)
 
 
 def _coupled(attended: Tensor) -> Tensor:

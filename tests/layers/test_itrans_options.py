@@ -144,8 +144,8 @@ def condition_number(layers, x):
     for layer in layers:
         half, _ = layer._halves(x, None)
         basis1, basis2 = layer._halves(total.mT.reshape(-1, *shape), None)
-        mapped = basis1.tokens + layer._chain(half).apply(basis2)
-        total = half.layout.join(mapped, shape).flatten(1).mT
+        mapped = layer._chain(half).apply(basis2)
+        total = half.layout.join(basis1.tokens, mapped, shape).flatten(1).mT
         x, _ = layer.to_latent(x)
     norms = [matrix.abs().sum(1).max() for matrix in (total, torch.linalg.inv(total))]
     return (norms[0] * norms[1]).item()

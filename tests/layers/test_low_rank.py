@@ -134,9 +134,8 @@ def test_layer_equals_the_dense_matrix_of_its_attention(options):
     layout = half.layout
     # The layer's own attention is zero between the classes: only the diagonal is left to restrict.
     dense = AttentionMatrix(matrix, None, layout.counts)
-    expected = layout.join(
-        half.tokens + layout.collect(dense.apply(layout.deal(attended))), x.shape[1:]
-    )
+    mapped = layout.collect(dense.apply(layout.deal(attended)))
+    expected = layout.join(half.tokens, mapped, x.shape[1:])
     torch.testing.assert_close(layer.to_latent(x)[0], expected, rtol=0, atol=1e-10)
 
 

@@ -1,0 +1,243 @@
+r"""The mixing of ITrans in density direction as one node of the graph, with its gradient by hand.
+
+Attention between few tokens is many small operations, and most of their time is not arithmetic but
+what torch does around each of them and around its gradient.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnflow_plugin.constants import differentiates_by_hand, without_autocast
+from attnflow_plugin.layers.patches import TokenLayout
+from attnflow_plugin.layers.scales import GAIN_BOUND, LOG_SCALE_BOUND
+from attnflow_plugin.linalg import eliminate, identity_like
+
+
+class MixingWeights(NamedTuple):
+    """What is learned, in the dtype of the event."""
+
+    query: Tensor  # shape: (H, C, C)
+    key: Tensor  # shape: (H, C, C)
+    gain: Tensor  # shape: (H,)
+    log_temperature: Tensor  # shape: (H,)
+    log_scale: Tensor  # shape: (1,)
+    bias: Tensor | None  # shape: (H, N, N): of the scores
+
+
+class MixingPlan(NamedTuple):
+    """What is known beforehand."""
+
+    layout: TokenLayout
+    alike: Tensor  # of the layout, which is in pairs
+    shape: torch.Size  # of an event, (C, *S)
+    gain_bound: float
+    scale_bound: float
+
+
+class Mixed(NamedTuple):
+    """What becomes of an event."""
+
+    passing: Tensor  # shape: (B, N, F)
+    attended: Tensor  # shape: (B, N, F): mixed by W
+    log_det: Tensor  # shape: (B,)
+    attention: Tensor  # shape: (B, H, N, N): A
+
+
+class _Steps(NamedTuple):
+    """What the gradient needs besides."""
+
+    passing: Tensor  # shape: (B, N, F): X
+    attended: Tensor  # shape: (B, N, F): Y
+    product: Tensor  # shape: (C, H C): M
+    queries: Tensor  # shape: (B, H N, F): Q
+    scores: Tensor  # shape: (B, H, N, N): S
+    attention: Tensor  # shape: (B, H, N, N): A
+    matrix: Tensor  # shape: (B, N, N): W
+    inverse: Tensor  # shape: (B, N, N)
+    sharpness: Tensor  # shape: (H,): t
+    gains: Tensor  # shape: (H,): a
+    scale: Tensor  # shape: (1,): c
+
+
+def mixed(event: Tensor, weights: MixingWeights, plan: MixingPlan) -> Mixed:
+    """The halves of an event, the attended one mixed by heads of softmax attention, summed."""
+    given = (event, *weights)
+    if differentiates_by_hand(*(part for part in given if part is not None)):
+        return Mixed(*_Mixed.apply(plan, *given))
+    return _mix(event, weights, plan)[0]
+
+
+def _mix(event: Tensor, weights: MixingWeights, plan: MixingPlan) -> tuple[Mixed, _Steps]:
+    """All steps, each of which torch can differentiate."""
+    heads, channels, _ = weights.query.shape
+    passing, attended = plan.layout.halves(event)
+    rows, tokens, features = passing.shape
+    product = torch.bmm(weights.query.mT, weights.key) * plan.alike
+    product = product.transpose(0, 1).reshape(channels, heads * channels)
+    queries = passing.reshape(-1, channels) @ product
+    if heads > 1:
+        queries = queries.reshape(rows, tokens * features // channels, heads, channels).transpose(
+            1, 2
+        )
+    queries = queries.reshape(rows, heads * tokens, features)
+    scores = torch.bmm(queries, passing.mT).reshape(rows, heads, tokens, tokens)
+    sharpness, gains, scale = scalars = _scalars(weights, plan, features)
+    sharp = scores * sharpness.reshape(-1, 1, 1)
+    attention = (sharp if weights.bias is None else sharp + weights.bias).softmax(-1)
+    summed = (attention * (scale * gains).reshape(-1, 1, 1)).sum(1)
+    identity = identity_like(summed)
+    matrix = torch.addcmul(summed, identity, scale)
+    inverse, pivots = eliminate(matrix, identity.expand_as(matrix), dominant=True)
+    log_det = features * pivots.abs().log().sum(1)
+    result = Mixed(passing, torch.bmm(matrix, attended), log_det, attention)
+    steps = (passing, attended, product, queries, scores, attention, matrix, inverse)
+    return result, _Steps(*steps, *scalars)
+
+
+def _scalars(
+    weights: MixingWeights, plan: MixingPlan, features: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sharpness and gain of every head, and the scale c; see `BoundedMixing`."""
+    hotness = torch.tanh(weights.log_temperature / LOG_SCALE_BOUND)
+    # The zeros of the other half count as features, too.
+    sharpness = torch.rsub(hotness, -math.log(2 * features) / 2, alpha=LOG_SCALE_BOUND).exp()
+    gains = plan.gain_bound * weights.gain / _total(weights, plan)
+    scale = (plan.scale_bound * torch.tanh(weights.log_scale / plan.scale_bound)).exp()
+    return sharpness, gains, scale
+
+
+def _total(weights: MixingWeights, plan: MixingPlan) -> Tensor:
+    return plan.gain_bound / GAIN_BOUND + weights.gain.abs().sum()
+
+
+class _Mixed(torch.autograd.Function):
+    r"""Mixing with its gradient by hand.
+
+    With rows of X and Y as tokens of the passing half and the other one, rows of X also as
+    positions where M is applied, and $\circ$ for products entry by entry, it is
+
+    $$
+    \begin{aligned}
+    M_h &= W_{q,h}^T W_{k,h} \circ \mathrm{alike}, \quad Q_h = X M_h, \quad S_h = Q_h X^T, \quad
+        A_h = \mathrm{softmax}(t_h S_h + B_h) \\
+    W &= c\,(I + \sum_h a_h A_h), \qquad Z = W Y, \qquad \ell = F \log |\det W|
+    \end{aligned}
+    $$
+
+    for F features of a token. With a bar for the gradient of a loss,
+
+    $$
+    \begin{aligned}
+    \bar W &= \bar Z Y^T + F \bar\ell\, W^{-T}, \qquad \bar Y = W^T \bar Z, \qquad
+        T_h = A_h \circ (c\, a_h \bar W - \mathrm{rowsum}(c\, a_h \bar W \circ A_h)) \\
+    \bar t_h &= \sum T_h \circ S_h, \quad \bar B_h = T_h, \quad \bar S_h = t_h T_h, \quad
+        \bar Q_h = \bar S_h X \\
+    \bar X &= \sum_h (\bar S_h^T Q_h + \bar Q_h M_h^T), \qquad
+        \bar M_h = X^T \bar Q_h \circ \mathrm{alike}, \quad \bar W_{q,h} = W_{k,h} \bar M_h^T, \quad
+        \bar W_{k,h} = W_{q,h} \bar M_h
+    \end{aligned}
+    $$
+
+    plus what comes by A, which is an output, to $c\, a_h \bar W$. Both $\bar S_h^T Q_h$ and
+    $\bar X$ are products of wide matrices; those of tall ones take BLAS many times longer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        plan: MixingPlan,
+        event: Tensor,
+        *weights: Any,  # noqa: ANN401
+    ) -> tuple[Tensor, ...]:
+        result, steps = _mix(event, MixingWeights(*weights), plan)
+        ctx.plan = plan
+        ctx.save_for_backward(event, *weights, *steps)
+        return tuple(result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        count = 1 + len(MixingWeights._fields)
+        event, *weights = given = ctx.saved_tensors[:count]
+        if torch.is_grad_enabled():
+            # Gradients that have gradients come from the steps.
+            result, _ = _mix(event, MixingWeights(*weights), ctx.plan)
+            wanted = [part for part in given if part is not None]
+            found = torch.autograd.grad(result, wanted, gradients, create_graph=True)
+            return (None, *found, *[None] * (count - len(wanted)))
+        steps = _Steps(*ctx.saved_tensors[count:])
+        with without_autocast(event):
+            return None, *_gradients(gradients, MixingWeights(*weights), ctx.plan, steps)
+
+
+def _gradients(
+    gradients: Sequence[Tensor], weights: MixingWeights, plan: MixingPlan, steps: _Steps
+) -> tuple[Tensor | None, ...]:
+    """Those of the event and of all weights; see `_Mixed`."""
+    of_passing, of_mixed, of_log_det, of_attention = gradients
+    sharpness, gains, scale = steps.sharpness, steps.gains, steps.scale
+    of_volume = (steps.passing.shape[2] * of_log_det).reshape(-1, 1, 1)
+    of_matrix = torch.addcmul(
+        torch.bmm(of_mixed, steps.attended.mT), of_volume, steps.inverse.mT
+    ).unsqueeze(1)
+    of_attended = torch.bmm(steps.matrix.mT, of_mixed)
+    of_attention = torch.addcmul(of_attention, of_matrix, (scale * gains).reshape(-1, 1, 1))
+    of_sharp = torch._softmax_backward_data(of_attention, steps.attention, -1, of_attention.dtype)
+    of_scalars = (
+        (of_sharp * steps.scores).sum((0, 2, 3)),
+        (of_matrix * steps.attention).sum((0, 2, 3)),
+        of_matrix.diagonal(dim1=-2, dim2=-1).sum(),
+    )
+    of_scores = of_sharp * sharpness.reshape(-1, 1, 1)
+    of_passing, *of_projections = _of_scores(of_scores, of_passing, weights, plan, steps)
+    return (
+        plan.layout.join(of_passing, of_attended, plan.shape),
+        *of_projections,
+        *_of_scalars(of_scalars, weights, plan, steps),
+        None if weights.bias is None else of_sharp.sum(0),
+    )
+
+
+def _of_scores(
+    of_scores: Tensor,
+    of_passing: Tensor,
+    weights: MixingWeights,
+    plan: MixingPlan,
+    steps: _Steps,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the passing half, to which those by other ways are added, and of $W_q, W_k$."""
+    passing = steps.passing
+    heads, channels, _ = weights.query.shape
+    rows, tokens, features = passing.shape
+    of_scores = of_scores.reshape(rows, heads * tokens, tokens)
+    of_queries = torch.bmm(of_scores, passing)
+    if heads > 1:
+        of_queries = of_queries.reshape(rows, heads, tokens * features // channels, channels)
+        of_queries = of_queries.transpose(1, 2)
+    of_queries = of_queries.reshape(-1, heads * channels)
+    of_passing = torch.baddbmm(of_passing, of_scores.mT, steps.queries).reshape(-1, channels)
+    of_passing = torch.addmm(of_passing, of_queries, steps.product.mT).reshape(passing.shape)
+    of_product = passing.reshape(-1, channels).mT @ of_queries
+    of_product = of_product.reshape(channels, heads, channels).transpose(0, 1) * plan.alike
+    of_query, of_key = weights.key @ of_product.mT, weights.query @ of_product
+    return of_passing, of_query, of_key
+
+
+def _of_scalars(
+    of_scalars: tuple[Tensor, Tensor, Tensor],
+    weights: MixingWeights,
+    plan: MixingPlan,
+    steps: _Steps,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From those of t, of c a and of c beside it to gains, log-temperatures and the log-scale."""
+    of_sharpness, of_scaled, of_scale = of_scalars
+    hotness = torch.tanh(weights.log_temperature / LOG_SCALE_BOUND)
+    of_log_temperature = (hotness.square() - 1) * steps.sharpness * of_sharpness
+    by_gains = of_scaled.dot(steps.gains)
+    of_gain = plan.gain_bound * of_scaled - weights.gain.sign() * by_gains
+    of_gain = of_gain * (steps.scale / _total(weights, plan))
+    slope = 1 - (steps.scale.log() / plan.scale_bound).square()
+    return of_gain, of_log_temperature, (of_scale + by_gains) * steps.scale * slope
