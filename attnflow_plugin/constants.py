@@ -106,16 +106,16 @@ def _bytes(constant: object) -> int:
 def without_autocast(event: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on the device of ``event`` keep the dtypes of their inputs."""
     device = event.device.type
-    if not _has_autocast(device):
+    if not _has_autocast(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
 
 
 def _has_autocast(device: str) -> bool:
-    # Graphs of torch 2.4 cannot ask whether a device has any; those that are compiled for do.
-    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device):
-        return False
-    return torch.is_autocast_enabled(device)
+    # Graphs of torch before 2.10 cannot ask. Nothing runs on the one device that has none.
+    if torch.compiler.is_compiling():
+        return device != "meta"
+    return torch.amp.is_autocast_available(device)
 
 
 @contextmanager

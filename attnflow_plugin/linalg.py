@@ -82,7 +82,7 @@ class AttentionMatrix:
                 return _LogAbsDet.apply(self.matrix, self.counts, self.dominant)
             if self.coupled is None:
                 return torch.linalg.slogdet(self.matrix).logabsdet @ self.counts[:, 0]
-        pivots = _pivots(self.matrix) if self._pivots is None else self._pivots
+        pivots = pivots_of(self.matrix) if self._pivots is None else self._pivots
         return _weighted_log(pivots, self.counts)
 
     def require_nonsingular(self, owner: str) -> None:
@@ -97,7 +97,7 @@ class AttentionMatrix:
         has_values = in_plain_eager() and not self.matrix.is_meta
         if not has_values or self.matrix.numel() == 0:
             return
-        pivots = _pivots(self.matrix.detach()).abs()
+        pivots = pivots_of(self.matrix.detach()).abs()
         tolerance = pivots.shape[-1] * torch.finfo(pivots.dtype).eps
         smallest, largest = pivots.amin(-1), pivots.amax(-1)
         singular = smallest <= tolerance * largest  # Comparisons with NaN are false.
@@ -121,7 +121,7 @@ class _LogAbsDet(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, counts: Tensor, dominant: bool) -> Tensor:  # noqa: ANN401
-        inverse, pivots = _inverse_and_pivots(matrix, dominant)
+        inverse, pivots = inverse_and_pivots(matrix, dominant)
         ctx.save_for_backward(matrix, counts, inverse)
         ctx.dominant = dominant
         return _weighted_log(pivots, counts)
@@ -131,16 +131,18 @@ class _LogAbsDet(torch.autograd.Function):
         matrix, counts, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
             # For second derivatives, the graph needs the inverse as a function of the matrix.
-            inverse, _ = _inverse_and_pivots(matrix, ctx.dominant)
+            inverse, _ = inverse_and_pivots(matrix, ctx.dominant)
         weights = gradient.reshape(-1, 1, 1) * counts
         return weights.unsqueeze(-1) * inverse.mT, None, None
 
 
-def _inverse_and_pivots(matrix: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
+def inverse_and_pivots(matrix: Tensor, dominant: bool) -> tuple[Tensor, Tensor]:
+    """The inverse of matrices ``(*, N, N)``, and their pivots; see `eliminate`."""
     return eliminate(matrix, identity_like(matrix).expand_as(matrix), dominant)
 
 
-def _pivots(matrix: Tensor) -> Tensor:
+def pivots_of(matrix: Tensor) -> Tensor:
+    """The pivots of matrices ``(*, N, N)``, ``(*, N)``, where no inverse is wanted."""
     return torch.linalg.lu_factor_ex(matrix).LU.diagonal(dim1=-2, dim2=-1)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from attnflow_plugin.constants import differentiates_by_hand, without_autocast
 from attnflow_plugin.layers.patches import TokenLayout
 from attnflow_plugin.layers.scales import GAIN_BOUND, LOG_SCALE_BOUND
-from attnflow_plugin.linalg import eliminate, identity_like
+from attnflow_plugin.linalg import identity_like, inverse_and_pivots, pivots_of
 
 
 class MixingWeights(NamedTuple):
@@ -57,7 +57,6 @@ class _Steps(NamedTuple):
     scores: Tensor  # shape: (B, H, N, N): S
     attention: Tensor  # shape: (B, H, N, N): A
     matrix: Tensor  # shape: (B, N, N): W
-    inverse: Tensor  # shape: (B, N, N)
     sharpness: Tensor  # shape: (H,): t
     gains: Tensor  # shape: (H,): a
     scale: Tensor  # shape: (1,): c
@@ -68,11 +67,12 @@ def mixed(event: Tensor, weights: MixingWeights, plan: MixingPlan) -> Mixed:
     given = (event, *weights)
     if differentiates_by_hand(*(part for part in given if part is not None)):
         return Mixed(*_Mixed.apply(plan, *given))
-    return _mix(event, weights, plan)[0]
+    steps = _attend(event, weights, plan)
+    return _result(steps, pivots_of(steps.matrix))
 
 
-def _mix(event: Tensor, weights: MixingWeights, plan: MixingPlan) -> tuple[Mixed, _Steps]:
-    """All steps, each of which torch can differentiate."""
+def _attend(event: Tensor, weights: MixingWeights, plan: MixingPlan) -> _Steps:
+    """All steps up to W, each of which torch can differentiate."""
     heads, channels, _ = weights.query.shape
     passing, attended = plan.layout.halves(event)
     rows, tokens, features = passing.shape
@@ -89,13 +89,14 @@ def _mix(event: Tensor, weights: MixingWeights, plan: MixingPlan) -> tuple[Mixed
     sharp = scores * sharpness.reshape(-1, 1, 1)
     attention = (sharp if weights.bias is None else sharp + weights.bias).softmax(-1)
     summed = (attention * (scale * gains).reshape(-1, 1, 1)).sum(1)
-    identity = identity_like(summed)
-    matrix = torch.addcmul(summed, identity, scale)
-    inverse, pivots = eliminate(matrix, identity.expand_as(matrix), dominant=True)
-    log_det = features * pivots.abs().log().sum(1)
-    result = Mixed(passing, torch.bmm(matrix, attended), log_det, attention)
-    steps = (passing, attended, product, queries, scores, attention, matrix, inverse)
-    return result, _Steps(*steps, *scalars)
+    matrix = torch.addcmul(summed, identity_like(summed), scale)
+    return _Steps(passing, attended, product, queries, scores, attention, matrix, *scalars)
+
+
+def _result(steps: _Steps, pivots: Tensor) -> Mixed:
+    log_det = steps.passing.shape[2] * pivots.abs().log().sum(1)
+    attended = torch.bmm(steps.matrix, steps.attended)
+    return Mixed(steps.passing, attended, log_det, steps.attention)
 
 
 def _scalars(
@@ -153,35 +154,49 @@ class _Mixed(torch.autograd.Function):
         event: Tensor,
         *weights: Any,  # noqa: ANN401
     ) -> tuple[Tensor, ...]:
-        result, steps = _mix(event, MixingWeights(*weights), plan)
+        steps = _attend(event, MixingWeights(*weights), plan)
+        inverse, pivots = inverse_and_pivots(steps.matrix, dominant=True)
         ctx.plan = plan
-        ctx.save_for_backward(event, *weights, *steps)
-        return tuple(result)
+        ctx.save_for_backward(event, *weights, inverse, *steps)
+        return tuple(_result(steps, pivots))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         count = 1 + len(MixingWeights._fields)
-        event, *weights = given = ctx.saved_tensors[:count]
+        given = ctx.saved_tensors[:count]
+        event, *weights = given
         if torch.is_grad_enabled():
             # Gradients that have gradients come from the steps.
-            result, _ = _mix(event, MixingWeights(*weights), ctx.plan)
-            wanted = [part for part in given if part is not None]
-            found = torch.autograd.grad(result, wanted, gradients, create_graph=True)
-            return (None, *found, *[None] * (count - len(wanted)))
-        steps = _Steps(*ctx.saved_tensors[count:])
+            steps = _attend(event, MixingWeights(*weights), ctx.plan)
+            result = _result(steps, pivots_of(steps.matrix))
+            needed = ctx.needs_input_grad[1:]
+            wanted = [part for part, is_needed in zip(given, needed, strict=True) if is_needed]
+            # The passing half of a constant event is constant.
+            paired = zip(result, gradients, strict=True)
+            outputs, gradients = zip(
+                *(pair for pair in paired if pair[0].requires_grad), strict=True
+            )
+            found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=True))
+            return (None, *[next(found) if is_needed else None for is_needed in needed])
+        inverse, *kept = ctx.saved_tensors[count:]
         with without_autocast(event):
-            return None, *_gradients(gradients, MixingWeights(*weights), ctx.plan, steps)
+            known = (MixingWeights(*weights), ctx.plan, _Steps(*kept), inverse)
+            return None, *_gradients(gradients, *known)
 
 
 def _gradients(
-    gradients: Sequence[Tensor], weights: MixingWeights, plan: MixingPlan, steps: _Steps
+    gradients: Sequence[Tensor],
+    weights: MixingWeights,
+    plan: MixingPlan,
+    steps: _Steps,
+    inverse: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Those of the event and of all weights; see `_Mixed`."""
     of_passing, of_mixed, of_log_det, of_attention = gradients
     sharpness, gains, scale = steps.sharpness, steps.gains, steps.scale
     of_volume = (steps.passing.shape[2] * of_log_det).reshape(-1, 1, 1)
     of_matrix = torch.addcmul(
-        torch.bmm(of_mixed, steps.attended.mT), of_volume, steps.inverse.mT
+        torch.bmm(of_mixed, steps.attended.mT), of_volume, inverse.mT
     ).unsqueeze(1)
     of_attended = torch.bmm(steps.matrix.mT, of_mixed)
     of_attention = torch.addcmul(of_attention, of_matrix, (scale * gains).reshape(-1, 1, 1))

@@ -99,6 +99,16 @@ def test_gradients_of_both_orders(heads, has_bias):
     assert torch.autograd.gradgradcheck(run, (event, *given), fast_mode=True)
 
 
+def test_penalties_where_the_event_and_some_weights_are_constant():
+    layer = randomised(ITrans(3, heads=2), 0.3)
+    layer.key.requires_grad_(False)
+    _, log_det = layer.to_latent(torch.randn(2, 3, 8, 8))
+    (of_gain,) = torch.autograd.grad(log_det.sum(), layer.mixing.gain, create_graph=True)
+    of_gain.square().sum().backward()
+    assert layer.query.grad.abs().max() > 0
+    assert layer.key.grad is None
+
+
 def test_gradients_of_a_permutation():
     order = torch.randperm(6)
     first, second = order.split(3)
