@@ -152,8 +152,7 @@ class TokenAttention(nn.Module):
     Args:
         width: features of a position, divisible by ``heads``.
         heads: number of heads.
-        positions: whether there is a B, which is that of a torus with ``"periodic"``; without it,
-            tokens are a set.
+        positions: whether there is a B, or ``"periodic"`` for a torus; without B, tokens are a set.
     """
 
     def __init__(self, width: int, heads: int, positions: Positions) -> None:
