@@ -30,7 +30,7 @@ def in_plain_eager() -> bool:
 
 
 def differentiates_by_hand(*inputs: Tensor) -> bool:
-    """Whether a graph is kept of what is made of the inputs, and gradients by hand will do."""
+    """Whether a graph of the inputs is kept, and hand-written gradients work."""
     return (
         torch.is_grad_enabled() and any(part.requires_grad for part in inputs) and in_plain_eager()
     )

@@ -1,4 +1,4 @@
-"""What conditional and coupling layers share: contexts at any resolution, and calling nets."""
+"""Contexts at any resolution, and calls of nets, for conditional and coupling layers."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -30,7 +30,8 @@ def context_at(
 
     Raises:
         MissingContextError: there is none.
-        ShapeError: no tensor, labels, wrong channels, batch, rank, dtype or device, no positions.
+        ShapeError: it is not a tensor in floating point, has no positions, or does not fit the
+            event in channels, rows, rank or device.
     """
     if not context_channels:
         return None
@@ -42,7 +43,7 @@ def context_at(
 
 
 def resized(maps: Tensor, spatial: torch.Size) -> Tensor:
-    """Averages along the axes that shrink, and linear interpolation along those that grow."""
+    """Maps of another size, by averages along shrinking axes and interpolation along others."""
     sizes = plain_shape(maps)[2:]
     shrunk = tuple(min(new, old) for new, old in zip(spatial, sizes, strict=True))
     if shrunk != sizes:
@@ -54,7 +55,7 @@ def resized(maps: Tensor, spatial: torch.Size) -> Tensor:
 
 
 def _checked(owner: str, context: object, channels: int, event: Tensor) -> Tensor:
-    """The context, if the event can have it; the errors are those of `context_at`."""
+    """The context, if it fits the event; the errors are those of `context_at`."""
     if context is None:
         raise MissingContextError(
             f"{owner}: expected a context with {channels} channels, found none; give one as context"
@@ -64,15 +65,15 @@ def _checked(owner: str, context: object, channels: int, event: Tensor) -> Tenso
     if tensor.ndim not in (2, event.ndim) or found[:2] != (rows, channels):
         remedy = f"one row with {channels} channels for each row of the event"
         if found[1:2] == (channels,) and found[0] == 1:
-            remedy = f"context.expand({rows}, *context.shape[1:]) for one that all share"
+            remedy = f"context.expand({rows}, *context.shape[1:]) if all rows share one"
         raise ShapeError(
             f"{owner}: expected a context of shape ({rows}, {channels}) with no or "
             f"{event.ndim - 2} spatial axes, found {found}; give {remedy}"
         )
     if 0 in found[2:]:
         raise ShapeError(
-            f"{owner}: expected a context with at least one position, found shape {found}; give "
-            f"a vector for each row, of shape {found[:2]}, where there are none"
+            f"{owner}: expected a context with at least one position, found shape {found}; for one "
+            f"without positions, give a vector for each row, of shape {found[:2]}"
         )
     if tensor.device != event.device:
         raise ShapeError(
@@ -115,10 +116,10 @@ def affine_parameters(
 def entry_parameters(
     owner: str, net: nn.Module, inputs: Tensor, attended: Tensor, count: int
 ) -> Tensor:
-    """What a net returns, ``count`` numbers for each attended entry, in their dtype.
+    """The output of a net, ``count`` numbers for each attended entry, in their dtype.
 
     Raises:
-        ShapeError: the net returns another shape; broadcasting it would falsify the log-det.
+        ShapeError: the net returns another shape, which broadcasting would make a wrong log-det.
     """
     rows, channels, *spatial = plain_shape(attended)
     return _called(owner, net, inputs, attended.dtype, (rows, count * channels, *spatial))
@@ -132,11 +133,11 @@ def sample_parameters(
     event: Tensor,
     outputs: int,
 ) -> Tensor:
-    """What the net makes of the context at the size of the event, shape ``(B, outputs)``.
+    """The output of a net of the context, at the size of the event, shape ``(B, outputs)``.
 
     Raises:
         MissingContextError: there is no context.
-        ShapeError: the context does not belong to the event, or the net returns another shape.
+        ShapeError: the context does not fit the event, or the net returns another shape.
     """
     features = context_at(owner, context, context_channels, event)
     assert features is not None
@@ -146,7 +147,7 @@ def sample_parameters(
 def _called(
     owner: str, net: nn.Module, inputs: Tensor, dtype: torch.dtype, expected: tuple[int, ...]
 ) -> Tensor:
-    """What a net makes of inputs in its own dtype, if it has the expected shape."""
+    """The output of a net, which runs in its own dtype, if it has the expected shape."""
     for parameter in islice(net.parameters(), 1):
         inputs = inputs.to(parameter.dtype)
     raw = net(inputs).to(dtype)

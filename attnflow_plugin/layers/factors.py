@@ -24,7 +24,7 @@ from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
 
 
 class TokenMatrix(NamedTuple):
-    """A matrix between tokens, group by group of their features, as a factor of tokens."""
+    """A matrix between tokens for each group of their features, as a factor."""
 
     matrix: Factor  # of shape (B, G, N, N), for features of shape (B, G, N, F)
     layout: TokenLayout
@@ -46,7 +46,7 @@ class TokenMatrix(NamedTuple):
 
 
 class FactorChain(NamedTuple):
-    """Factors that are applied one after the other, the first one first."""
+    """Factors that are applied one after the other, in order."""
 
     factors: Sequence[Factor]
 
@@ -64,7 +64,7 @@ class FactorChain(NamedTuple):
 
 
 class ChannelMatrix(NamedTuple):
-    """A matrix between channels that acts on every position alike."""
+    """A matrix between channels, the same for all positions."""
 
     lower: Tensor  # shape: (C, C), with a unit diagonal
     upper: Tensor  # shape: (C, C)
@@ -76,7 +76,7 @@ class ChannelMatrix(NamedTuple):
 
     def solve(self, tokens: Tensor) -> Tensor:
         """Undo `apply`."""
-        # There are mostly more positions than channels, see AttentionMatrix.solve.
+        # There are usually more positions than channels, see AttentionMatrix.solve.
         inverse = torch.linalg.solve_triangular(
             self.lower, identity_like(self.lower), upper=False, unitriangular=True
         )
@@ -84,12 +84,12 @@ class ChannelMatrix(NamedTuple):
         return _mix_channels(inverse, tokens)
 
     def log_abs_det(self) -> Tensor:
-        """Log-det of `apply`, one number that all events share."""
+        """Log-det of `apply`, one number for all events."""
         return self.log_det
 
 
 class ValueMixing(Bounded):
-    r"""The matrix $V = L U$, which mixes the channels that are attended at a position.
+    r"""The matrix $V = L U$, which mixes the attended channels of a position.
 
     $$
     \begin{aligned}
@@ -103,11 +103,11 @@ class ValueMixing(Bounded):
     parameters, with $\mathrm{cond}_\infty V < ((1 + b) / (1 - b))^2 e^{4 b / 0.95}$, and the
     identity at the start.
 
-    Channels are only mixed where some position attends to both. With the mask ``"spatial-channel"``
-    the even channels and the odd ones are attended at alternate positions, so that V has two blocks
-    and every position sees one of them, also inside of patches with an odd edge. A vector has one
-    position, of which the channels are the coordinates: one of the blocks mixes the attended
-    coordinates and the other one is not used.
+    Two channels are mixed only if both are attended at some position. With the mask
+    ``"spatial-channel"``, even and odd channels are attended at alternate positions. V then has two
+    blocks, of which every position uses one, also inside patches with an odd edge. A vector has one
+    position, whose channels are the coordinates: one block mixes the attended coordinates, and the
+    other one is not used.
 
     Args:
         owner: class name for errors.
@@ -116,7 +116,7 @@ class ValueMixing(Bounded):
         flip: swap the halves.
 
     Raises:
-        OptionError: the mask is ``"random"``, where no two positions need share a pattern.
+        OptionError: the mask is ``"random"``, in which each position has a pattern of its own.
 
     Reference:
         Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, NeurIPS 2018,
@@ -160,8 +160,8 @@ class ValueMixing(Bounded):
 
 
 def _together(channels: int, mask: MaskKind, flip: bool, device: torch.device) -> Tensor:
-    """Which pairs of channels some position attends to, ``(C * C,)``."""
-    # Two neighbours show all patterns.
+    """Pairs of channels that are both attended at some position, ``(C * C,)``."""
+    # Two neighbouring positions have all patterns.
     attended = (~make_mask(mask, channels, (2,), flip, device=device)).float()
     return (attended @ attended.mT > 0).flatten()
 
@@ -169,7 +169,7 @@ def _together(channels: int, mask: MaskKind, flip: bool, device: torch.device) -
 def _build_places(
     channels: int, mask: MaskKind, flip: bool, count: int, device: torch.device
 ) -> Tensor:
-    """Where the entries of a table are; sorting needs no sizes that depend on data."""
+    """Places of the entries in a table, by sorting, so that no size depends on data."""
     together = _together(channels, mask, flip, device)
     return together.int().argsort(descending=True, stable=True)[:count]
 
@@ -205,10 +205,10 @@ class AttentionAffine(Bounded):
     (r, t) = O\, [x_1, A_1 x_1, \ldots, A_H x_1] + o, \qquad s = \beta \tanh(r / \beta)
     $$
 
-    with the bound $\beta$ of log-scales. The rows of O that give t have absolute values that sum to
-    less than $2 b / 0.95$, with the bound b of gains, so that not only the scale but also the shear
-    is bounded, whatever is learnt. A context joins the inputs. O and o start at zero, which makes
-    it the identity. A is applied to the passing half, so nothing needs to be inverted here.
+    with the bound $\beta$ of log-scales. The absolute values of each row of O that gives t sum to
+    less than $2 b / 0.95$, with the bound b of gains. So not only the scale but also the shear is
+    bounded, for all parameters. A context is added to the inputs. O and o start at zero, which
+    makes it the identity. A acts on the passing half, so that it need not be inverted.
 
     Args:
         channels: C, the coordinates of a vector.
@@ -225,7 +225,7 @@ class AttentionAffine(Bounded):
         self.shift_offset = nn.Parameter(torch.zeros(channels))
 
     def forward(self, half: PassingHalf, attention: AttentionWeights) -> EntrywiseAffine:
-        """The parameters of all entries, zero where they pass; A gathers of the passing half."""
+        """The scale and shift of all entries, which are zero where the entries pass."""
         x1, columns = half.tokens, half.columns
         dtype = x1.dtype
         gathered = attention.gathered(x1).flatten(2).unflatten(2, (columns.shape[1], -1))
@@ -241,8 +241,8 @@ class AttentionAffine(Bounded):
             # An attended channel lies beside the passing ones that are not alike.
             beside = (1 - alike).repeat(1, plain_shape(gathered)[1] + 1)
             weights = weights[0] * beside, weights[1] * beside
-        # Two products and not the halves of one: where the gradients of the halves are put together
-        # again, the default compiler of torch 2.13 gets them wrong on a CPU.
+        # Two products instead of the halves of one, since the default compiler of torch 2.13 joins
+        # the gradients of the halves wrongly on a CPU.
         raw, shift = (
             F.linear(inputs, weight, offset).reshape(x1.shape)
             for weight, offset in zip(weights, offsets, strict=True)

@@ -1,7 +1,7 @@
-r"""The mixing of ITrans in density direction as one node of the graph, with its gradient by hand.
+r"""The mixing of ITrans from data to latent, as one node of the graph with a hand-written gradient.
 
-Attention between few tokens is many small operations, and most of their time is not arithmetic but
-what torch does around each of them and around its gradient.
+Attention between few tokens consists of many small operations. Most of their time is not arithmetic
+but overhead of torch, for each operation and its gradient.
 """
 
 import math
@@ -18,7 +18,7 @@ from attnflow_plugin.linalg import identity_like, inverse_and_pivots, pivots_of
 
 
 class MixingWeights(NamedTuple):
-    """What is learned, in the dtype of the event."""
+    """The parameters, in the dtype of the event."""
 
     query: Tensor  # shape: (H, C, C)
     key: Tensor  # shape: (H, C, C)
@@ -29,7 +29,7 @@ class MixingWeights(NamedTuple):
 
 
 class MixingPlan(NamedTuple):
-    """What is known beforehand."""
+    """Everything that does not depend on data and parameters."""
 
     layout: TokenLayout
     alike: Tensor  # of the layout, which is in pairs
@@ -39,7 +39,7 @@ class MixingPlan(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """What becomes of an event."""
+    """The halves of an event after mixing."""
 
     passing: Tensor  # shape: (B, N, F)
     attended: Tensor  # shape: (B, N, F): mixed by W
@@ -48,7 +48,7 @@ class Mixed(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """What the gradient needs besides."""
+    """Intermediate results that the gradient needs."""
 
     passing: Tensor  # shape: (B, N, F): X
     attended: Tensor  # shape: (B, N, F): Y
@@ -166,7 +166,7 @@ class _Mixed(torch.autograd.Function):
         given = ctx.saved_tensors[:count]
         event, *weights = given
         if torch.is_grad_enabled():
-            # Gradients that have gradients come from the steps.
+            # Gradients that are differentiated again come from the steps.
             steps = _attend(event, MixingWeights(*weights), ctx.plan)
             result = _result(steps, pivots_of(steps.matrix))
             needed = ctx.needs_input_grad[1:]
@@ -191,7 +191,7 @@ def _gradients(
     steps: _Steps,
     inverse: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Those of the event and of all weights; see `_Mixed`."""
+    """Gradients of the event and of all weights; see `_Mixed`."""
     of_passing, of_mixed, of_log_det, of_attention = gradients
     sharpness, gains, scale = steps.sharpness, steps.gains, steps.scale
     of_volume = (steps.passing.shape[2] * of_log_det).reshape(-1, 1, 1)

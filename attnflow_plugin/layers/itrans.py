@@ -45,7 +45,7 @@ from attnflow_plugin.options import one_of, positive_int, sizes_per_axis
 
 
 class ITrans(MaskedAttention):
-    r"""Invertible transformer-based attention (iTrans): patches mixed by weights from one half.
+    r"""Invertible transformer-based attention (iTrans): the passing half mixes the attended half.
 
     The event is cut into N patches, the tokens, of P features each. With the mask $M$, $x_1 = M x$,
     $x_2 = (1 - M) x$, queries $Q = W_q x_1$, keys $K = W_k x_1$ and the attention
@@ -60,33 +60,34 @@ class ITrans(MaskedAttention):
     $$
 
     where $F_p$ are the patches in which feature p is attended. $W = c\,(I + \sum_h a_h A_h)$ with
-    $\sum_h |a_h| < b$ is invertible for every input, and the identity at the start. The page on the
-    layers tells of odd patch edges, of bounds in deep models, of costs, and of every option. From
+    $\sum_h |a_h| < b$ is invertible for every input, and the identity at the start. The page on
+    layers describes odd patch edges, bounds in deep models, costs, and every option. From
     Sukthanker et al., *Generative Flows with Invertible Attentions*, CVPR 2022 (eqs. 4, 8, 9).
 
     Args:
         channels: C. Events are ``(B, C)``, ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, D, H, W)``.
-        patches: per axis, one number or one per axis (the paper's N = 4 is 2); ``None`` for single
-            positions; ``"auto"`` for what divides, of no more than 256 tokens.
+        patches: patches per axis, one number or one per axis (the paper's N = 4 is 2); ``None`` for
+            single positions; ``"auto"`` for a number that fits, with no more than 256 tokens.
         heads: number of attention heads, H, with 2 C^2 parameters each.
-        head_mode: ``"sum"``, the paper's, or ``"concat"``: each head has features of its own.
+        head_mode: ``"sum"`` as in the paper, or ``"concat"``: each head has features of its own.
         mask: pattern of the passing half, see `attnflow_plugin.masks.make_mask`.
         flip: swap the halves; two layers with both values attend to everything.
         activation: G, ``"softmax"`` over the tokens, or ``"sigmoid"`` (divided by N by default).
         init: ``"identity"``, or ``"paper"`` for its raw $W = \sum_h A_h + o I$.
-        gain_bound: b, in (0, 1). By default 0.95, or what `share_bounds` makes of it.
-        position_bias: attention knows the offset of patches.
+        gain_bound: b, in (0, 1). By default 0.95; `share_bounds` chooses it in deep models.
+        position_bias: add a bias for the offset of patches to the scores.
         value_mixing: mix the attended channels of a position by an invertible matrix.
-        affine: scale and shift every attended entry by what attention gathers.
+        affine: scale and shift every attended entry by numbers computed with the attention.
         rank: slots of each head, for many tokens; ``None`` for attention between all pairs.
-        context_channels: of a context ``(B, K)`` or ``(B, K, *S')`` that queries and keys see.
+        context_channels: channels of a context that enters queries and keys, ``(B, K)`` or
+            ``(B, K, *S')``.
 
     Raises:
-        OptionError: unknown option, or options that do not go together.
-        MissingContextError: ``context_channels`` without a context.
-        ShapeError: a size that ``patches`` does not divide, or no positions.
-        SingularAttentionError: with ``init="paper"`` on a CPU, when W has become singular; on
-            accelerators the row becomes NaN.
+        OptionError: an option is not allowed, or options do not go together.
+        MissingContextError: there are ``context_channels``, but no context.
+        ShapeError: a size is not divisible by ``patches``, or there are no positions.
+        SingularAttentionError: W is singular, with ``init="paper"`` on a CPU; on accelerators the
+            row becomes NaN.
 
     Examples:
         >>> layer = ITrans(3, patches=2, heads=5)
@@ -184,14 +185,14 @@ class ITrans(MaskedAttention):
 
     @property
     def _is_standard(self) -> bool:
-        """Whether W is made as in this class, by softmax and within bounds."""
+        """Whether W is computed by this class, with softmax and bounds."""
         own = type(self)._chain is ITrans._chain and type(self)._attention is ITrans._attention
         return own and type(self.mixing) is BoundedMixing and self.activation == "softmax"
 
     def _at_once(
         self, x: Tensor, patches: Sequence[int], layout: TokenLayout, alike: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same as `_to_latent`, with few nodes in the graph."""
+        """The result of `_to_latent`, with few nodes in the graph."""
         shape, dtype, mixing = plain_shape(x)[1:], x.dtype, self.mixing
         assert isinstance(mixing, BoundedMixing)
         weights = MixingWeights(
@@ -214,7 +215,7 @@ class ITrans(MaskedAttention):
         """How an event is cut into patches."""
         name, shape = type(self).__name__, plain_shape(event)[1:]
         require_positions(name, shape)
-        # With the paper's layers it is 2, which need not divide.
+        # The paper's layers have 2 patches, which need not divide the size.
         has_auto = self.init != "paper"
         patches = patches_per_axis(name, self.patches, shape, has_auto=has_auto)
         return patches, self._layout(event, patches)
@@ -223,7 +224,7 @@ class ITrans(MaskedAttention):
         return tokens.flatten(1).unflatten(1, (-1, self.channels))
 
     def _halves(self, event: Tensor, context: Tensor | None) -> tuple[PassingHalf, Tensor]:
-        """The passing half, and the tokens of the other one."""
+        """The passing half, and the tokens of the attended half."""
         patches, layout = self._cut(event)
         x1, x2 = layout.halves(event)
         columns = self._columns(x1)
@@ -237,7 +238,7 @@ class ITrans(MaskedAttention):
     def _layout(self, event: Tensor, patches: Sequence[int]) -> TokenLayout:
         groups = self.heads if self.head_mode == "concat" else 1
         if pattern_of(self.mask).spatial_period is None:
-            # No two features need share a pattern, so each one has a group of its own.
+            # Every feature may have a pattern of its own, so each one has its own group.
             size = plain_shape(event)[1:].numel()
             groups *= -(-(size // math.prod(patches)) // groups)
         dense = self.slots is None
@@ -259,7 +260,7 @@ class ITrans(MaskedAttention):
     def _attention(self, x1: PassingHalf) -> AttentionWeights:
         dtype = x1.tokens.dtype
         if self.slots is not None:
-            assert isinstance(self.mixing, BoundedMixing)  # The slots go with no other.
+            assert isinstance(self.mixing, BoundedMixing)  # Slots need bounded mixing.
             sharpness = self.mixing.sharpness(x1.tokens)
             return self.slots(x1.columns, x1.patches, sharpness, x1.layout.classes)
         bias = None

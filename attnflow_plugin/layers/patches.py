@@ -1,8 +1,8 @@
-r"""Cutting an event into patches, the tokens, and the structure that the mask gives them.
+r"""Cutting an event into patches, the tokens, and the structure of the mask in them.
 
-Those of an image with ``patches=(2, 2)`` are its four quadrants; a vector has no spatial axes, so
-its coordinates are cut into runs instead. A token's features are the channels and positions inside
-its patch. The features are dealt to G groups; each group has its own matrix.
+With ``patches=(2, 2)`` the tokens of an image are its four quadrants. A vector has no spatial axes,
+so its coordinates are cut into runs instead. The features of a token are the channels and positions
+inside its patch. They are divided into G groups, and each group has its own matrix.
 """
 
 import math
@@ -23,15 +23,15 @@ from attnflow_plugin.constants import (
 from attnflow_plugin.errors import ShapeError
 from attnflow_plugin.masks import MaskKind, make_mask, pattern_of
 
-#: Patches along each axis that is cut: one number or one per axis; None for single positions; or
-#: chosen by the size.
+#: Patches along each axis that is cut: one number or one per axis; None for single positions;
+#: "auto" to choose by the size.
 Patches = int | Sequence[int] | None | Literal["auto"]
 
-#: What "auto" stays within: O(N^3) is cheap up to here, and beyond it a low rank is faster.
+#: The most tokens of "auto": O(N^3) is cheap up to here, and a low rank is faster beyond.
 MOST_TOKENS = 256
 
-# In order of preference, for sizes that are odd. Up to 7 more patches are better, as with 4 and 2;
-# the others are for sizes such as 11, which have no divisor up to there.
+# Counts for odd sizes, in order of preference. Up to 7, more patches are better, as with 4 and 2.
+# The others are for sizes such as 11, which have no smaller divisor.
 _ODD = (7, 5, 3, *range(11, MOST_TOKENS, 2))
 
 _MOST_LISTED = 8
@@ -51,20 +51,21 @@ def patches_per_axis(
 ) -> list[int]:
     """Number of patches along each axis that is cut, checked against the event ``(C, *S)``.
 
-    With ``None`` every position is a patch. ``"auto"`` always divides: it is 4 where 8 divides the
-    size, so that the edge is even and the mask looks the same in all patches, and 2 for other even
-    sizes. For odd sizes it is 7, 5 or 3, the first one that divides, or else the smallest divisor.
-    Axes whose patches would make more than `MOST_TOKENS` tokens in all, or that have a single
-    position, are not cut.
+    With ``None`` every position is a patch. ``"auto"`` always divides the size. It is 4 if the size
+    is divisible by 8, so that the edge is even and the mask is the same in all patches, and 2 for
+    other even sizes. For odd sizes it is the first of 7, 5 and 3 that divides, or else the smallest
+    divisor.
+    Axes with a single position are not cut, nor are axes that would make more than `MOST_TOKENS`
+    tokens in all.
 
     Args:
         owner: class name for errors.
         patches: number of patches, one or one per axis.
         shape: of the event.
-        has_auto: whether ``"auto"`` would help where ``patches`` do not divide.
+        has_auto: whether to recommend ``"auto"`` if a size is not divisible.
 
     Raises:
-        ShapeError: the number of axes differs, or a size does not divide.
+        ShapeError: the number of axes differs, or a size is not divisible.
     """
     sizes = list(shape[1:]) or [shape[0]]
     if patches is None:
@@ -113,7 +114,7 @@ def _divisors(size: int) -> str:
 
 
 class TokenLayout(NamedTuple):
-    """What follows from shape and memory layout of the event, mask, patches and groups alone.
+    """Constants of a shape, a memory layout, a mask, patches and groups.
 
     Cutting into patches is a permutation of the entries. Reading them through an index takes one
     pass over memory, where a copy between the two orders of the axes has very short inner loops.
@@ -176,7 +177,7 @@ class TokenLayout(NamedTuple):
 def permuted(
     rows: tuple[Tensor, ...], gather: tuple[Tensor, ...], scatter: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Rows side by side, their entries in another order, cut into as many parts as indices.
+    """The entries of adjacent rows in another order, cut into as many parts as there are indices.
 
     Args:
         rows: each ``(B, n)``.
@@ -190,7 +191,7 @@ def permuted(
 
 
 class _Permuted(torch.autograd.Function):
-    """The gradient of a permutation is its inverse; torch would add entry by entry to zeros."""
+    """A permutation whose gradient is the inverse; torch would add entries to zeros one by one."""
 
     @staticmethod
     def forward(ctx: Any, count: int, *given: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
@@ -228,7 +229,7 @@ def token_layout(
     dense: bool = True,
     in_pairs: bool = False,
 ) -> TokenLayout:
-    """The layout of an event, from the cache where it was built before.
+    """The layout of an event, cached.
 
     ``coupled`` takes N^2 entries; unless ``dense`` there are ``classes`` in its place. Those are
     the tokens with the pattern of the first one and with its opposite, a third pattern (of a vector
@@ -285,7 +286,7 @@ def _build_layout(
     scatter = _from_tokens(scatter, shape, patches)
     scatter = scatter.movedim(0, -1) if channels_last else scatter
     attended = (~passing).to(dtype)
-    # Features that fill up the last group count as passing: they are zero on the way in and out.
+    # Features that pad the last group count as passing, since they are zero.
     dealt = _deal(attended[None], groups, channels)[0]
     counts = dealt.sum(-1)
     is_alike = pattern_of(mask).is_same_in_patches(shape, patches)
@@ -331,8 +332,8 @@ def _coupled(attended: Tensor) -> Tensor:
     """Pairs of tokens that attend to the same features of a group, and to at least one."""
     shared = attended @ attended.mT
     counts = shared.diagonal(dim1=-2, dim2=-1)
-    # Tokens whose patterns merely overlap, as runs of a vector's coordinates can, stay apart: one
-    # would write to entries that pass in the other.
+    # Tokens whose patterns only overlap, as runs of a vector's coordinates can, are not coupled:
+    # one would change entries that pass in the other.
     return (shared > 0) & (shared == counts[..., None, :]) & (shared == counts[..., :, None])
 
 
@@ -345,7 +346,7 @@ def _classes(passing: Tensor) -> Tensor:
 def _deal(tokens: Tensor, groups: int, channels: int) -> Tensor:
     if groups == 1:
         return tokens.unsqueeze(1)
-    # A group is a run of channels, as a head of ordinary attention is.
+    # A group is a run of channels, like a head of ordinary attention.
     features = tokens.unflatten(2, (-1, channels)).mT.flatten(2)
     features = F.pad(features, (0, -plain_shape(features)[2] % groups))
     return features.unflatten(2, (groups, -1)).transpose(1, 2)
