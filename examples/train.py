@@ -5,8 +5,9 @@
     python train.py ~/pictures --resume outputs/mine/last.ckpt
 
 The folder outputs/mine, or --out, gets the best and the last checkpoint, samples.png and the bits
-per dimension in logs/. It needs `pip install "attnflow-plugin[examples]"`, and uses a GPU if there
-is one. studies/train.py does more: other flows and data, conditions, exact resuming.
+per dimension in logs/. It needs `pip install -e ".[examples]"` in a checkout of the package, and
+uses a GPU if there is one. studies/train.py does more: other flows and data, conditions, exact
+resuming.
 """
 
 import argparse
