@@ -179,7 +179,7 @@ class BoundedAttention(MaskedAttention):
         events = []
         for kind in self._kinds:
             part, ends = kind.of(noise), kind.ends(noise)
-            squashed = ends.low + ends.width * part.sigmoid()
+            squashed = ends.low + ends.width() * part.sigmoid()
             events.append(part if kind.domain == "line" else squashed)
         return self._in_order(events, noise)
 
@@ -262,7 +262,7 @@ class BoundedAttention(MaskedAttention):
                 first.append(cosine)
                 second.append(sine)
             elif kind.domain == "box":
-                first.append((2 * part - ends.low - ends.high) / ends.width)
+                first.append((2 * part - ends.low - ends.high) / ends.width())
             else:
                 first.append(part)
         return torch.cat([self._in_order(first, event), *second], 1)

@@ -37,7 +37,6 @@ class Ends(NamedTuple):
     low: Tensor
     high: Tensor
 
-    @property
     def width(self) -> Tensor:
         """Its length, for a circle the period."""
         return self.high - self.low
@@ -150,16 +149,16 @@ def cosine_and_sine(x: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
 
 
 def _angle(x: Tensor, ends: Ends) -> Tensor:
-    return (x - ends.low) * (2 * math.pi / ends.width)
+    return (x - ends.low) * (2 * math.pi / ends.width())
 
 
 def _turned(x: Tensor, angle: Tensor, ends: Ends) -> Tensor:
     """Entries on a circle moved by an angle, wrapped into the interval."""
-    moved = x + angle * (ends.width / (2 * math.pi))
+    moved = x + angle * (ends.width() / (2 * math.pi))
     # Entries that are inside already do not change, at either end too.
-    beyond = ((moved - ends.high) / ends.width).ceil().clamp(min=0)
-    below = ((moved - ends.low) / ends.width).floor().clamp(max=0)
-    wrapped = moved - (beyond + below) * ends.width
+    beyond = ((moved - ends.high) / ends.width()).ceil().clamp(min=0)
+    below = ((moved - ends.low) / ends.width()).floor().clamp(max=0)
+    wrapped = moved - (beyond + below) * ends.width()
     return wrapped.clamp(ends.low, ends.high)
 
 
@@ -225,14 +224,14 @@ def _box_to_data(
 
 def _place(x: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
     """From zero at the low end to one at the high end, and whether the entry is in the box."""
-    place = (x - ends.low) / ends.width
+    place = (x - ends.low) / ends.width()
     inside = (place >= 0) & (place <= 1)
     return place.clamp(0, 1), inside
 
 
 def _in_box(x: Tensor, moved: Tensor, ends: Ends, inside: Tensor) -> Tensor:
     """Entries moved by parts of the width; rounding must not move any out of the box."""
-    out = x + moved * ends.width
+    out = x + moved * ends.width()
     return torch.where(inside, out.clamp(ends.low, ends.high), out)
 
 

@@ -162,7 +162,8 @@ def check_context(
 
 def log_prob(model: nn.Module, x: Tensor, context: Context) -> Tensor:
     """The model's own log-density; models differ in how they take context."""
-    takes_context = isinstance(model, nf.ConditionalNormalizingFlow | ConditionalMultiscaleFlow)
+    # Graphs of torch 2.4 know no unions of classes.
+    takes_context = isinstance(model, (nf.ConditionalNormalizingFlow, ConditionalMultiscaleFlow))
     if takes_context or _takes_labels(model):
         return model.log_prob(x, context)  # type: ignore[operator]
     # A MultiscaleFlow needs the argument even without classes.
