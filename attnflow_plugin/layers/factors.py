@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from attnflow_plugin.constants import cached_constant, plain_shape
 from attnflow_plugin.errors import OptionError
 from attnflow_plugin.layers.mixing import AttentionWeights, PassingHalf
-from attnflow_plugin.layers.patches import TokenLayout
 from attnflow_plugin.layers.scales import (
     LOG_SCALE_BOUND,
     Bounded,
@@ -19,6 +18,7 @@ from attnflow_plugin.layers.scales import (
     log_scale_bound,
     soft_bound,
 )
+from attnflow_plugin.layers.token_layout import TokenLayout
 from attnflow_plugin.linalg import Factor, identity_like
 from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
 

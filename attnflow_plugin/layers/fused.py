@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.constants import differentiates_by_hand, without_autocast
-from attnflow_plugin.layers.patches import TokenLayout
 from attnflow_plugin.layers.scales import GAIN_BOUND, LOG_SCALE_BOUND
+from attnflow_plugin.layers.token_layout import TokenLayout
 from attnflow_plugin.linalg import identity_like, inverse_and_pivots, pivots_of
 
 

@@ -24,13 +24,7 @@ from attnflow_plugin.layers.mixing import (
     RawMixing,
     dot_products,
 )
-from attnflow_plugin.layers.patches import (
-    Patches,
-    TokenLayout,
-    patches_per_axis,
-    to_tokens,
-    token_layout,
-)
+from attnflow_plugin.layers.patches import Patches, patches_per_axis, to_tokens
 from attnflow_plugin.layers.scales import (
     STACK_WEIGHTS,
     Bounded,
@@ -39,6 +33,7 @@ from attnflow_plugin.layers.scales import (
     log_scale_bound,
     shared_bound,
 )
+from attnflow_plugin.layers.token_layout import TokenLayout, token_layout
 from attnflow_plugin.linalg import Factor
 from attnflow_plugin.masks import MaskKind, pattern_of, require_positions
 from attnflow_plugin.options import one_of, positive_int, sizes_per_axis

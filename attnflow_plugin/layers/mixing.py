@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import in_plain_eager, plain_shape
-from attnflow_plugin.layers.patches import TokenLayout
 from attnflow_plugin.layers.scales import (
     LOG_SCALE_BOUND,
     Bounded,
     bounded_sum,
     soft_bound,
 )
+from attnflow_plugin.layers.token_layout import TokenLayout
 from attnflow_plugin.linalg import AttentionMatrix, Factor, identity_like
 
 Activation = Literal["softmax", "sigmoid"]

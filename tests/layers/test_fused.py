@@ -5,7 +5,7 @@ import torch
 
 from attnflow_plugin import ITrans
 from attnflow_plugin.layers.fused import MixingPlan, MixingWeights, mixed
-from attnflow_plugin.layers.patches import permuted, token_layout
+from attnflow_plugin.layers.token_layout import permuted, token_layout
 from tests.support import randomised
 
 
