@@ -163,7 +163,8 @@ class _Mixed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         count = 1 + len(MixingWeights._fields)
-        given = ctx.saved_tensors[:count]
+        saved = ctx.saved_tensors  # Once: under checkpointing, tensors can be unpacked only once.
+        given, (inverse, *kept) = saved[:count], saved[count:]
         event, *weights = given
         if torch.is_grad_enabled():
             # Gradients that are differentiated again come from the steps.
@@ -178,7 +179,6 @@ class _Mixed(torch.autograd.Function):
             )
             found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=True))
             return (None, *[next(found) if is_needed else None for is_needed in needed])
-        inverse, *kept = ctx.saved_tensors[count:]
         with without_autocast(event):
             known = (MixingWeights(*weights), ctx.plan, _Steps(*kept), inverse)
             return None, *_gradients(gradients, *known)

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from attnflow_plugin import AttentionCoupling, IMap, InvertibleLayer, ITrans
 from attnflow_plugin.errors import ShapeError
@@ -229,6 +230,24 @@ def test_forward_mode_differentiation(layer_class):
     with torch.no_grad(), forward_ad.dual_level():
         z, _ = layer.to_latent(forward_ad.make_dual(x, tangent))
         torch.testing.assert_close(forward_ad.unpack_dual(z).tangent, expected)
+
+
+@LAYERS
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradients_where_the_backward_pass_computes_the_layer_again(layer_class, use_reentrant):
+    layer = randomised(layer_class(4)).double()
+    x = torch.randn(2, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def gradients(outputs):
+        loss = sum(part.sin().sum() for part in outputs)
+        layer.zero_grad()
+        x.grad = None
+        loss.backward()
+        return [x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+    found = gradients(checkpoint(layer.to_latent, x, use_reentrant=use_reentrant))
+    for ours, expected in zip(found, gradients(layer.to_latent(x)), strict=True):
+        assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize("layer_class", [partial(IMap, axis="channel"), ITrans])
