@@ -164,14 +164,19 @@ def test_an_exception_in_an_update_saves_nothing(tmp_path, images, monkeypatch):
 
 
 def test_a_reader_that_dies_ends_the_run_and_the_steps_before_are_saved(tmp_path, images):
-    child = Child(arguments(tmp_path / "out", workers=1, **images), tmp_path / "log")
-    child.wait_for_step(tmp_path / "out", 3)
+    out = tmp_path / "out"
+    child = Child(arguments(out, workers=1, **images), tmp_path / "log")
+    child.wait_for_step(out, 3)
     (reader,) = Path(f"/proc/{child.id}/task/{child.id}/children").read_text().split()
+    # A step in hand would be lost: so the run first comes to wait for a batch.
+    os.kill(int(reader), signal.SIGSTOP)
+    lines: list[str] = []
+    while lines != (lines := metrics(out)):
+        time.sleep(0.5)
     os.kill(int(reader), signal.SIGKILL)
     assert child.wait() == 1, child.log.read_text()
     assert "train.py: a process that reads images died" in child.log.read_text()
-    lines = metrics(tmp_path / "out")
-    assert stored(tmp_path / "out")["step"] == json.loads(lines[-1])["step"]
+    assert stored(out)["step"] == json.loads(lines[-1])["step"]
 
 
 def test_a_full_disk_is_told(tmp_path, images, monkeypatch, capsys):
