@@ -134,11 +134,13 @@ def row(name, depth):
     found = {"stack": name, "layers": depth}
     try:
         found["round trip"], found["log-det per dimension"] = errors(layers, x)
+        if not math.isfinite(found["round trip"]):
+            raise SingularAttentionError("not finite")
         found["gradient, first to last"] = relative_gradient(layers, x)
         stacked, single = condition_numbers(layers, torch.randn(1, *SMALL_SHAPE).double())
         found["condition number"], found["of a layer"] = stacked, single
-    except SingularAttentionError:
-        found["round trip"] = "singular"
+    except SingularAttentionError:  # Where events overflow first, they are not finite.
+        found |= {"round trip": "singular", "log-det per dimension": None}
     return found | {"bound": kind.bound(kind.options(depth))}
 
 

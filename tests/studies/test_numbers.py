@@ -1,5 +1,6 @@
 """Numbers of studies in the documentation are those of their files: none is stale."""
 
+import math
 import re
 from collections import Counter
 from statistics import mean
@@ -121,13 +122,15 @@ def ablation(tmp_path_factory):
     return folder
 
 
-def test_the_page_of_the_ablation_is_that_of_its_numbers(ablation, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["ablation", "real-size"])
+def test_the_page_of_the_ablation_is_that_of_its_numbers(name, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation_report, "draw", lambda *arguments: None)
-    page = tmp_path / "ablation.md"
-    page.write_text((DOCS / "ablation.md").read_text())
-    ablation_report.write_page(ablation, page)
+    published, page = DOCS / f"{name}.md", tmp_path / f"{name}.md"
+    page.write_text(published.read_text())
+    unpack(DOCS / name / "ablation.json", tmp_path / "runs")
+    ablation_report.write_page(tmp_path / "runs", page)
     # Lines may be broken elsewhere.
-    assert page.read_text().split() == (DOCS / "ablation.md").read_text().split()
+    assert page.read_text().split() == published.read_text().split()
 
 
 def of_length(folder, data, length):
@@ -138,6 +141,29 @@ def of_length(folder, data, length):
         if (result["config"]["data"], result["config"]["length"]) == (data, length)
     ]
     return outcomes(chosen, read_times(folder, data))
+
+
+def test_what_the_page_of_real_size_says_in_short(tmp_path):
+    unpack(DOCS / "real-size" / "ablation.json", tmp_path)
+    found = outcomes(read_results(tmp_path), read_times(tmp_path, "mnist"))
+
+    def sign(difference):
+        return (
+            0 if abs(difference.mean) < difference.half_width else math.copysign(1, difference.mean)
+        )
+
+    layers = ["coupling", "itrans-affine-auto-patches", "imap", "itrans-auto-patches"]
+    assert sorted(layers, key=lambda name: found[name].gain.mean) == layers
+    for name in ("coupling", "coupling-windows", "itrans-affine-auto-patches"):
+        assert sign(found[name].gain) == sign(found[name].at_parameters) == -1
+    assert sign(found["wide"].at_parameters) == 1
+    for name in ("coupling-windows", "itrans-affine-auto-patches"):
+        assert sign(found[name].at_time) == 1
+    assert (sign(found["imap"].gain), sign(found["imap"].at_time)) == (-1, 0)
+    assert sign(found["itrans-auto-patches"].gain) == 0
+    windows, whole = found["coupling-windows"], found["coupling"]
+    assert sign(paired_difference(windows.scores, whole.scores)) == 0
+    assert 0.5 < windows.time / whole.time < 0.6
 
 
 def cells_of(outcome, plain):

@@ -27,6 +27,7 @@ def _variants(kind: str, *groups: str) -> list[str]:
 AGAINST = {
     "coupling": ("conv", "coupling-3x3", "coupling-at-1"),
     "coupling-imap": ("coupling",),
+    "coupling-windows": ("coupling", "itrans-affine-auto-patches", "wide"),
     "imap": ("scales", *_variants("imap", "maps", "masks", "position")),
     "itrans": ("scales", *_variants("itrans", "masks", "heads"), "itrans-at-1"),
     "itrans-4-patches": ("itrans", "itrans-auto-patches"),
