@@ -50,7 +50,7 @@ list-quick:  # For environments that are made in another way, as those of .githu
 quick: $(READY)  ## The tests to run after every change (under a minute on two cores).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
 
-test: $(READY) lint  ## Lint, types, all tests, the notebooks (6 minutes on two cores).
+test: $(READY) lint  ## Lint, types, all tests, the notebooks (7 minutes on two cores).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		--nbmake examples/*.ipynb tests --ignore=tests/recipes $(ARGS)
 
