@@ -47,10 +47,11 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="which comparisons")
+    which = parser.add_mutually_exclusive_group().add_argument
+    which("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="which comparisons")
     add("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"of {', '.join(ARMS)}")
     add("--data", nargs="+", choices=SETTINGS, help=f"default: {', '.join(SMALL)}")
-    add("--real-size", action="store_true", help=f"256 hidden channels, on {', '.join(REAL)}")
+    which("--real-size", action="store_true", help=f"256 hidden channels, on {', '.join(REAL)}")
     add("--lengths", nargs="+", choices=LENGTHS, default=["short", "long"])
     add("--seeds", type=int, default=5, help="number of seeds")
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")

@@ -133,14 +133,16 @@ def row(name, depth):
     x = torch.randn(4, *SHAPE)
     found = {"stack": name, "layers": depth}
     try:
-        found["round trip"], found["log-det per dimension"] = errors(layers, x)
-        if not math.isfinite(found["round trip"]):
-            raise SingularAttentionError("not finite")
+        round_trip, log_det = errors(layers, x)
+    except SingularAttentionError:
+        round_trip = math.nan
+    if math.isfinite(round_trip):
+        found |= {"round trip": round_trip, "log-det per dimension": log_det}
         found["gradient, first to last"] = relative_gradient(layers, x)
         stacked, single = condition_numbers(layers, torch.randn(1, *SMALL_SHAPE).double())
-        found["condition number"], found["of a layer"] = stacked, single
-    except SingularAttentionError:  # Where events overflow first, they are not finite.
-        found |= {"round trip": "singular", "log-det per dimension": None}
+        found |= {"condition number": stacked, "of a layer": single}
+    else:
+        found["round trip"] = "singular"
     return found | {"bound": kind.bound(kind.options(depth))}
 
 

@@ -145,7 +145,7 @@ def of_length(folder, data, length):
 
 def test_what_the_page_of_real_size_says_in_short(tmp_path):
     unpack(DOCS / "real-size" / "ablation.json", tmp_path)
-    found = outcomes(read_results(tmp_path), read_times(tmp_path, "mnist"))
+    found = outcomes(read_results(tmp_path), read_times(tmp_path, "digits-28"))
 
     def sign(difference):
         return (

@@ -36,9 +36,9 @@ SMALL = {
     "digits": Setting("digits", 8, {"quick": 200, "short": 500, "long": 2000}),
     "photographs": Setting("photographs", 16, {"quick": 100, "short": 1500, "long": 4000}),
 }
-# The width of normflows' example. A step takes longer here than most of the small ones together.
+# The width of normflows' example.
 REAL = {
-    "mnist": Setting("mnist-5000", 28, {"quick": 10, "short": 1000, "long": 4000}, _REAL),
+    "digits-28": Setting("mnist-5000", 28, {"quick": 10, "short": 1000, "long": 4000}, _REAL),
     "photographs-32": Setting(
         "photographs",
         32,

@@ -113,12 +113,12 @@ def test_what_was_redefined_is_done_again(tmp_path, monkeypatch):
 
 
 def test_the_size_of_a_glow_is_part_of_its_definition(tmp_path, monkeypatch):
-    job = write_result(tmp_path, "imap", 0, 2.0, data="mnist")
-    options = ArmTrainer("wide", "mnist", 0, 1).options
+    job = write_result(tmp_path, "imap", 0, 2.0, data="digits-28")
+    options = ArmTrainer("wide", "digits-28", 0, 1).options
     assert (options.hidden, options.batch, options.data) == (320, 32, "mnist-5000")
     assert job.config["hidden"] == 256
     assert job.is_done(tmp_path)
-    monkeypatch.setitem(SETTINGS["mnist"].options, "hidden", 128)
+    monkeypatch.setitem(SETTINGS["digits-28"].options, "hidden", 128)
     assert not job.is_done(tmp_path)
 
 
