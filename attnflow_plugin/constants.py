@@ -4,11 +4,11 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Constant = TypeVar("Constant")
 
@@ -134,3 +134,21 @@ def random_states_kept(devices: Iterable[torch.device] | None = None) -> Iterato
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
+    """A context that restores random states, and in which autocast and inference mode are off.
+
+    The states are those of torch on every device, of Python and of NumPy. Layers that are made
+    under autocast would have another dtype, and those made in inference mode could not be trained.
+    """
+    tensors = [example, *model.parameters(), *model.buffers()]
+    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(random_states_kept(devices))
+        for kind in {"cpu", *(tensor.device.type for tensor in tensors)}:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

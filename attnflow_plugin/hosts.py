@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from attnflow_plugin.errors import MissingHostError
 from attnflow_plugin.inputs import HOSTS, EventSize
-from attnflow_plugin.layers import BoundedAttention, InvertibleLayer
-from attnflow_plugin.layers.attentions import ATTENTIONS
+from attnflow_plugin.layers import ATTENTIONS, BoundedAttention, InvertibleLayer
 from attnflow_plugin.layers.base import Context, MaskedAttention, Role
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from attnflow_plugin.errors import ShapeError
-from attnflow_plugin.options import one_of, positive_int
+from attnflow_plugin.errors import ShapeError, one_of, positive_int
 
 __all__ = ["PATTERNS", "MaskKind", "Pattern", "make_mask", "require_positions"]
 

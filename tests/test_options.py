@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from attnflow_plugin import AttentionCoupling, IMap, ITrans
-from attnflow_plugin.errors import OptionError
-from attnflow_plugin.masks import make_mask
-from attnflow_plugin.metrics import bits_per_dim
-from attnflow_plugin.options import (
+from attnflow_plugin.errors import (
+    OptionError,
     boolean,
     did_you_mean,
     non_negative_int,
@@ -16,6 +14,8 @@ from attnflow_plugin.options import (
     positive_int,
     sizes_per_axis,
 )
+from attnflow_plugin.masks import make_mask
+from attnflow_plugin.metrics import bits_per_dim
 
 WHOLE = [3, np.int64(3), np.int32(3), np.uint8(3)]
 NOT_WHOLE = [True, np.True_, 3.0, np.float64(3), "3", None, torch.tensor(3)]

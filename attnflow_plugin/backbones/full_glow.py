@@ -26,10 +26,10 @@ from attnflow_plugin.backbones.multiscale import (
     StepPosition,
 )
 from attnflow_plugin.backbones.nets import ZeroConv
+from attnflow_plugin.errors import one_of, positive_int
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.choice import LayerFactory
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior
-from attnflow_plugin.options import one_of, positive_int
 
 Conditioning = Literal["full", "coupling", "prior"]
 Trunk = Literal["pooling", "tied"]

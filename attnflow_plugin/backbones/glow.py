@@ -17,10 +17,9 @@ from attnflow_plugin.backbones.multiscale import (
     StepPosition,
 )
 from attnflow_plugin.backbones.nets import ConvNet, GatedAttentionNet
-from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.errors import OptionError, ShapeError, did_you_mean, one_of, positive_int
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.layers.scales import ScaleMapName
-from attnflow_plugin.options import did_you_mean, one_of, positive_int
 
 NetFactory = Callable[[int, int], nn.Module]
 CouplingNet = Literal["conv", "attention"] | NetFactory

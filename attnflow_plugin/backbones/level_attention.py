@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.backbones.multiscale import LevelAttention, MultiscalePlan, StepPosition
-from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError
+from attnflow_plugin.constants import undisturbed
+from attnflow_plugin.errors import AttnFlowError, OptionError, ShapeError, did_you_mean
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.choice import (
     Attention,
@@ -23,10 +24,8 @@ from attnflow_plugin.insertion.choice import (
     kinds_in,
     names_of,
 )
-from attnflow_plugin.insertion.copying import undisturbed
-from attnflow_plugin.layers.attentions import ATTENTIONS
+from attnflow_plugin.layers import ATTENTIONS
 from attnflow_plugin.layers.base import Context, InvertibleLayer, attention_layers
-from attnflow_plugin.options import did_you_mean
 
 
 def attended(

@@ -17,9 +17,9 @@ from attnflow_plugin.backbones.multiscale import (
     StepPosition,
 )
 from attnflow_plugin.backbones.nets import GatedAttentionNet, ZeroConv
+from attnflow_plugin.errors import one_of, positive_int
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.choice import as_list
-from attnflow_plugin.options import one_of, positive_int
 
 Prior = Literal["channel-autoregressive", "gaussian"]
 PRIORS: tuple[Prior, ...] = ("channel-autoregressive", "gaussian")

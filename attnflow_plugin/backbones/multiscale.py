@@ -8,11 +8,10 @@ from typing import NamedTuple, get_args
 import torch
 from torch import nn
 
-from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.errors import OptionError, ShapeError, one_of, positive_int
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.choice import Attention, LayerFactory
 from attnflow_plugin.insertion.places import PositionName
-from attnflow_plugin.options import one_of, positive_int
 
 LevelAttention = Attention | Sequence[Attention] | Mapping[int, Attention | Sequence[Attention]]
 StepPosition = PositionName

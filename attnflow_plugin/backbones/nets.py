@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from attnflow_plugin.constants import cached_constant, plain_shape
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import OptionError, positive_int
 from attnflow_plugin.layers.dot_product import fused_attention
-from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import DataInitialised, statistics
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)

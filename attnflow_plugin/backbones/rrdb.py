@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
-from attnflow_plugin.options import positive_int
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError, positive_int
 
 #: Number of blocks, evenly spread, whose outputs are stacked to the features of every level.
 STACKED = 4

@@ -18,12 +18,11 @@ from attnflow_plugin.backbones.multiscale import (
 )
 from attnflow_plugin.backbones.nets import NormalisedConvNet, ZeroConv
 from attnflow_plugin.backbones.rrdb import RRDBEncoder, level_name
-from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.errors import OptionError, ShapeError, one_of, positive_int
 from attnflow_plugin.hosts import Host, Model
 from attnflow_plugin.insertion.choice import LayerFactory
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.scales import ScaleMapName, of_prior
-from attnflow_plugin.options import one_of, positive_int
 
 Splits = Literal["released", "all"]
 

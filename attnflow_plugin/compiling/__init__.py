@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from attnflow_plugin.compiling.graphs import PLAIN, Graphs, buffers_kept, same_noise
 from attnflow_plugin.constants import in_plain_eager
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import OptionError, one_of
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.inputs import require_events, require_model
-from attnflow_plugin.options import one_of
 from attnflow_plugin.training import prepare, restored_on_failure
 
 __all__ = ["CompilationReport", "compile_model"]

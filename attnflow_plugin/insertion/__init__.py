@@ -3,7 +3,7 @@
 The steps, in their order:
 
 * ``request`` reads the example, and explains why something is not a model that can run;
-* ``copying`` copies the model;
+* ``transaction`` copies the model;
 * ``probe`` runs a copy and records the calls of its layers; ``sight`` finds out what they mix;
 * ``places`` finds the places that a position names;
 * ``choice`` reads what to insert and builds it for these places. Where events lie on circles or in
@@ -16,23 +16,24 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import InsertionError
+from attnflow_plugin.constants import undisturbed
+from attnflow_plugin.errors import InsertionError, is_out_of_memory
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion.choice import Attention, Builder, Choice, LayerFactory, as_list
-from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory, undisturbed
 from attnflow_plugin.insertion.places import Place, Position, find_places
 from attnflow_plugin.insertion.probe import Probe
 from attnflow_plugin.insertion.regions import Regions
 from attnflow_plugin.insertion.report import InsertedLayer, InsertionReport
-from attnflow_plugin.insertion.request import cannot_run, read_batch
+from attnflow_plugin.insertion.request import Batch, cannot_run, read_batch
 from attnflow_plugin.insertion.transaction import (
     Insertion,
     commit,
+    independent_copy,
     planned_changes,
     require_whole_model,
 )
 from attnflow_plugin.insertion.trial import Trial
-from attnflow_plugin.layers.attentions import AUTO
+from attnflow_plugin.layers import AUTO
 from attnflow_plugin.layers.base import attention_layers
 
 __all__ = ["InsertedLayer", "InsertionReport", "insert_attention"]

@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from attnflow_plugin.errors import AttnFlowError, InsertionError, OptionError
+from attnflow_plugin.errors import (
+    AttnFlowError,
+    InsertionError,
+    OptionError,
+    did_you_mean,
+    is_out_of_memory,
+)
 from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.copying import is_out_of_memory
 from attnflow_plugin.insertion.places import Neighbour, Place
 from attnflow_plugin.insertion.regions import Region, Regions, require_inside
 from attnflow_plugin.insertion.sight import is_blind
 from attnflow_plugin.insertion.transaction import Insertion
-from attnflow_plugin.layers.attentions import ALIASES, AUTO, recommended
-from attnflow_plugin.layers.bounded_attention import BoundedAttention
-from attnflow_plugin.options import did_you_mean
+from attnflow_plugin.layers import ALIASES, AUTO, BoundedAttention, recommended
 
 LayerFactory = Callable[[int], nn.Module]
 Attention = str | LayerFactory
@@ -122,9 +125,8 @@ def _check_kind(owner: str, host: Host, kind: object) -> None:
     known = (AUTO, *host.attentions)
     if not callable(kind) and (not isinstance(kind, str) or kind not in known):
         raise OptionError(
-            f"{owner}: expected attention to be one of {known} or a "
-            f"callable from channels to a layer, found {kind!r}"
-            f"{did_you_mean([kind], known)}"
+            f"{owner}: expected attention to be one of {known} or a callable from channels to "
+            f"a layer, found {kind!r}{did_you_mean([kind], known)}"
         )
 
 
@@ -256,9 +258,7 @@ def kept_inside(
         return make, None
     if make.func in host.attentions.values():
         known = host.bounded_attention.options()
-        options: dict[str, Any] = {
-            name: value for name, value in make.keywords.items() if name in known
-        }
+        options = {name: value for name, value in make.keywords.items() if name in known}
         ignored = tuple(name for name in make.keywords if name not in known)
         stand_in = StandIn(make.func.__name__, ignored, str(region))
         return partial(host.bounded_attention, **options, **region.options()), stand_in

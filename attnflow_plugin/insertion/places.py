@@ -6,12 +6,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import InsertionError, OptionError
+from attnflow_plugin.errors import InsertionError, OptionError, did_you_mean
 from attnflow_plugin.hosts import Role
 from attnflow_plugin.insertion.probe import Call, Probe
 from attnflow_plugin.insertion.request import advice
 from attnflow_plugin.insertion.sight import mixes_entries
-from attnflow_plugin.options import did_you_mean
 
 PositionName = Literal["before_actnorm", "after_actnorm", "after_permutation", "after_coupling"]
 Position = PositionName | type[nn.Module]

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.errors import is_out_of_memory
 from attnflow_plugin.hosts import Host, Run
-from attnflow_plugin.insertion.copying import Batch, is_out_of_memory
 from attnflow_plugin.insertion.domains import BaseCall, rows_of
+from attnflow_plugin.insertion.request import Batch
 
 _Method = Callable[..., Any]
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from os import PathLike
 from types import FunctionType, MethodType, NoneType
 
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from attnflow_plugin.errors import InsertionError, MissingContextError, NonFiniteError
-from attnflow_plugin.hosts import Host
-from attnflow_plugin.insertion.copying import Batch
+from attnflow_plugin.hosts import Host, Run
 
 _OWNER = "insert_attention"
 
@@ -45,6 +45,29 @@ _AFTERWARDS = {
     "gradients of new parameters",
     "OptimizedModule": ", and compile it again",
 }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An example, and the further arguments of the model's ``log_prob``."""
+
+    example: Tensor
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    def give(self, run: Run) -> object:
+        """Call a function with copies, since some layers of the hosts write to their input."""
+        args = [_fresh(value) for value in self.args]
+        kwargs = {name: _fresh(value) for name, value in self.kwargs.items()}
+        return run(self.example.clone(), *args, **kwargs)
+
+    def of(self, example: Tensor) -> "Batch":
+        """The same with other data."""
+        return Batch(example, self.args, self.kwargs)
+
+
+def _fresh(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def read_batch(host: Host, model: object, example: object, context: object) -> Batch:

@@ -6,11 +6,16 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import DomainError, InsertionError
-from attnflow_plugin.insertion.copying import Batch, independent_copy, is_out_of_memory
+from attnflow_plugin.errors import DomainError, InsertionError, is_out_of_memory
 from attnflow_plugin.insertion.places import Place
 from attnflow_plugin.insertion.probe import Probe
-from attnflow_plugin.insertion.transaction import Insertion, commit, planned_changes
+from attnflow_plugin.insertion.request import Batch
+from attnflow_plugin.insertion.transaction import (
+    Insertion,
+    commit,
+    independent_copy,
+    planned_changes,
+)
 from attnflow_plugin.layers.bounded_attention import BoundedAttention
 
 #: The factor by which events are stretched to see whether they leave a domain.

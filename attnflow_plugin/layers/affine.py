@@ -5,11 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import OptionError, boolean, non_negative_int, one_of, positive_int
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import affine_parameters, context_at
 from attnflow_plugin.layers.scales import LOG_SCALES, ScaleMapName
-from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int
 
 
 class ChannelHalves:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
+from attnflow_plugin.errors import boolean, positive_int, sizes_per_axis
 from attnflow_plugin.layers.base import Context, MaskedAttention
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.dot_product import TokenAttention
@@ -35,7 +36,6 @@ from attnflow_plugin.layers.layout import (
 from attnflow_plugin.layers.patches import patches_per_axis
 from attnflow_plugin.layers.scales import bound_in, coupling_bounds, soft_bound
 from attnflow_plugin.masks import MaskKind, require_positions
-from attnflow_plugin.options import boolean, positive_int, sizes_per_axis
 
 
 class AttentionCoupling(MaskedAttention):

@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 from attnflow_plugin.constants import in_plain_eager, plain_shape, without_autocast
 from attnflow_plugin.debug import require_finite
-from attnflow_plugin.errors import MissingContextError, ShapeError
+from attnflow_plugin.errors import (
+    MissingContextError,
+    ShapeError,
+    boolean,
+    non_negative_int,
+    one_of,
+    positive_int,
+)
 from attnflow_plugin.masks import PATTERNS, MaskKind
-from attnflow_plugin.options import boolean, non_negative_int, one_of, positive_int
 
 Context = Tensor | Mapping[str, Tensor] | None
 #: The part that a layer plays in a step of a flow.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import OptionError, positive_int
 from attnflow_plugin.layers.base import MaskedAttention
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.entry_net import EntryNet
@@ -23,7 +23,6 @@ from attnflow_plugin.layers.intervals import (
 from attnflow_plugin.layers.layout import Halves, Positions, halves_of, positions_in, require_axes
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, bound_in, coupling_bounds
 from attnflow_plugin.masks import MaskKind, require_positions
-from attnflow_plugin.options import positive_int
 
 
 class BoundedAttention(MaskedAttention):

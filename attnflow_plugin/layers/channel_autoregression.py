@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.errors import OptionError, ShapeError
+from attnflow_plugin.errors import OptionError, ShapeError, non_negative_int
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import soft_bound
-from attnflow_plugin.options import non_negative_int
 
 #: Bound of the log-scales, since constant channels of images need scales far below one.
 PRIOR_LOG_SCALE_BOUND = 8.0

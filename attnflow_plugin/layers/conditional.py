@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
+from attnflow_plugin.errors import positive_int
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import sample_parameters
 from attnflow_plugin.layers.scales import LOG_SCALE_BOUND, soft_bound
-from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import DataInitialised, statistics
 
 #: Times 1/C, it bounds what the net adds to an entry off the diagonals.

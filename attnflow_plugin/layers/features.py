@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnflow_plugin.constants import cached_constant, in_plain_eager, plain_shape
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import OptionError, positive_int, sizes_per_axis
 from attnflow_plugin.layers.dot_product import TokenAttention
 from attnflow_plugin.masks import MaskKind, make_mask
-from attnflow_plugin.options import positive_int, sizes_per_axis
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

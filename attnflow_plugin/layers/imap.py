@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import OptionError, one_of
 from attnflow_plugin.layers.base import MaskedAttention
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.scales import (
@@ -20,7 +20,6 @@ from attnflow_plugin.layers.scales import (
     strength,
 )
 from attnflow_plugin.masks import MaskKind, make_mask, require_positions
-from attnflow_plugin.options import one_of
 
 Axis = Literal["spatial", "channel"]
 Activation = Literal["sigmoid", "softmax", "exp"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import in_plain_eager, plain_shape
+from attnflow_plugin.errors import one_of, positive_int, sizes_per_axis
 from attnflow_plugin.layers.base import MaskedAttention
 from attnflow_plugin.layers.conditioner import context_at
 from attnflow_plugin.layers.dot_product import RelativePositionBias
@@ -36,7 +37,6 @@ from attnflow_plugin.layers.scales import (
 from attnflow_plugin.layers.token_layout import TokenLayout, token_layout
 from attnflow_plugin.linalg import Factor
 from attnflow_plugin.masks import MaskKind, pattern_of, require_positions
-from attnflow_plugin.options import one_of, positive_int, sizes_per_axis
 
 
 class ITrans(MaskedAttention):

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from attnflow_plugin.constants import cached_constant, plain_shape
-from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError, boolean, one_of
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.patches import to_tokens
 from attnflow_plugin.masks import PATTERNS, MaskKind, make_mask
-from attnflow_plugin.options import boolean, one_of
 
 #: Whether weights depend on the relative positions of tokens, and whether these are on a torus.
 Positions = bool | Literal["periodic"]

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import cached_constant, plain_shape
+from attnflow_plugin.errors import one_of, positive_int
 from attnflow_plugin.layers.dot_product import MAX_AXES
 from attnflow_plugin.layers.token_layout import TokenLayout
 from attnflow_plugin.linalg import LowRankMatrix
 from attnflow_plugin.masks import PATTERNS, MaskKind
-from attnflow_plugin.options import one_of, positive_int
 
 #: Number of cosines of a token's place along each axis.
 FREQUENCIES = 4

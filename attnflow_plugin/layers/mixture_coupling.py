@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import in_plain_eager
+from attnflow_plugin.errors import non_negative_int, positive_int
 from attnflow_plugin.layers.affine import ChannelHalves
 from attnflow_plugin.layers.base import InvertibleLayer
 from attnflow_plugin.layers.conditioner import context_at, entry_parameters
 from attnflow_plugin.layers.scales import soft_bound
-from attnflow_plugin.options import non_negative_int, positive_int
 
 #: Steps of the inversion; 16 are enough for trained mixtures, the others are for extreme ones.
 STEPS = 28

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnflow_plugin.errors import NonFiniteError, ShapeError
-from attnflow_plugin.options import positive_int
+from attnflow_plugin.errors import NonFiniteError, ShapeError, positive_int
 
 LEVELS = 255
 #: Reach of the cubic kernel, in pixels of the coarser grid.

@@ -7,7 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
+from attnflow_plugin.errors import (
+    MissingHostError,
+    OptionError,
+    ShapeError,
+    boolean,
+    non_negative_int,
+    one_of,
+)
 from attnflow_plugin.hosts import require
 from attnflow_plugin.metrics.images import (
     LEVELS,
@@ -16,7 +23,6 @@ from attnflow_plugin.metrics.images import (
     downscale,
     to_levels,
 )
-from attnflow_plugin.options import boolean, non_negative_int, one_of
 
 Sample = Callable[[Tensor, float], Tensor]
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError
+from attnflow_plugin.errors import MissingHostError, OptionError, ShapeError, positive_int
 from attnflow_plugin.hosts import require
 from attnflow_plugin.metrics.images import LEVELS, check_colours, check_images, to_levels
-from attnflow_plugin.options import positive_int
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

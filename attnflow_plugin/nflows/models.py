@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
 from attnflow_plugin.constants import without_autocast
-from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError, positive_int
 from attnflow_plugin.inputs import require_context, require_labels
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.conditional import order_of, read_whole_numbers
 from attnflow_plugin.nflows.layers import ChannelAutoregression
-from attnflow_plugin.options import positive_int
 from attnflow_plugin.training import statistics
 
 

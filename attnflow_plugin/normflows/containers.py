@@ -7,7 +7,7 @@ import normflows as nf
 from torch import Tensor, nn
 
 from attnflow_plugin.constants import plain_shape
-from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError, non_negative_int
 from attnflow_plugin.inputs import (
     context_rows,
     require_context,
@@ -16,7 +16,6 @@ from attnflow_plugin.inputs import (
     require_temperature,
 )
 from attnflow_plugin.layers.base import Context
-from attnflow_plugin.options import non_negative_int
 
 
 class Chain(nf.flows.Flow):

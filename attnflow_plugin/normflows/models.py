@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
 from attnflow_plugin.constants import without_autocast
-from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError
+from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError, non_negative_int
 from attnflow_plugin.inputs import context_rows, require_context, require_labels
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.channel_autoregression import ChannelAutoregression
 from attnflow_plugin.normflows.containers import ConditionalMultiscaleFlow, tempered
-from attnflow_plugin.options import non_negative_int
 from attnflow_plugin.training import statistics
 
 

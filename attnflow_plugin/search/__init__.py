@@ -16,12 +16,11 @@ from typing import get_args
 import torch
 from torch import nn
 
-from attnflow_plugin.errors import OptionError
+from attnflow_plugin.errors import OptionError, non_negative_int, one_of, positive_int
 from attnflow_plugin.hosts import Host
 from attnflow_plugin.insertion import InsertionReport
 from attnflow_plugin.insertion.choice import as_list
 from attnflow_plugin.insertion.places import Position
-from attnflow_plugin.options import non_negative_int, one_of, positive_int
 from attnflow_plugin.search.greedy import Gain, Greedy, Limits, Progress, SearchResult, Trial
 from attnflow_plugin.search.placement import (
     DEFAULT_CANDIDATES,

@@ -20,9 +20,9 @@ from attnflow_plugin.insertion.choice import (
     as_list,
     name_of,
 )
-from attnflow_plugin.insertion.copying import independent_copy
 from attnflow_plugin.insertion.places import Place, Position
-from attnflow_plugin.layers.attentions import ATTENTIONS
+from attnflow_plugin.insertion.transaction import independent_copy
+from attnflow_plugin.layers import ATTENTIONS
 
 Entry = Attention | Sequence[Attention]
 Candidates = Entry | Mapping[str, Entry | tuple[Entry, Mapping[str, object]]]

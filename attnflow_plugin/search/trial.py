@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnflow_plugin.constants import undisturbed
 from attnflow_plugin.densities import log_prob, without_graph
 from attnflow_plugin.errors import NonFiniteError, OptionError, SingularAttentionError
-from attnflow_plugin.insertion.copying import independent_copy, undisturbed
+from attnflow_plugin.insertion.transaction import independent_copy
 from attnflow_plugin.search.placement import Batch, Inserter, Placement, device_of
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attnflow_plugin.errors import InsertionError
-from attnflow_plugin.insertion.copying import independent_copy
+from attnflow_plugin.insertion.transaction import independent_copy
 
 
 class Holds(nn.Module):

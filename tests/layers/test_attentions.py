@@ -3,8 +3,7 @@
 import pytest
 
 from attnflow_plugin import layers
-from attnflow_plugin.layers import InvertibleLayer
-from attnflow_plugin.layers.attentions import ATTENTIONS
+from attnflow_plugin.layers import ATTENTIONS, InvertibleLayer
 from attnflow_plugin.nflows.host import NFLOWS
 from attnflow_plugin.normflows.host import NORMFLOWS
 from attnflow_plugin.search import DEFAULT_CANDIDATES

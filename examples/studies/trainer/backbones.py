@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attnflow_plugin.layers import attentions
+from attnflow_plugin import layers
 from trainer.options import Options, UsageError, flag
 
 # By the names that the builders give them, too.
@@ -32,7 +32,7 @@ _CONTEXTS = {
 }
 # What is no option on the command line: the builders give it, or images have no use for it.
 NOT_OFFERED = {"flip", "context_channels", "positions", "odd", "present"}
-ATTENTIONS = {name: {*kind.options()} - NOT_OFFERED for name, kind in attentions.ATTENTIONS.items()}
+ATTENTIONS = {name: {*kind.options()} - NOT_OFFERED for name, kind in layers.ATTENTIONS.items()}
 """The attentions of the package and the options of their layers."""
 _OF_ANY = {"position", "both_masks", "context_in_attention", "source_attention"}
 _FEW_GREY_LEVELS = {"digits", "mnist", "mnist-3x32x32"}
@@ -80,7 +80,7 @@ def attention(options: Options) -> tuple[list[str], dict[str, Any]]:
     found: dict[str, Any] = {}
     if options.attention != "auto":
         given = [] if options.attention == "none" else options.attention.split(",")
-        kinds = [attentions.ALIASES.get(kind, kind) for kind in given]
+        kinds = [layers.ALIASES.get(kind, kind) for kind in given]
     # What gained most in the project's own comparison, docs/choosing.md.
     elif options.data in _FEW_GREY_LEVELS:
         kinds = ["attention_coupling"]

@@ -11,7 +11,7 @@ from attnflow_plugin.backbones.full_glow import Conditioning, Trunk
 from attnflow_plugin.backbones.marflow import Prior
 from attnflow_plugin.backbones.srflow import Splits
 from attnflow_plugin.insertion.places import PositionName
-from attnflow_plugin.layers.attentions import ATTENTIONS
+from attnflow_plugin.layers import ATTENTIONS
 from attnflow_plugin.layers.imap import Activation, Axis
 from attnflow_plugin.layers.mixing import HeadMode
 from attnflow_plugin.layers.scales import Init, ScaleMapName
