@@ -1,7 +1,4 @@
-"""The exceptions of the package; all of them can be caught as `AttnFlowError`.
-
-Below them are checks of options, whose errors name the class, what was expected and what was found.
-"""
+"""The exceptions of the package; all of them can be caught as `AttnFlowError`."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -61,13 +58,7 @@ class MissingHostError(AttnFlowError, ImportError):
     """A host, or another optional library, is not installed."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error only means that there is not enough memory."""
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "not enough memory" in str(error)
-        or "out of memory" in str(error)
-    )
+# Checks of options: every error names the class, what was expected and what was found.
 
 
 def one_of(owner: str, name: str, value: T, allowed: Iterable[T]) -> T:
@@ -142,3 +133,12 @@ def _is_whole(value: object) -> TypeGuard[int]:
 def _plain(value: int) -> int:
     # torch.compile may trace an int as a symbol, which a conversion would turn into a constant.
     return value if isinstance(value, int) else int(value)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error only means that there is not enough memory."""
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "not enough memory" in str(error)
+        or "out of memory" in str(error)
+    )

@@ -48,7 +48,6 @@ class Host(ABC, Generic[Model]):
         name: the host's name.
         layer_type: base class of all invertible layers.
         base_type: base class of its distributions.
-        layers: the module with this package's layers as classes of the host.
         roles: the host's classes and their roles; the first match counts. Layers of this package
             have a role as an attribute.
         iterating: classes that run every element of their module lists, in order. New layers can be
@@ -66,7 +65,6 @@ class Host(ABC, Generic[Model]):
     name: ClassVar[str]
     layer_type: ClassVar[type[nn.Module]]
     base_type: ClassVar[type[nn.Module]]
-    layers: ClassVar[ModuleType]
     roles: ClassVar[tuple[tuple[tuple[type[nn.Module], ...], Role], ...]]
     iterating: ClassVar[tuple[type[nn.Module], ...]]
     to_latent_method: ClassVar[str]
@@ -81,6 +79,11 @@ class Host(ABC, Generic[Model]):
     def __reduce__(self) -> str:
         # Copies and pickles of models refer to the one instance.
         return self.name.upper()
+
+    @property
+    def layers(self) -> ModuleType:
+        """The package of the host, which holds this package's layers as classes of the host."""
+        return importlib.import_module(f"attnflow_plugin.{self.name}")
 
     @property
     def attentions(self) -> Mapping[str, type[MaskedAttention]]:

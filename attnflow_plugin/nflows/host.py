@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from typing import ClassVar
 
 from nflows import transforms
 from nflows.distributions import (
@@ -23,8 +22,9 @@ from attnflow_plugin.backbones.multiscale import MultiscalePlan
 from attnflow_plugin.hosts import Host, Role, Run, is_users_own, methods_of
 from attnflow_plugin.inputs import EventSize, require_rows, unsqueezed
 from attnflow_plugin.insertion.domains import LINE, Domain, box, spline_domain
+from attnflow_plugin.layers import ChannelAutoregression
 from attnflow_plugin.layers.base import Context
-from attnflow_plugin.nflows import layers, models
+from attnflow_plugin.nflows import models
 from attnflow_plugin.nflows.models import (
     EncodedTransform,
     FullPrecisionConv1x1,
@@ -41,7 +41,6 @@ class Nflows(Host[Flow]):
     base_type = Distribution
     to_latent_method = "forward"
     one_way_errors = (NotImplementedError, transforms.InverseNotAvailable)
-    layers: ClassVar = layers
     actnorm = transforms.ActNorm
     learning_actnorm = LearningActNorm
     ready_actnorm = ReadyActNorm
@@ -50,7 +49,7 @@ class Nflows(Host[Flow]):
     too_large = (
         transforms.MultiscaleCompositeTransform,
         EncodedTransform,
-        layers.ChannelAutoregression,
+        ChannelAutoregression,
     )
     iterating = (transforms.CompositeTransform, SourceTower)
     roles = (

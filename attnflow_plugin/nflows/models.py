@@ -1,7 +1,6 @@
 """Parts of models that nflows lacks, and the labels, contexts and samples of its models."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ from nflows.transforms import ActNorm, OneByOneConvolution, Permutation, Transfo
 from nflows.utils import torchutils
 from torch import Tensor, nn
 
-from attnflow_plugin.backbones.channel_lstm import ChannelLSTM
 from attnflow_plugin.constants import without_autocast
 from attnflow_plugin.errors import MissingContextError, OptionError, ShapeError, positive_int
 from attnflow_plugin.inputs import require_context, require_labels
 from attnflow_plugin.layers.base import Context
 from attnflow_plugin.layers.conditional import order_of, read_whole_numbers
-from attnflow_plugin.nflows.layers import ChannelAutoregression
 from attnflow_plugin.training import statistics
 
 
@@ -119,25 +116,6 @@ class LearningActNorm(ReadyActNorm):
             self.shift.copy_(-mean / std)
             self.initialized.fill_(True)
         return super().forward(inputs, context)
-
-
-class ChannelAutoregressivePrior(Flow):
-    r"""A `ChannelAutoregression` over a standard normal, with a `ChannelLSTM` as its net.
-
-    It is a ``Flow``, which in nflows is a ``Distribution``, so that it can be the base of another.
-
-    Args:
-        shape: ``(C, H, W)`` of the latents.
-        context_channels: channels of the context, a map or a vector; zero for none.
-        **net_options: options of the net, such as ``hidden_channels`` and ``kernel``.
-    """
-
-    def __init__(
-        self, shape: Sequence[int], *, context_channels: int = 0, **net_options: int
-    ) -> None:
-        net = partial(ChannelLSTM, **net_options)
-        layer = ChannelAutoregression(shape[0], net, context_channels=context_channels)
-        super().__init__(layer, StandardNormal(list(shape)))
 
 
 def check_context(

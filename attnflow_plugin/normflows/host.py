@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import normflows as nf
 from normflows.flows.affine.autoregressive import Autoregressive
@@ -22,8 +21,9 @@ from attnflow_plugin.insertion.domains import (
     circles,
     spline_domain,
 )
+from attnflow_plugin.layers import ChannelAutoregression
 from attnflow_plugin.layers.base import Context
-from attnflow_plugin.normflows import layers, models
+from attnflow_plugin.normflows import models
 from attnflow_plugin.normflows.containers import (
     Chain,
     ConditionalMultiscaleFlow,
@@ -46,13 +46,12 @@ class Normflows(Host[nf.MultiscaleFlow]):
     base_type = nf.distributions.BaseDistribution
     to_latent_method = "inverse"
     one_way_errors = (NotImplementedError,)
-    layers: ClassVar = layers
     actnorm = nf.flows.ActNorm
     learning_actnorm = LearningActNorm
     ready_actnorm = ReadyActNorm
     squeeze = nf.flows.Squeeze
     keeps_first = True
-    too_large = (layers.ChannelAutoregression,)
+    too_large = (ChannelAutoregression,)
     # Without SourceTower, which runs its lists in the opposite order, from data to latent.
     iterating = (
         nf.NormalizingFlow,
