@@ -11,11 +11,18 @@ import torch
 torch.set_num_threads(1)
 # Nor are there cores for processes that compile beside these, each of which imports torch.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Trial programs for every set of instructions of the processor take as long as some tests.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests, so that no worker has one left when the others are done."""
+    items.sort(key=lambda item: not ("compile" in item.path.name or item.path.suffix == ".ipynb"))
 
 
 def pytest_collection_finish():

@@ -16,13 +16,7 @@ from attnflow_plugin.errors import (
     one_of,
 )
 from attnflow_plugin.hosts import require
-from attnflow_plugin.metrics.images import (
-    LEVELS,
-    check_colours,
-    check_pair,
-    downscale,
-    to_levels,
-)
+from attnflow_plugin.metrics.images import LEVELS, check_colours, check_pair, downscale, to_levels
 
 Sample = Callable[[Tensor, float], Tensor]
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
