@@ -35,7 +35,7 @@ def main() -> None:
         unpack(options.start_from, options.out)
     if not options.report:
         jobs = all_jobs(options.arms, options.data, options.lengths, options.seeds)
-        run_all(jobs, options.out, options.workers)
+        run_all(jobs, options.out, options.workers, options.keep_models)
         # Afterwards, when no run of this program is in the way.
         for data in options.data:
             step_times(options.arms, data, options.out, ROUNDS)
@@ -56,6 +56,7 @@ def parse_options() -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="number of seeds")
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
     add("--out", type=Path, default=Path("outputs/ablation"))
+    add("--keep-models", action="store_true", help="keep the weights of every run, too")
     add("--start-from", type=Path, metavar="FILE", help="published runs, not to be made again")
     add("--page", type=Path, help="page of the documentation to put the report into")
     add("--report", action="store_true", help="run nothing, report what there is")

@@ -148,20 +148,24 @@ AT_LEAST = 50
 """Steps between evaluations, which take as long as a few steps each."""
 
 
-def run_all(jobs: Sequence[Job], folder: Path, workers: int) -> None:
+def run_all(jobs: Sequence[Job], folder: Path, workers: int, keep_models: bool = False) -> None:
     """Do what is not done yet; what was stopped in the middle starts again."""
-    pending = [(job, folder) for job in jobs if not job.is_done(folder)]
+    pending = [(job, folder, keep_models) for job in jobs if not job.is_done(folder)]
     with tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="run") as bar:
         for _ in harness.do_all(run, pending, workers):
             bar.update()
 
 
-def run(job: Job, folder: Path) -> None:
-    """Train one model and write what came out."""
+def run(job: Job, folder: Path, keep_model: bool = False) -> None:
+    """Train one model and write what came out; beside it, on demand, the averaged weights."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    outcome = train(ArmTrainer(job.arm, job.data, job.seed, job.steps))
+    trainer = ArmTrainer(job.arm, job.data, job.seed, job.steps)
+    outcome = train(trainer)
     seconds = round(time.perf_counter() - started, 1)
+    if keep_model:
+        job.path(folder).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(trainer.module.best_flow.state_dict(), job.path(folder).with_suffix(".pt"))
     result = {"config": job.config, **outcome, "seconds": seconds, **environment(PACKAGES)}
     write_json(result, job.path(folder))
 
