@@ -23,6 +23,7 @@ from ablation.arms import ARMS, GROUPS, QUICK, REAL_SIZE
 from ablation.outcomes import unpack
 from ablation.report import write_page, write_report
 from ablation.runs import all_jobs, run_all, step_times
+from ablation.samples import draw_samples
 from ablation.settings import LENGTHS, REAL, SETTINGS, SMALL
 
 ROUNDS = 15
@@ -33,8 +34,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # As Ctrl-C.
     if options.start_from:
         unpack(options.start_from, options.out)
+    jobs = all_jobs(options.arms, options.data, options.lengths, options.seeds)
     if not options.report:
-        jobs = all_jobs(options.arms, options.data, options.lengths, options.seeds)
         run_all(jobs, options.out, options.workers, options.keep_models)
         # Afterwards, when no run of this program is in the way.
         for data in options.data:
@@ -42,6 +43,8 @@ def main() -> None:
     print(write_report(options.out))
     if options.page:
         write_page(options.out, options.page)
+    if options.samples:
+        draw_samples(jobs, options.out, options.samples)
 
 
 def parse_options() -> argparse.Namespace:
@@ -59,6 +62,7 @@ def parse_options() -> argparse.Namespace:
     add("--keep-models", action="store_true", help="keep the weights of every run, too")
     add("--start-from", type=Path, metavar="FILE", help="published runs, not to be made again")
     add("--page", type=Path, help="page of the documentation to put the report into")
+    add("--samples", type=Path, help="picture of samples, by models that were kept")
     add("--report", action="store_true", help="run nothing, report what there is")
     add("--quick", action="store_true", help="few arms, two seeds, short runs")
     options = parser.parse_args()

@@ -50,6 +50,10 @@ class Job:
     def path(self, folder: Path) -> Path:
         return folder / "runs" / f"{self.data}-{self.length}-{self.arm}-{self.seed}.json"
 
+    def weights(self, folder: Path) -> Path:
+        """Where the averaged weights are, if they are kept."""
+        return self.path(folder).with_suffix(".pt")
+
     def is_done(self, folder: Path) -> bool:
         """Whether there is an outcome that still counts."""
         path = self.path(folder)
@@ -164,8 +168,8 @@ def run(job: Job, folder: Path, keep_model: bool = False) -> None:
     outcome = train(trainer)
     seconds = round(time.perf_counter() - started, 1)
     if keep_model:
-        job.path(folder).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(trainer.module.best_flow.state_dict(), job.path(folder).with_suffix(".pt"))
+        job.weights(folder).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(trainer.module.best_flow.state_dict(), job.weights(folder))
     result = {"config": job.config, **outcome, "seconds": seconds, **environment(PACKAGES)}
     write_json(result, job.path(folder))
 
