@@ -71,16 +71,18 @@ def measure(module, models, x, context=None, *, rounds):
     ]
 
 
-@pytest.mark.parametrize("host", ["normflows", "nflows"])
-def test_glow(measured, host, request):
+@pytest.mark.parametrize(("host", "batch"), [("normflows", 16), ("nflows", 16), ("normflows", 64)])
+def test_glow(measured, host, batch, request):
     shape, levels, hidden = (3, 32, 32), 3, 256
     steps = request.config.getoption("--glow-steps")
-    module, x = host_module(host), torch.rand(16, *shape, device=DEVICE)
+    module, x = host_module(host), torch.rand(batch, *shape, device=DEVICE)
     size = {"levels": levels, "steps": steps, "hidden_channels": hidden}
     models = {name: module.build_glow(shape, **size, **options) for name, options in GLOW.items()}
     own = getattr(host_glows, f"{host}_glow")(shape, levels, steps, hidden)
     models["the host's own layers"] = own
-    table = f"Glow in {host}, 3 levels of {steps} steps, 256 hidden channels, 16 images of 3x32x32"
+    table = (
+        f"Glow in {host}, 3 levels of {steps} steps, 256 hidden channels, {batch} images of 3x32x32"
+    )
     measured(table, lambda: measure(module, models, x, rounds=5))
 
 
