@@ -1,10 +1,11 @@
 """The arms: what is put into a plain Glow, or done to it, in groups that are compared."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, get_args
+from itertools import cycle
+from typing import Any, Literal, get_args
 
 from harness import PLAIN, count_parameters
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Arm:
     Attributes:
         layers: kinds of layers, from data to latent, with their options.
         at: where in every step they go, as the paper counts.
-        both_masks: two of each kind with complementary masks.
+        both_masks: two of each kind with complementary masks; or one, with either mask in turns.
         depth: steps in a level.
         coupling_net: "conv"; "wide", with a quarter more hidden channels; or "attention" with
             about as many parameters.
@@ -55,7 +56,7 @@ class Arm:
 
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     at: tuple[int, ...] = (4,)
-    both_masks: bool = True
+    both_masks: bool | Literal["in turns"] = True
     depth: int = DEPTH
     coupling_net: str = "conv"
 
@@ -78,17 +79,19 @@ class Arm:
         """Put the layers into a plain Glow."""
         if not self.layers:
             return
-        flips: list[dict[str, bool]] = [
-            {"flip": flip} for flip in (False, True)[: 1 + self.both_masks]
-        ]
+        flips = {False: [[False]], True: [[False], [True]], "in turns": [[False, True]]}
         insert_attention(
             flow,
             [
                 partial(
-                    _layer, kind=kind, options={**options, **flip}, image_shape=example.shape[1:]
+                    _layer,
+                    kind=kind,
+                    options=options,
+                    flips=cycle(flip),
+                    image_shape=example.shape[1:],
                 )
                 for kind, options in self.layers.items()
-                for flip in flips
+                for flip in flips[self.both_masks]
             ],
             example=example,
             position=[POSITIONS[number - 1] for number in self.at],
@@ -103,14 +106,19 @@ class Arm:
 
 
 def _layer(
-    channels: int, *, kind: str, options: Mapping[str, Any], image_shape: tuple[int, ...]
+    channels: int,
+    *,
+    kind: str,
+    options: Mapping[str, Any],
+    flips: Iterator[bool],
+    image_shape: tuple[int, ...],
 ) -> nn.Module:
     if isinstance(options.get("patches"), int):
         # A level has twice the channels of the one before and half its edge.
         edge = 2 * image_shape[0] * image_shape[1] // channels
         fits = (n for n in range(options["patches"], edge) if edge % n == 0)
         options = {**options, "patches": next(fits, edge)}
-    return KINDS[kind](channels, **options)
+    return KINDS[kind](channels, **options, flip=next(flips))
 
 
 def attention_net(inputs: int, outputs: int, hidden: int = HIDDEN) -> nn.Module:
@@ -235,7 +243,9 @@ def _real_size() -> dict[str, Arm]:
     known = _maps() | _kinds() | _patches() | _stronger() | _controls()
     names = ("imap", "itrans", "itrans-auto-patches", "itrans-affine-auto-patches", "coupling")
     attention = {name: known[name] for name in ("imap-sigmoid", *names)}
-    attention["coupling-windows"] = Arm({"coupling": {"window": 7}})
+    windows = Arm({"coupling": {"window": 7}})
+    attention["coupling-windows"] = windows
+    attention["coupling-windows-in-turns"] = replace(windows, both_masks="in turns")
     return {**attention, "wide": Arm(coupling_net="wide")} | {
         name: known[name] for name in ("depth-5", "depth-6", "depth-8")
     }
