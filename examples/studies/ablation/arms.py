@@ -29,12 +29,16 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "imap": StudiedIMap,
     "itrans": ITrans,
     "coupling": partial(AttentionCoupling, shift_bound=math.inf),
+    "attention-coupling": AttentionCoupling,
+    "affine-itrans": partial(ITrans, affine=True),
     "scales": ConstantScales,
     "conv": ConvCoupling,
     "pointwise": PointwiseCoupling,
     "static": StaticMixing,
     "conv-narrow": partial(ConvCoupling, like=partial(ITrans, affine=True)),
 }
+# Kinds with the bounds of insert_attention.
+AS_INSERTED = {"attention-coupling", "affine-itrans"}
 # The scale of iMap that learns most here; the paper's is the sigmoid.
 IMAP = {"activation": "exp"}
 # The paper's number of patches.
@@ -59,6 +63,14 @@ class Arm:
     both_masks: bool | Literal["in turns"] = True
     depth: int = DEPTH
     coupling_net: str = "conv"
+
+    @property
+    def as_inserted(self) -> bool:
+        """Whether bounds are those that ``insert_attention`` chooses for all layers together.
+
+        The others have bounds as if each layer were the only one, or none.
+        """
+        return not AS_INSERTED.isdisjoint(self.layers)
 
     @property
     def starts_as_plain(self) -> bool:
@@ -96,8 +108,9 @@ class Arm:
             example=example,
             position=[POSITIONS[number - 1] for number in self.at],
         )
-        for layer in attention_layers([flow]):
-            layer.share_bounds(1)  # As when the published arms were run.
+        if not self.as_inserted:
+            for layer in attention_layers([flow]):
+                layer.share_bounds(1)
 
     def fits(self, size: int) -> bool:
         """Whether there are as many patches as asked for in the first level of such images."""
@@ -246,6 +259,8 @@ def _real_size() -> dict[str, Arm]:
     windows = Arm({"coupling": {"window": 7}})
     attention["coupling-windows"] = windows
     attention["coupling-windows-in-turns"] = replace(windows, both_masks="in turns")
+    attention["coupling-windows-as-inserted"] = Arm({"attention-coupling": {"window": 7}})
+    attention["itrans-affine-as-inserted"] = Arm({"affine-itrans": {}})
     return {**attention, "wide": Arm(coupling_net="wide")} | {
         name: known[name] for name in ("depth-5", "depth-6", "depth-8")
     }
