@@ -1,5 +1,6 @@
 """What the arms are, and that they start where they say."""
 
+import math
 from functools import cache
 from itertools import chain
 
@@ -56,9 +57,10 @@ def test_arms_start_as_the_plain_model_where_they_say_so(arm):
     definition = ARMS[arm]
     flips = {False, True} if definition.both_masks else {False}
     places = LEVELS * (DEPTH // 2) * len(definition.at)
-    assert len(layers) == places * len(definition.layers) * len(flips)
+    in_a_place = 2 if definition.both_masks is True else 1
+    assert len(layers) == places * len(definition.layers) * in_a_place
+    assert {layer.flip for layer in layers} == (flips if layers else set())
     for layer in layers:
-        assert layer.flip in flips
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -95,6 +97,22 @@ def test_patches_are_as_many_as_a_level_has_room_for():
     flow, _ = glow("itrans", (1, 28, 28))
     patches = [(m.channels, m.patches) for m in flow.modules() if isinstance(m, ITrans)]
     assert set(patches) == {(4, 2), (8, 7)}
+
+
+def test_masks_in_turns_differ_from_step_to_step():
+    flow, _ = glow("coupling-windows-in-turns", PHOTOGRAPHS)
+    flips = [layer.flip for layer in inserted(flow)]
+    assert flips == [False, True] * (len(flips) // 2)
+
+
+def test_bounds_are_those_of_users_where_the_arm_says_so():
+    def layers(arm):
+        return inserted(glow(arm, PHOTOGRAPHS)[0])
+
+    assert all(layer.shift_bound == math.inf for layer in layers("coupling-windows"))
+    assert all(layer.shift_bound == 8 for layer in layers("coupling-windows-as-inserted"))
+    assert all(layer.mixing.scale_bound == 2 for layer in layers("itrans-affine-auto-patches"))
+    assert all(layer.mixing.scale_bound < 1 for layer in layers("itrans-affine-as-inserted"))
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
