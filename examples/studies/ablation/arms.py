@@ -253,9 +253,12 @@ def _controls() -> dict[str, Arm]:
 
 def _real_size() -> dict[str, Arm]:
     """The few that are trained at a size where a run takes long."""
-    known = _maps() | _kinds() | _patches() | _stronger() | _controls()
-    names = ("imap", "itrans", "itrans-auto-patches", "itrans-affine-auto-patches", "coupling")
-    attention = {name: known[name] for name in ("imap-sigmoid", *names)}
+    known = _init() | _kinds() | _patches() | _stronger() | _controls()
+    names = (
+        *("imap-paper", "itrans-paper", "imap-sigmoid", "imap", "itrans", "itrans-auto-patches"),
+        *("itrans-affine-auto-patches", "coupling"),
+    )
+    attention = {name: known[name] for name in names}
     windows = Arm({"coupling": {"window": 7}})
     attention["coupling-windows"] = windows
     attention["coupling-windows-in-turns"] = replace(windows, both_masks="in turns")
