@@ -44,7 +44,8 @@ def main() -> None:
     if options.page:
         write_page(options.out, options.page)
     if options.samples:
-        draw_samples(jobs, options.out, options.samples)
+        chosen = [job for job in jobs if job.arm in options.arms]
+        draw_samples(chosen, options.out, options.samples)
 
 
 def parse_options() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Samples of models that were kept, side by side."""
+"""Samples of models that were kept, beside images of the test set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +21,12 @@ TITLES = {
     "imap": "Glow + iMap",
     "itrans-affine-auto-patches": "Glow + iTrans, affine",
     "coupling": "Glow + attention coupling",
-    "coupling-windows": "Glow + attention coupling",
+    "coupling-windows-as-inserted": "Glow + attention coupling",
 }
 
 
 def draw_samples(jobs: Sequence[Job], folder: Path, path: Path) -> None:
-    """A panel for each arm, of the first seed of which the models of all arms were kept.
+    """Test images, then a panel for each arm, of the first seed of which all models were kept.
 
     Raises:
         FileNotFoundError: there is no such seed.
@@ -42,20 +42,32 @@ def draw_samples(jobs: Sequence[Job], folder: Path, path: Path) -> None:
             f"expected the weights of {', '.join(arms)} for one seed in {folder / 'runs'}; train "
             f"them with --keep-models, for one data set and one length"
         )
-    figure = Figure(figsize=(4.2 * len(shown), 2.9), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, job in zip(panels, shown, strict=True):
-        _draw(axes, TITLES.get(job.arm, job.arm), samples(job, folder))
+    panels = [("Test images", data_of(shown[0]))]
+    panels += [(TITLES.get(job.arm, job.arm), samples(job, folder)) for job in shown]
+    figure = Figure(figsize=(4.2 * len(panels), 2.9), layout="constrained")
+    places = figure.subplots(1, len(panels))
+    for axes, (title, images) in zip(places, panels, strict=True):
+        _draw(axes, title, images)
     figure.savefig(path, dpi=110)
 
 
+def data_of(job: Job) -> Tensor:
+    """Some test images, with values in [0, 1], ``(B, C, H, W)``."""
+    trainer = _trainer(job)
+    return trainer.module.example(*trainer.data.shown(ROWS * COLUMNS))[0]
+
+
 def samples(job: Job, folder: Path) -> Tensor:
-    """Images of a kept model, with values in [0, 1], ``(B, C, H, W)``; the seed is its own."""
-    module = ArmTrainer(job.arm, job.data, job.seed, job.steps).module
+    """Images of a kept model, ``(B, C, H, W)``; the seed is that of its training."""
+    module = _trainer(job).module
     flow = module.best_flow
     flow.load_state_dict(torch.load(job.weights(folder), weights_only=True))
     with seeded(module.device, job.seed, SAMPLES):
         return module.model.sample(flow, ROWS * COLUMNS, None, TEMPERATURE)
+
+
+def _trainer(job: Job) -> ArmTrainer:
+    return ArmTrainer(job.arm, job.data, job.seed, job.steps)
 
 
 def _draw(axes: Axes, title: str, images: Tensor) -> None:

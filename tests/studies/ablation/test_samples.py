@@ -5,6 +5,7 @@ import torch
 from ablation import samples as module
 from ablation.runs import ArmTrainer, Job, run_all
 from ablation.samples import draw_samples, samples
+from trainer.included import digits
 
 from tests.studies.ablation.support import three_steps
 
@@ -33,7 +34,13 @@ def test_samples_are_those_of_the_kept_weights(tmp_path, monkeypatch):
     assert torch.equal(images, samples(JOBS[1], tmp_path))
     torch.save({name: 2 * value for name, value in kept.items()}, JOBS[1].weights(tmp_path))
     assert not torch.equal(images, samples(JOBS[1], tmp_path))
+    shown = []
+    monkeypatch.setattr(module, "_draw", lambda axes, title, images: shown.append((title, images)))
     draw_samples(JOBS, tmp_path, tmp_path / "samples.png")
+    assert [title for title, _ in shown] == ["Test images", "Glow", "Glow + iMap"]
+    _, test_images = digits()
+    differences = (16 * shown[0][1].unsqueeze(1) - test_images.images).abs().flatten(2).amax(2)
+    assert (differences.amin(1) == 0).all()
     assert (tmp_path / "samples.png").stat().st_size > 1000
 
 
