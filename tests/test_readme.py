@@ -74,6 +74,7 @@ def test_links_of_the_readme_are_addresses_on_a_package_index():
     links = LINK.findall(text)
     assert len(links) == count
     assert all(link.startswith("https://") for link in links)
-    (picture,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     base = project["project"]["urls"]["Homepage"].replace("github.com", "raw.githubusercontent.com")
-    assert picture == f"{base}/main/docs/figures/expectations.png"
+    folder = f"{base}/main/docs/figures"
+    assert pictures == [f"{folder}/expectations.png", f"{folder}/digits_28.png"]

@@ -143,15 +143,21 @@ def of_length(folder, data, length):
     return outcomes(chosen, read_times(folder, data))
 
 
-def test_what_the_page_of_real_size_says_in_short(tmp_path):
-    unpack(DOCS / "real-size" / "ablation.json", tmp_path)
-    found = outcomes(read_results(tmp_path), read_times(tmp_path, "digits-28"))
+@pytest.fixture(scope="module")
+def real_size(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real-size")
+    unpack(DOCS / "real-size" / "ablation.json", folder)
+    return folder
 
-    def sign(difference):
-        return (
-            0 if abs(difference.mean) < difference.half_width else math.copysign(1, difference.mean)
-        )
 
+def sign(difference):
+    """Zero for a difference that is not sure."""
+    return 0 if abs(difference.mean) < difference.half_width else math.copysign(1, difference.mean)
+
+
+def test_what_the_page_of_real_size_says_of_short_trainings(real_size):
+    found = of_length(real_size, "digits-28", "short")
+    assert all(len(outcome.scores) == 3 for outcome in found.values())
     layers = ["coupling", "itrans-affine-auto-patches", "imap", "itrans-auto-patches"]
     assert sorted(layers, key=lambda name: found[name].gain.mean) == layers
     for name in ("coupling", "coupling-windows", "itrans-affine-auto-patches"):
@@ -164,6 +170,42 @@ def test_what_the_page_of_real_size_says_in_short(tmp_path):
     windows, whole = found["coupling-windows"], found["coupling"]
     assert sign(paired_difference(windows.scores, whole.scores)) == 0
     assert 0.5 < windows.time / whole.time < 0.6
+
+
+def test_what_the_page_of_real_size_says_of_masks_in_turns_and_of_bounds(real_size):
+    found = of_length(real_size, "digits-28", "short")
+    windows, in_turns = found["coupling-windows"], found["coupling-windows-in-turns"]
+    assert in_turns.gain.mean > 0.5 * windows.gain.mean
+    assert in_turns.time - 1 == pytest.approx(0.5 * (windows.time - 1), rel=0.1)
+    affine = found["itrans-affine-auto-patches"]
+    assert in_turns.gain.mean > affine.gain.mean
+    assert in_turns.time == pytest.approx(affine.time, abs=0.06)
+    for name, other in {
+        "coupling-windows-as-inserted": "coupling-windows",
+        "itrans-affine-as-inserted": "itrans-affine-auto-patches",
+    }.items():
+        assert sign(paired_difference(found[name].scores, found[other].scores)) == 0
+    same = found["itrans"].scores, found["itrans-auto-patches"].scores
+    assert paired_difference(*same).mean == 0
+
+
+def test_what_the_page_of_real_size_says_of_long_trainings(real_size):
+    curves = {
+        result["config"]["arm"]: dict(result["curve"])
+        for result in read_results(real_size)
+        if (result["config"]["length"], result["config"]["seed"]) == ("long", 0)
+    }
+    plain, attention = curves["plain"], curves["coupling-windows-as-inserted"]
+    assert 0.01 < plain[3600] - plain[4000] < 0.015
+    assert min(attention, key=attention.get) == 2800
+    assert all(attention[step] < plain[step] for step in plain if step <= 3200)
+    assert attention[4000] > plain[4000] + 10
+    assert curves["coupling-windows"][2400] > 1000
+    assert curves["coupling-windows"][4000] > 1000 * attention[4000]
+    affine = of_length(real_size, "digits-28", "long")["itrans-affine-as-inserted"]
+    short = of_length(real_size, "digits-28", "short")["itrans-affine-as-inserted"]
+    assert short.gain.mean < affine.gain.mean < 0
+    assert abs(affine.at_time.mean) < 0.01 < short.at_time.mean
 
 
 def cells_of(outcome, plain):
