@@ -2,9 +2,11 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from itertools import chain
 from types import MethodType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -256,6 +258,20 @@ class Probe:
         if as_the_user:
             for module, training in self._modes:
                 module.training = training
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[None]:
+    """Compute in double precision for a while, to tell rounding from what is wrong."""
+    tensors = chain(model.parameters(), model.buffers())
+    kept = [(each, each.data) for each in tensors if each.is_floating_point()]
+    try:
+        for tensor, data in kept:
+            tensor.data = data.double()
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
 
 
 def _largest(event: Tensor) -> float:

@@ -65,9 +65,20 @@ class Batch:
         """The same with other data."""
         return Batch(example, self.args, self.kwargs)
 
+    def in_float64(self) -> "Batch":
+        """The same in double precision."""
+        kwargs = {name: _double(value) for name, value in self.kwargs.items()}
+        return Batch(self.example.double(), tuple(map(_double, self.args)), kwargs)
+
 
 def _fresh(value: object) -> object:
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def _double(value: object) -> object:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    return value
 
 
 def read_batch(host: Host, model: object, example: object, context: object) -> Batch:

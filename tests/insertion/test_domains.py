@@ -11,6 +11,7 @@ from nflows.distributions.uniform import BoxUniform
 import attnflow_plugin.nflows as for_nflows
 import attnflow_plugin.normflows as for_normflows
 from attnflow_plugin.errors import DomainError, InsertionError
+from attnflow_plugin.insertion.trial import Trial
 from attnflow_plugin.normflows import BoundedAttention, IMap
 from tests.insertion.domain_models import (
     AUTOREGRESSIVE,
@@ -184,3 +185,32 @@ def test_circle_where_events_are_on_the_line_is_refused():
     attention = partial(BoundedAttention, circles={0: (-PI, PI)})
     with pytest.raises(DomainError, match=r"found circles=\{0: .*range over the whole line"):
         for_normflows.insert_attention(model, attention, example=torch.randn(32, 2))
+
+
+@pytest.mark.parametrize("is_rounding", [True, False])
+def test_rounding_is_not_taken_for_the_end_of_a_domain(monkeypatch, is_rounding):
+    """Events that come back in double precision have not left a domain."""
+    holds, precisions = Trial._holds, []
+
+    def fails_where_stretched(trial, agrees, batch, stretch):
+        held = holds(trial, agrees, batch, stretch)
+        precisions.append(batch.example.dtype)
+        if not stretch:
+            return held
+        return held and is_rounding and batch.example.dtype == torch.float64
+
+    monkeypatch.setattr(Trial, "_holds", fails_where_stretched)
+    model, x = (
+        for_normflows.build_glow((1, 8, 8), levels=1, steps=1, hidden_channels=8),
+        torch.rand(4, 1, 8, 8),
+    )
+    before = fingerprint(model)
+    if is_rounding:
+        for_normflows.insert_attention(model, "itrans", example=x, init="paper")
+        assert torch.isfinite(for_normflows.log_prob(model, x)).all()
+    else:
+        with pytest.raises(DomainError, match="no longer undo each other"):
+            for_normflows.insert_attention(model, "itrans", example=x, init="paper")
+        assert fingerprint(model) == before
+    assert torch.float64 in precisions
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
