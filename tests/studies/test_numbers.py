@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from itertools import pairwise
 from statistics import mean
 
 import pytest
@@ -202,6 +203,11 @@ def test_what_the_page_of_real_size_says_of_long_trainings(real_size):
     assert attention[4000] > plain[4000] + 10
     assert curves["coupling-windows"][2400] > 1000
     assert curves["coupling-windows"][4000] > 1000 * attention[4000]
+    half = curves["coupling-windows-half-bounds"]
+    assert all(earlier > later for earlier, later in pairwise(half.values()))
+    assert half[4000] == min(min(curve.values()) for curve in curves.values())
+    times = read_times(real_size, "digits-28")
+    assert 0 < times["coupling-windows-half-bounds"] - times["depth-6"] < 0.2
     affine = of_length(real_size, "digits-28", "long")["itrans-affine-as-inserted"]
     short = of_length(real_size, "digits-28", "short")["itrans-affine-as-inserted"]
     assert short.gain.mean < affine.gain.mean < 0
