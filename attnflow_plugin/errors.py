@@ -1,4 +1,4 @@
-"""The exceptions of the package; all of them can be caught as `AttnFlowError`."""
+"""The exceptions of the package, all of which are an `AttnFlowError`, and checks of options."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
