@@ -3,7 +3,7 @@
 from typing import Any
 
 from attnflow_plugin import layers
-from trainer.options import Options, UsageError, flag
+from trainer.options import MNIST, Options, UsageError, flag
 
 # By the names that the builders give them, too.
 _ARCHITECTURE: dict[str, set[str]] = {
@@ -35,7 +35,6 @@ NOT_OFFERED = {"flip", "context_channels", "positions", "odd", "present"}
 ATTENTIONS = {name: {*kind.options()} - NOT_OFFERED for name, kind in layers.ATTENTIONS.items()}
 """The attentions of the package and the options of their layers."""
 _OF_ANY = {"position", "both_masks", "context_in_attention", "source_attention"}
-_FEW_GREY_LEVELS = {"digits", "mnist", "mnist-3x32x32"}
 
 
 def check_options(options: Options) -> None:
@@ -82,7 +81,7 @@ def attention(options: Options) -> tuple[list[str], dict[str, Any]]:
         given = [] if options.attention == "none" else options.attention.split(",")
         kinds = [layers.ALIASES.get(kind, kind) for kind in given]
     # What gained most in the project's own comparison, docs/choosing.md.
-    elif options.data in _FEW_GREY_LEVELS:
+    elif options.data in ("digits", *MNIST):
         kinds = ["attention_coupling"]
     else:
         kinds, found = ["itrans"], {"affine": True}

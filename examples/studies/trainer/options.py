@@ -25,9 +25,13 @@ FREE = {
 }
 
 DataName = Literal[
-    *("digits", "mnist-5000", "photographs", "folder", "mnist", "mnist-3x32x32", "cifar10"),
-    *("celeba", "cityscapes", "faces", "segmentation", "disparity", "pairs", "cityscapes-pairs"),
+    *("digits", "photographs", "faces", "segmentation", "disparity"),
+    *("mnist-5000", "mnist-5000-3x32x32", "mnist", "mnist-3x32x32", "cifar10", "celeba"),
+    *("folder", "pairs", "cityscapes", "cityscapes-pairs"),
 ]
+MNIST = ("mnist", "mnist-3x32x32", "mnist-5000", "mnist-5000-3x32x32")
+"""The digits in both protocols, all of them and those of a package."""
+
 Host = Literal["normflows", "nflows"]
 Backbone = Literal["glow", "marflow", "srflow", "full-glow"]
 Size = int | str

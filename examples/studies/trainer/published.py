@@ -39,7 +39,12 @@ def read_padded_mnist(folder: Path, train: bool) -> Labelled:
     copies needs next to nothing for most dimensions, so that bits/dim come out far lower.
     """
     images, labels = read_mnist(folder, train)
-    return F.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1), labels
+    return padded(images), labels
+
+
+def padded(images: Tensor) -> Tensor:
+    """Digits of 28x28 as they are in the paper's protocol, shape ``(N, 3, 32, 32)``."""
+    return F.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
 
 
 def read_cifar10(folder: Path, train: bool) -> Labelled:

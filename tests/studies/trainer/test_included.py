@@ -35,7 +35,11 @@ def check_pairs(pairs, image_shape, source_shape):
 class TestDigits:
     @pytest.mark.parametrize(
         ("name", "shape", "levels", "sizes"),
-        [("digits", (1, 8, 8), 17, (1437, 360)), ("mnist-5000", (1, 28, 28), 256, (4000, 1000))],
+        [
+            ("digits", (1, 8, 8), 17, (1437, 360)),
+            ("mnist-5000", (1, 28, 28), 256, (4000, 1000)),
+            ("mnist-5000-3x32x32", (3, 32, 32), 256, (4000, 1000)),
+        ],
     )
     def test_load(self, name, shape, levels, sizes):
         data = load_data(Options(data=name))
