@@ -15,7 +15,7 @@ QUICK := tests/test_testing.py tests/test_masks.py tests/test_linalg.py tests/ho
 	tests/glow/test_exactness.py::test_log_det_at_every_position
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ablation list-quick quick test recipes bench lint format docs browser clean
+.PHONY: help demo ablation list-quick quick test tests recipes bench lint format docs browser clean
 
 help:  ## Show what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -50,8 +50,13 @@ list-quick:  # For environments that are made in another way, as those of .githu
 quick: $(READY)  ## The tests to run after every change (under a minute on two cores).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK) $(ARGS)
 
-test: $(READY) lint  ## Lint, types, all tests, the notebooks (7 minutes on two cores).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+# The checker of types has work for one core only.
+test: $(READY)  ## Lint, types, all tests, the notebooks (6 minutes on two cores).
+	$(MAKE) --no-print-directory --jobs=2 lint tests
+
+# With byte code kept, since dozens of processes that tests start import the package.
+tests: $(READY)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		--nbmake examples/*.ipynb tests --ignore=tests/recipes $(ARGS)
 
 recipes: $(RECIPES_READY)  ## Run the programs of docs/recipes with the tools they are for (2 minutes).

@@ -29,3 +29,5 @@ def pytest_collection_finish():
     """What there is by now stays: to go through it again and again takes a third of the time."""
     gc.collect()
     gc.freeze()
+    # Models are gone soon, so there is little to find in between.
+    gc.set_threshold(10_000, 20, 20)

@@ -23,6 +23,7 @@ from tests.studies.trainer.support import (
     StopAfter,
     arguments,
     assert_equal_runs,
+    assert_same,
     prepared,
     stored,
     tiny_options,
@@ -109,8 +110,10 @@ def test_the_backbone_is_the_same_with_any_attention(tmp_path, host, changes):
     ],
     ids=lambda value: value["backbone"] if isinstance(value, dict) else str(value),
 )
-def test_a_continued_run_is_the_same(tmp_path, host, changes, stops):
+def test_a_continued_run_is_the_same(tmp_path, monkeypatch, host, changes, stops):
     """Stopped after some of the steps."""
+    # Drawing takes half of the time; here is what would be drawn.
+    monkeypatch.setattr(keeper, "draw_progress", lambda _, panels, file: torch.save(panels, file))
     changes = changes | {"host": host, "steps": 5, "evaluate_every": 3, "ema": 0.5, "warmup": 2}
     whole = tmp_path / "whole"
     assert train.main(arguments(whole, **changes)) == 0
@@ -124,6 +127,7 @@ def test_a_continued_run_is_the_same(tmp_path, host, changes, stops):
         assert before["step"] == step + 1
     assert train.main(["--out", str(parts), "--resume"]) == 0
     assert_equal_runs(parts, whole)
+    assert_same(*(torch.load(folder / keeper.PICTURE) for folder in (parts, whole)))
 
 
 class TestPhases:
