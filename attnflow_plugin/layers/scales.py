@@ -36,9 +36,12 @@ LOG_SCALE_BOUND = 2.0
 #: The largest sum of the bounds of all layers of a model, if they are not given. All layers
 #: together then scale an entry by no more than 68.
 STACK_BOUND = 2.0
-#: The same for weights, and for log-scales of attention couplings. In trained stacks these did not
-#: make samples grow as other scales do, and a smaller sum cost quality.
+#: The same for weights. In trained stacks these did not make samples grow as other scales do, and a
+#: smaller sum cost quality.
 STACK_WEIGHTS = 16.0
+#: The same for log-scales of attention couplings. With 16, a long training gave one test image of a
+#: thousand a likelihood near zero.
+STACK_COUPLINGS = 8.0
 #: Bound of the shifts of attention couplings, in units of the bound of their log-scales.
 SHIFT_TO_SCALE = 4.0
 #: Amplitude of the bounded sigmoid: scales lie in (0.02, 1.98).
@@ -90,7 +93,7 @@ def shared_bound(layers: int, total: float = STACK_BOUND) -> float:
 
 def coupling_bounds(layers: int, scale: float | None, shift: float | None) -> tuple[float, float]:
     """Bounds of log-scales and shifts in a model with so many couplings, unless they are given."""
-    scale = scale or min(LOG_SCALE_BOUND, STACK_WEIGHTS / layers)
+    scale = scale or min(LOG_SCALE_BOUND, STACK_COUPLINGS / layers)
     return scale, shift or SHIFT_TO_SCALE * scale
 
 

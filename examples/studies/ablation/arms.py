@@ -263,8 +263,8 @@ def _real_size() -> dict[str, Arm]:
     attention["coupling-windows"] = windows
     attention["coupling-windows-in-turns"] = replace(windows, both_masks="in turns")
     attention["coupling-windows-as-inserted"] = Arm({"attention-coupling": {"window": 7}})
-    half = {"window": 7, "scale_bound": 0.5}
-    attention["coupling-windows-half-bounds"] = Arm({"attention-coupling": half})
+    twice = {"window": 7, "scale_bound": 1.0}
+    attention["coupling-windows-twice-the-bounds"] = Arm({"attention-coupling": twice})
     attention["itrans-affine-as-inserted"] = Arm({"affine-itrans": {}})
     return {**attention, "wide": Arm(coupling_net="wide")} | {
         name: known[name] for name in ("depth-5", "depth-6", "depth-8")

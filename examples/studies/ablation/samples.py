@@ -22,7 +22,7 @@ TITLES = {
     "itrans-affine-auto-patches": "Glow + iTrans, affine",
     "coupling": "Glow + attention coupling",
     "coupling-windows-as-inserted": "Glow + attention coupling",
-    "coupling-windows-half-bounds": "Glow + attention coupling",
+    "coupling-windows-as-inserted": "Glow + attention coupling",
 }
 
 
