@@ -54,8 +54,8 @@ def test_inserted_itrans_share_their_bounds(pairs, gain, share, options):
 
 def test_couplings_share_both_bounds():
     for layer in insert(chain(8), "coupling"):
-        assert layer.scale_bound == 1.0
-        assert layer.shift_bound == 4.0
+        assert layer.scale_bound == 0.5
+        assert layer.shift_bound == 2.0
 
 
 def test_layers_of_callables_share_too():

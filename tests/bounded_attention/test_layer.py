@@ -125,7 +125,7 @@ def test_bounds_follow_the_number_of_layers_unless_they_are_given():
     layer, given = BoundedAttention(2, circles=UNIT), BoundedAttention(2, scale_bound=1.5)
     for each_layer in (layer, given):
         each_layer.share_bounds(10)
-    assert layer.scale_bound == 1.6
+    assert layer.scale_bound == 0.8
     assert given.scale_bound == 1.5
 
 

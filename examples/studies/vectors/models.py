@@ -222,6 +222,8 @@ class Arm:
 
 REFERENCE = "coupling"
 """The arm whose parameters and time the controls have."""
+# That of a single layer. What eight layers share by default is half of it.
+_BOUND = {"scale_bound": 2.0}
 
 ARMS = {
     PLAIN: Arm(),
@@ -229,8 +231,8 @@ ARMS = {
     "imap, axis=channel": Arm("imap", {"axis": "channel"}),
     "itrans": Arm("itrans"),
     "itrans, affine": Arm("itrans", {"affine": True}),
-    REFERENCE: Arm("coupling"),
-    "coupling, in shape": Arm(in_shape=True),
+    REFERENCE: Arm("coupling", _BOUND),
+    "coupling, in shape": Arm(options=_BOUND, in_shape=True),
     "deeper, as many parameters": Arm(like="parameters"),
     "wider, as many parameters": Arm(like="parameters", wider=True),
     "deeper, as much time": Arm(like="time"),
@@ -254,7 +256,8 @@ def _insert(model: Model, kind: Backbone, arm: Arm, event: Event) -> None:
     x = torch.randn(16, event.dims, generator=random)
     context = torch.randn(16, event.contexts, generator=random) if event.contexts else None
     if arm.in_shape:
-        attention: Any = [partial(_in_shape, event=event, flip=flip) for flip in (False, True)]
+        layer = partial(_in_shape, event=event, **arm.options)
+        attention: Any = [partial(layer, flip=flip) for flip in (False, True)]
         attnflow_plugin.nflows.insert_attention(model, attention, example=x, context=context)
         return
     hosts = {"nflows": attnflow_plugin.nflows, "normflows": attnflow_plugin.normflows}
@@ -262,10 +265,10 @@ def _insert(model: Model, kind: Backbone, arm: Arm, event: Event) -> None:
     hosts[kind.host].insert_attention(model, arm.attention, example=x, context=context, **options)
 
 
-def _in_shape(channels: int, *, event: Event, flip: bool) -> nn.Module:
+def _in_shape(channels: int, *, event: Event, **options: Any) -> nn.Module:
     """For several channels a set whose members are alike, for one channel a sequence."""
     sets = {"mask": "channel", "positions": False} if event.shape[0] > 1 else {}
-    layer = AttentionCoupling(event.shape[0], flip=flip, context_channels=event.contexts, **sets)
+    layer = AttentionCoupling(event.shape[0], context_channels=event.contexts, **sets, **options)
     return InShape(layer, event.shape)
 
 
