@@ -190,28 +190,41 @@ def test_what_the_page_of_real_size_says_of_masks_in_turns_and_of_bounds(real_si
     assert paired_difference(*same).mean == 0
 
 
+COUPLING, TWICE = "coupling-windows-as-inserted", "coupling-windows-twice-the-bounds"
+
+
 def test_what_the_page_of_real_size_says_of_long_trainings(real_size):
+    short, long = (of_length(real_size, "digits-28", length) for length in ("short", "long"))
+    seeds = {name: len(outcome.scores) for name, outcome in long.items()}
+    assert seeds == dict.fromkeys(long, 1) | dict.fromkeys(("plain", COUPLING, TWICE), 3)
+    gain = long[COUPLING].gain
+    assert sign(gain) == -1
+    assert gain.mean / short[COUPLING].gain.mean == pytest.approx(0.5, abs=0.1)
+    assert 0 < long[COUPLING].time - long["depth-6"].time < 0.2
+    affine = long["itrans-affine-as-inserted"]
+    assert short["itrans-affine-as-inserted"].gain.mean < affine.gain.mean < 0
+    assert abs(affine.at_time.mean) < 0.01 < short["itrans-affine-as-inserted"].at_time.mean
+
+
+def test_what_the_page_of_real_size_says_of_bounds_in_long_trainings(real_size):
     curves = {
-        result["config"]["arm"]: dict(result["curve"])
+        (result["config"]["arm"], result["config"]["seed"]): dict(result["curve"])
         for result in read_results(real_size)
-        if (result["config"]["length"], result["config"]["seed"]) == ("long", 0)
+        if result["config"]["length"] == "long"
     }
-    plain, attention = curves["plain"], curves["coupling-windows-as-inserted"]
-    assert 0.01 < plain[3600] - plain[4000] < 0.015
-    assert min(attention, key=attention.get) == 2800
-    assert all(attention[step] < plain[step] for step in plain if step <= 3200)
-    assert attention[4000] > plain[4000] + 10
-    assert curves["coupling-windows"][2400] > 1000
-    assert curves["coupling-windows"][4000] > 1000 * attention[4000]
-    half = curves["coupling-windows-half-bounds"]
-    assert all(earlier > later for earlier, later in pairwise(half.values()))
-    assert half[4000] == min(min(curve.values()) for curve in curves.values())
-    times = read_times(real_size, "digits-28")
-    assert 0 < times["coupling-windows-half-bounds"] - times["depth-6"] < 0.2
-    affine = of_length(real_size, "digits-28", "long")["itrans-affine-as-inserted"]
-    short = of_length(real_size, "digits-28", "short")["itrans-affine-as-inserted"]
-    assert short.gain.mean < affine.gain.mean < 0
-    assert abs(affine.at_time.mean) < 0.01 < short.at_time.mean
+    for seed in range(3):
+        plain, coupling = curves["plain", seed], curves[COUPLING, seed]
+        assert 0.01 < plain[3600] - plain[4000] < 0.015
+        assert all(earlier > later for earlier, later in pairwise(coupling.values()))
+    for seed in (1, 2):
+        assert abs(curves[TWICE, seed][4000] - curves[COUPLING, seed][4000]) < 0.01
+    first = {arm: curve for (arm, seed), curve in curves.items() if seed == 0}
+    assert min(first[TWICE], key=first[TWICE].get) == 2800
+    assert all(first[TWICE][step] < first["plain"][step] for step in first["plain"] if step <= 3200)
+    assert first[TWICE][4000] > first["plain"][4000] + 10
+    assert first["coupling-windows"][2400] > 1000
+    assert first["coupling-windows"][4000] > 1000 * first[TWICE][4000]
+    assert first[COUPLING][4000] == min(min(curve.values()) for curve in first.values())
 
 
 def cells_of(outcome, plain):

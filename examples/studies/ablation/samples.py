@@ -22,7 +22,6 @@ TITLES = {
     "itrans-affine-auto-patches": "Glow + iTrans, affine",
     "coupling": "Glow + attention coupling",
     "coupling-windows-as-inserted": "Glow + attention coupling",
-    "coupling-windows-as-inserted": "Glow + attention coupling",
 }
 
 
