@@ -110,7 +110,7 @@ def test_bounds_are_those_of_users_where_the_arm_says_so():
         return inserted(glow(arm, PHOTOGRAPHS)[0])
 
     assert all(layer.shift_bound == math.inf for layer in layers("coupling-windows"))
-    assert all(layer.shift_bound == 8 for layer in layers("coupling-windows-as-inserted"))
+    assert all(layer.shift_bound == 4 for layer in layers("coupling-windows-as-inserted"))
     assert all(layer.mixing.scale_bound == 2 for layer in layers("itrans-affine-auto-patches"))
     assert all(layer.mixing.scale_bound < 1 for layer in layers("itrans-affine-as-inserted"))
 
