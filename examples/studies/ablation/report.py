@@ -156,8 +156,12 @@ def draw(groups: Groups, title: str, path: Path) -> None:
         if outcome is None:
             label.set_fontweight("bold")
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.set_xlabel("bits/dim minus those of the plain Glow, 95 % interval; left is better")
-    axes.set_title(title)
+    axes.locator_params(axis="x", nbins=6)
+    # Beside long names the axes are narrower than these.
+    figure.supxlabel(
+        "bits/dim minus those of the plain Glow, 95 % interval; left is better", size=10
+    )
+    figure.suptitle(title, size=12)
     figure.savefig(path, dpi=110)
 
 
