@@ -123,7 +123,7 @@ def test_gradients_of_a_single_vector():
 
 
 def test_gradients_where_channels_are_on_circles_and_in_boxes():
-    # Channels that are taken by an index would not compile, from five on and towards data.
+    # With channels that are taken by an index, these five would not compile towards data.
     case = CASES["bounded-odd-vector-of-all-kinds"]
     layer, x = randomised(case.build(), 0.3), torch.randn(3, *case.shape)
     assert_compiled_like_eager(layer, x, "to_data", "inductor")
