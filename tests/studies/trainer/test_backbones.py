@@ -112,7 +112,7 @@ def test_the_backbone_is_the_same_with_any_attention(tmp_path, host, changes):
 )
 def test_a_continued_run_is_the_same(tmp_path, monkeypatch, host, changes, stops):
     """Stopped after some of the steps."""
-    # Drawing takes half of the time; here is what would be drawn.
+    # Drawing takes a third of the time; here is what would be drawn.
     monkeypatch.setattr(keeper, "draw_progress", lambda _, panels, file: torch.save(panels, file))
     changes = changes | {"host": host, "steps": 5, "evaluate_every": 3, "ema": 0.5, "warmup": 2}
     whole = tmp_path / "whole"
