@@ -113,9 +113,13 @@ class Arm:
                 layer.share_bounds(1)
 
     def fits(self, size: int) -> bool:
-        """Whether there are as many patches as asked for in the first level of such images."""
-        patches = self.layers.get("itrans", {}).get("patches")
-        return not isinstance(patches, int) or patches <= size // 2
+        """Whether the first level of such images has so many patches, or windows without a rest."""
+        edge = size // 2
+        patches = [options.get("patches") for options in self.layers.values()]
+        windows = [options.get("window", edge) for options in self.layers.values()]
+        return all(not isinstance(number, int) or number <= edge for number in patches) and not any(
+            edge % window for window in windows
+        )
 
 
 def _layer(
@@ -262,7 +266,9 @@ def _real_size() -> dict[str, Arm]:
     windows = Arm({"coupling": {"window": 7}})
     attention["coupling-windows"] = windows
     attention["coupling-windows-in-turns"] = replace(windows, both_masks="in turns")
-    attention["coupling-windows-as-inserted"] = Arm({"attention-coupling": {"window": 7}})
+    for name, window in {"windows": 7, "windows-of-8": 8}.items():
+        arm = Arm({"attention-coupling": {"window": window}})
+        attention[f"coupling-{name}-as-inserted"] = arm
     twice = {"window": 7, "scale_bound": 1.0}
     attention["coupling-windows-twice-the-bounds"] = Arm({"attention-coupling": twice})
     attention["itrans-affine-as-inserted"] = Arm({"affine-itrans": {}})

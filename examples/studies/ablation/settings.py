@@ -31,6 +31,7 @@ class Setting:
 
 LENGTHS = ("quick", "short", "long")
 _REAL = {"hidden": 256, "batch": 32}
+_REAL_STEPS = {"quick": 10, "short": 1000, "long": 4000}
 # On the 8x8 digits the plain Glow overfits after about 2000 steps.
 SMALL = {
     "digits": Setting("digits", 8, {"quick": 200, "short": 500, "long": 2000}),
@@ -38,12 +39,8 @@ SMALL = {
 }
 # The width of normflows' example.
 REAL = {
-    "digits-28": Setting("mnist-5000", 28, {"quick": 10, "short": 1000, "long": 4000}, _REAL),
-    "photographs-32": Setting(
-        "photographs",
-        32,
-        {"quick": 10, "short": 1000, "long": 4000},
-        {**_REAL, "size": 32},
-    ),
+    "digits-28": Setting("mnist-5000", 28, _REAL_STEPS, _REAL),
+    "digits-3x32x32": Setting("mnist-5000-3x32x32", 32, _REAL_STEPS, _REAL),
+    "photographs-32": Setting("photographs", 32, _REAL_STEPS, {**_REAL, "size": 32}),
 }
 SETTINGS = SMALL | REAL
