@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ torch.set_num_threads(1)
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Trial programs for every set of instructions of the processor take as long as some tests.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+# Shells start background jobs with Ctrl-C ignored, and so would be all processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
