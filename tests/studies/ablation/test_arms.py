@@ -99,6 +99,13 @@ def test_patches_are_as_many_as_a_level_has_room_for():
     assert set(patches) == {(4, 2), (8, 7)}
 
 
+def test_windows_fill_the_first_level():
+    windows = [arm for arm in REAL_SIZE if "windows" in arm]
+    at_32 = [arm for arm in windows if ARMS[arm].fits(32)]
+    assert at_32 == ["coupling-windows-of-8-as-inserted"]
+    assert [arm for arm in windows if ARMS[arm].fits(28)] == [w for w in windows if w not in at_32]
+
+
 def test_masks_in_turns_differ_from_step_to_step():
     flow, _ = glow("coupling-windows-in-turns", PHOTOGRAPHS)
     flips = [layer.flip for layer in inserted(flow)]
