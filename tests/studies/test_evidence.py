@@ -168,3 +168,15 @@ def test_the_cost_at_real_size_in_the_readme_is_that_of_the_benchmarks(benchmark
     times = [row["training step"][0] for row in rows if row["model"] != "without attention"]
     said = f"{min(times):.1f} to {max(times):.1f} times as long"
     assert said in README
+
+
+def test_the_cost_at_real_size_against_the_layers_of_the_hosts(benchmarks):
+    tables = [rows for title, rows in benchmarks["bench_real_size"].items() if "Glow in" in title]
+    assert len(tables) == 3
+    longest = []
+    for rows in tables:
+        times = {row["model"]: row["training step"][0] for row in rows}
+        own = times.pop("the host's own layers")
+        longest.append(times.pop("AttentionCoupling, windows of 4") / own)
+        assert max(times.values()) <= own
+    assert max(longest) == pytest.approx(1.25, abs=0.02)
