@@ -203,6 +203,20 @@ def test_what_the_page_of_real_size_says_of_the_start_of_the_paper(real_size):
     assert [sign(found[arm].gain) for arm in ("imap-paper", "itrans-paper")] == [1, 1]
 
 
+def test_what_the_page_of_real_size_says_of_the_protocol_of_the_paper(real_size):
+    found = of_length(real_size, "digits-3x32x32", "short")
+    assert all(len(outcome.scores) == 3 for outcome in found.values())
+    arms = (AFFINE, "coupling-windows-of-8-as-inserted", "imap")
+    affine, coupling, imap = (found[arm].gain for arm in arms)
+    assert [sign(gain) for gain in (affine, coupling, imap)] == [-1, -1, -1]
+    assert affine.mean / coupling.mean == pytest.approx(1, abs=0.1)
+    assert imap.mean / coupling.mean == pytest.approx(0.5, abs=0.1)
+    other = of_length(real_size, "digits-28", "short")
+    assert affine.mean < other[AFFINE].gain.mean
+    assert coupling.mean < other[COUPLING].gain.mean
+    assert imap.mean < other["imap"].gain.mean
+
+
 def test_what_the_page_of_real_size_says_of_photographs(real_size):
     found = of_length(real_size, "photographs-32", "short")
     assert all(len(outcome.scores) == 3 for outcome in found.values())
