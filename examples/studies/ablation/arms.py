@@ -113,7 +113,7 @@ class Arm:
                 layer.share_bounds(1)
 
     def fits(self, size: int) -> bool:
-        """Whether the first level of such images has so many patches, or windows without a rest."""
+        """Whether the first level of such images has so many patches, and windows divide it."""
         edge = size // 2
         patches = [options.get("patches") for options in self.layers.values()]
         windows = [options.get("window", edge) for options in self.layers.values()]

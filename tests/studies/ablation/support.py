@@ -1,7 +1,8 @@
-"""Runs that were never made, and runs that are short enough for tests."""
+"""Runs that were never made, runs that are short enough for tests, and what came out of runs."""
 
 import pytest
-from ablation.runs import Job
+from ablation.outcomes import final, outcomes, read_results
+from ablation.runs import Job, read_times
 from ablation.settings import SETTINGS
 from harness import write_json
 
@@ -31,3 +32,13 @@ def write_result(
 @pytest.fixture
 def three_steps(monkeypatch):
     monkeypatch.setitem(SETTINGS["digits"].steps, "quick", 3)
+
+
+def of_length(folder, data, length, score=final):
+    """What came out of every arm, on one kind of data after one length of training."""
+    chosen = [
+        result
+        for result in read_results(folder)
+        if (result["config"]["data"], result["config"]["length"]) == (data, length)
+    ]
+    return outcomes(chosen, read_times(folder, data), score)
